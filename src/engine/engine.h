@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// Engine: the loop that admits, plans, commits, steps and retires.
+//
+// Threading: one engine thread calls Step or Run. Submit and Cancel may be called from any thread;
+// Poll from one consumer thread. They meet the engine thread in bounded queues only.
+// Memory: everything is reserved by the constructor; after it a step neither allocates nor throws.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/result.h"
+#include "engine/request.h"
+#include "model/weights.h"
+
+namespace kvrm {
+
+struct EngineOptions {
+  std::uint32_t max_rows = 32;          // sequences decoding at once
+  std::uint32_t max_context = 0;        // tokens per sequence; 0: the model's own, at most 32,768
+  std::uint32_t max_step_tokens = 256;  // prompt chunk budget of one step, over all rows
+  std::uint32_t block_tokens = 16;
+  std::uint64_t kv_tokens = 0;     // pool size in tokens; 0: fits max_rows x max_context or
+                                   // a quarter of memory, whichever is less
+  std::uint32_t max_runs = 32;     // R
+  std::uint32_t max_queued = 256;  // requests waiting
+  std::uint32_t num_threads = 0;   // workers; 0: all cores
+  std::uint32_t prompt_chunk = 0;  // tokens per row and step; 0: max_step_tokens
+  std::string kernels;             // "", "scalar", "avx2", "avx512", "reference"
+  DType kv_dtype = DType::kF16;
+};
+
+// One line of the start-up table: who reserved how many bytes.
+struct ReservedBytes {
+  std::string owner;
+  std::uint64_t bytes = 0;
+};
+
+struct EngineStats {
+  std::uint32_t num_running = 0;
+  std::uint32_t num_waiting = 0;
+  std::uint64_t num_steps = 0;
+  std::uint64_t num_prompt_tokens = 0;
+  std::uint64_t num_output_tokens = 0;
+  std::uint64_t num_preemptions = 0;
+  std::uint64_t num_recomputed_tokens = 0;
+  std::uint64_t num_moved_blocks = 0;
+  std::uint64_t num_run_overflows = 0;
+  std::uint32_t num_blocks = 0;  // of the pool, sentinel excluded
+  std::uint32_t num_free_blocks = 0;
+};
+
+class Engine {
+ public:
+  // `model` and `clock` outlive the engine. Throws StartError with exact numbers when it cannot.
+  Engine(const Model& model, const EngineOptions& options, const Clock& clock);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  // Any thread. Errors: kInvalidArgument (names the field and the limit), kTooLarge (prompt longer
+  // than the context or the pool), kOverloaded (queue full or draining). Nothing is kept on error.
+  Result<RequestId> Submit(Request request);
+
+  // Any thread. The request ends with kAborted within one step; unknown or finished: no effect.
+  void Cancel(RequestId request);
+
+  // Consumer thread. Moves waiting events into `events`, returns how many.
+  std::size_t Poll(std::span<TokenEvent> events);
+
+  // Called on the engine thread whenever new events wait. Set before Run; must not block.
+  void SetWake(std::function<void()> wake);
+
+  // Engine thread. Runs one step if there is work; returns whether there was.
+  bool Step() noexcept;
+  // Engine thread. Steps until Stop, sleeping while idle.
+  void Run();
+  // Any thread. Run returns after the current step; what still runs ends with kAborted.
+  void Stop();
+
+  // Any thread; a snapshot as of the last step.
+  EngineStats stats() const;
+  const std::vector<ReservedBytes>& reserved() const;
+  std::uint32_t max_context() const;
+  const Model& model() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace kvrm

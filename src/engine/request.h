@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a request asks of the engine, and what comes back.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace kvrm {
+
+enum class RequestId : std::uint64_t {};
+
+struct SamplingParams {
+  float temperature = 1.0f;  // 0: greedy; ties go to the lowest id
+  float top_p = 1.0f;        // (0, 1]
+  std::int32_t top_k = 0;    // 0: all
+  float min_p = 0.0f;        // [0, 1]
+  std::uint64_t seed = 0;    // The draw at output token n is a function of (seed, n) alone.
+};
+
+struct Request {
+  std::vector<std::int32_t> prompt;  // 1 .. max_context - 1 tokens, ids < vocab
+  std::uint32_t max_tokens = 16;     // at least 1; cut to the rest of the context
+  SamplingParams sampling;
+  std::vector<std::int32_t> stop_ids;  // These end the output and are not part of its text.
+};
+
+enum class FinishReason : std::uint8_t {
+  kNone,     // More tokens follow.
+  kStop,     // A stop id was sampled.
+  kLength,   // max_tokens or the context is used up.
+  kAborted,  // Cancel was called, or the engine drains.
+  kError,    // Non-finite logits; only this request is affected.
+};
+
+// One output token. The last event of a request, and only it, has finish != kNone; kAborted and
+// kError carry no token (-1).
+struct TokenEvent {
+  RequestId request{};
+  std::int32_t token = -1;
+  // ln p(token) under the model's distribution before temperature and truncation.
+  float logprob = 0.0f;
+  FinishReason finish = FinishReason::kNone;
+};
+
+}  // namespace kvrm

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+// The table of CPU kernels: one struct of function pointers per instruction set.
+//
+// scalar.cc fills every entry in the plainest correct C++ and is the specification. avx2.cc and
+// avx512.cc fill what they improve; what they leave empty comes from the next lesser table
+// (select.cc). reference.cc is the float32 model: dequantised weights, float32 activations.
+//
+// Batch invariance: the value of one output element depends on that element's own row of
+// activations and its own weights only, never on num_tokens, on the partition of outputs or on the
+// number of workers. Every sum over `cols` has one fixed order per table.
+//
+// Threading: kernels are pure functions; callers give disjoint outputs to different workers.
+//
+// HAZARD: this header is compiled under instruction-set flags. Plain structs and declarations only:
+// nothing that can emit an inline function or a template (docs/decisions/0008).
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "step/dtype.h"
+
+namespace kvrm {
+
+// Formats a row of activations can be prepared in, once per operand, before a matrix product.
+enum class ActFormat : uint8_t {
+  kF32,   // as it is
+  kBf16,  // rounded to bfloat16
+  kQ8,    // blocks of 32: int8 values with a float scale and their sum (for mins)
+};
+inline constexpr int kNumActFormats = 3;
+
+// A weight matrix in the layout its kernel wants. y = x W^T + b.
+struct PackedMatrix {
+  const void*
+      data;       // What MatKernel::pack wrote, or the file's own bytes where packed_bytes is null.
+  uint32_t rows;  // Output features.
+  uint32_t cols;  // Input features.
+  DType type;
+};
+
+struct MatMulArgs {
+  PackedMatrix w;
+  const void* x;      // [num_tokens] rows in the kernel's ActFormat
+  size_t x_stride;    // bytes between rows
+  float* y;           // [num_tokens][y_stride]; element (t, o) is y[t * y_stride + o]
+  size_t y_stride;    // floats between rows
+  const float* bias;  // [w.rows] or null
+  uint32_t num_tokens;
+  uint32_t out_begin;  // Output features [out_begin, out_end); out_begin is a multiple of kOutTile.
+  uint32_t out_end;
+  bool accumulate;  // y += instead of y =
+};
+
+// Partitions of output features are multiples of this, so that packed layouts may interleave rows.
+inline constexpr uint32_t kOutTile = 16;
+
+// Everything about one weight type, taken as a whole from one table: layouts differ between tables.
+struct MatKernel {
+  ActFormat act;
+  // Bytes of the packed form. Null: the file's layout is used in place and nothing is copied.
+  uint64_t (*packed_bytes)(uint32_t rows, uint32_t cols);
+  // Packs rows [row_begin, row_end) (multiples of kOutTile, or the end) from the file's layout.
+  void (*pack)(void* target, const void* source, uint32_t rows, uint32_t cols, uint32_t row_begin,
+               uint32_t row_end);
+  void (*matmul)(const MatMulArgs& args);
+  // Dequantises one row of the packed form (embedding lookup): target[cols].
+  void (*row)(const PackedMatrix& w, uint32_t row, float* target);
+};
+
+struct ActKernel {
+  // Bytes of one prepared row of `cols` floats, a multiple of 64.
+  uint64_t (*bytes)(uint32_t cols);
+  // Requires: cols is a multiple of 32 for kQ8.
+  void (*prepare)(const float* x, void* target, uint32_t cols);
+};
+
+enum class RopeStyle : uint8_t {
+  kInterleaved,  // pairs (2i, 2i + 1): GGUF files of the llama architecture
+  kHalves,       // pairs (i, i + dim / 2): "NeoX"; Qwen, and Hugging Face folders
+};
+
+struct RopeArgs {
+  float* x;             // [num_heads][head_dim], rotated in place
+  const float* cosine;  // [rope_dim / 2] for this position
+  const float* sine;
+  uint32_t num_heads;
+  uint32_t head_dim;
+  uint32_t rope_dim;  // <= head_dim; the rest is left alone
+  RopeStyle style;
+};
+
+// One token's K or V for all kv heads of one layer into its slot.
+struct StoreKvArgs {
+  const float* k;  // [num_kv_heads][head_dim]
+  const float* v;
+  uint8_t* k_tile;  // head 0's K tile of this token (layout.h)
+  uint8_t* v_tile;
+  size_t head_bytes;  // between heads, K and V alike
+  uint32_t lane;      // token within its tile, [0, 16)
+  uint32_t num_kv_heads;
+  uint32_t head_dim;
+  DType dtype;  // kF32, kF16, kBf16
+};
+
+struct AttentionRun {
+  const uint8_t* base;  // first block of the run
+  uint32_t num_blocks;
+};
+
+// All query heads of one kv head, for one token. Positions [begin, end) are attended, over the runs
+// in token order (run 0 starts at position 0). Online softmax in units of kAttentionUnit absolute
+// positions, so the result does not depend on how the history is cut into runs or chunks.
+struct AttentionArgs {
+  const float* q;  // [group][head_dim], not yet scaled
+  float* out;      // [group][head_dim]
+  const AttentionRun* runs;
+  float* scratch;  // [group * (kAttentionUnit + head_dim + 4)] floats, 64-byte aligned
+  size_t block_bytes;
+  size_t k_offset;  // bytes from a block's start to this (layer, kv head)'s first K tile
+  size_t v_offset;
+  uint32_t num_runs;
+  uint32_t group;  // query heads per kv head
+  uint32_t head_dim;
+  uint32_t block_tokens;
+  uint32_t begin;  // first attended position (sliding window), usually 0
+  uint32_t end;    // this token's position + 1
+  float scale;     // 1 / sqrt(head_dim) as a rule
+  DType dtype;
+};
+inline constexpr uint32_t kAttentionUnit = 64;
+
+struct CpuKernels {
+  const char* name;               // "scalar", "avx2", "avx512", "reference"
+  MatKernel mat[kNumDTypes];      // by DType
+  ActKernel act[kNumActFormats];  // by ActFormat
+  // y[i] = x[i] * w[i] / sqrt(mean(x^2) + eps), i in [0, n)
+  void (*rms_norm)(const float* x, const float* w, float eps, float* y, uint32_t n);
+  void (*rope)(const RopeArgs& args);
+  void (*store_kv)(const StoreKvArgs& args);
+  void (*attention)(const AttentionArgs& args);
+  // y[i] = silu(gate[i]) * up[i]
+  void (*swiglu)(const float* gate, const float* up, float* y, uint32_t n);
+};
+
+// The tables as compiled; entries may be null (inherit) except in scalar and reference.
+extern const CpuKernels kScalarKernels;
+extern const CpuKernels kReferenceKernels;
+extern const CpuKernels kAvx2Kernels;
+extern const CpuKernels kAvx512Kernels;
+
+// The best table this processor runs, chosen once; KVRM_ISA=scalar|avx2|avx512 forces a lesser one.
+// An unknown or unsupported name throws StartError. Every entry is filled.
+const CpuKernels& SelectCpuKernels();
+// By name, for tests and --reference; null when this processor cannot run it.
+const CpuKernels* FindCpuKernels(const char* name);
+
+}  // namespace kvrm

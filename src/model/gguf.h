@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+// GgufFile: a read-only, fully validated view of a GGUF v2 or v3 file (little-endian).
+//
+// Open maps the file, validates everything (F1-F3, F5, F9: every length and offset checked against
+// the bytes present before anything is allocated, limits below) and only then builds the tables.
+// Strings and arrays are views into the map. What is unknown is refused by name.
+//
+// Limits: strings 16 MiB, keys 65,535 bytes, 65,536 key-value pairs, 65,536 tensors, 4 dimensions,
+// array elements 4 Mi, alignment a power of two in [8, 65536].
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/file.h"
+#include "base/result.h"
+#include "step/dtype.h"
+
+namespace kvrm {
+
+// Value types as numbered in the file.
+enum class GgufType : std::uint32_t {
+  kUint8 = 0,
+  kInt8,
+  kUint16,
+  kInt16,
+  kUint32,
+  kInt32,
+  kFloat32,
+  kBool,
+  kString,
+  kArray,
+  kUint64,
+  kInt64,
+  kFloat64,
+};
+
+struct GgufValue {
+  GgufType type = GgufType::kUint8;
+  GgufType element_type = GgufType::kUint8;  // Arrays only; nested arrays are refused.
+  std::uint64_t count = 0;                   // Arrays only.
+  std::span<const std::byte> bytes;          // The value as stored (for arrays: all elements).
+};
+
+struct GgufTensor {
+  std::string name;
+  DType type = DType::kF32;
+  // Sizes as stored: dims[0] is the innermost (columns); absent dimensions are 1.
+  std::array<std::uint64_t, 4> dims = {1, 1, 1, 1};
+  std::uint32_t num_dims = 0;
+  std::span<const std::byte> data;
+};
+
+class GgufFile {
+ public:
+  static Result<GgufFile> Open(const std::string& path);
+  // Over memory that outlives the object (the embedded demo model, tests, fuzzing).
+  // `name` stands in error messages.
+  static Result<GgufFile> Parse(std::span<const std::byte> bytes, const std::string& name);
+
+  std::uint32_t version() const { return version_; }
+  const std::string& name() const { return name_; }
+  std::uint64_t file_bytes() const { return bytes_.size(); }
+
+  // Metadata in file order, for inspection.
+  const std::vector<std::pair<std::string, GgufValue>>& metadata() const { return metadata_; }
+  const std::vector<GgufTensor>& tensors() const { return tensors_; }
+
+  bool Has(std::string_view key) const;
+  // Typed look-ups: kNotFound when absent; kInvalidArgument naming key and type when of another
+  // kind. Integers of any width and sign are accepted where the value fits.
+  Result<std::uint64_t> GetUint(std::string_view key) const;
+  Result<double> GetFloat(std::string_view key) const;
+  Result<bool> GetBool(std::string_view key) const;
+  Result<std::string_view> GetString(std::string_view key) const;
+  Result<std::vector<std::string_view>> GetStrings(std::string_view key) const;
+  Result<std::vector<float>> GetFloats(std::string_view key) const;
+  Result<std::vector<std::int64_t>> GetInts(std::string_view key) const;
+
+  const GgufTensor* FindTensor(std::string_view name) const;
+
+ private:
+  GgufFile() = default;
+
+  std::optional<MappedFile> file_;
+  std::span<const std::byte> bytes_;
+  std::string name_;
+  std::uint32_t version_ = 0;
+  std::vector<std::pair<std::string, GgufValue>> metadata_;
+  std::vector<GgufTensor> tensors_;
+  std::map<std::string, std::size_t, std::less<>> metadata_idx_;
+  std::map<std::string, std::size_t, std::less<>> tensor_idx_;
+};
+
+}  // namespace kvrm

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+// Model: a validated model on disk, in one form whatever file it came from: configuration, weights
+// by role, tokenizer, chat template, generation defaults.
+//
+// Load validates everything and allocates nothing that grows with the weights: tensors are views
+// into memory-mapped files, in the file's own layout (row-major, outputs x inputs). Packing them
+// for an instruction set is the executor's work.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/result.h"
+#include "model/config.h"
+#include "model/tokenizer.h"
+#include "step/dtype.h"
+
+namespace kvrm {
+
+// A matrix [rows, cols] or a vector [1, cols]. Empty data: the model has no such weight.
+struct WeightTensor {
+  std::span<const std::byte> data;
+  DType type = DType::kF32;
+  std::uint32_t rows = 0;  // outputs
+  std::uint32_t cols = 0;  // inputs
+  bool empty() const { return data.empty(); }
+};
+
+struct LayerWeights {
+  WeightTensor attention_norm;  // f32 [1, hidden]; norms and biases are always f32 here
+  WeightTensor q, k, v;         // [num_heads * head_dim, hidden], [num_kv_heads * head_dim, hidden]
+  WeightTensor q_bias, k_bias, v_bias;  // f32 or empty
+  WeightTensor q_norm, k_norm;          // f32 [1, head_dim] or empty
+  WeightTensor output;                  // [hidden, num_heads * head_dim]
+  WeightTensor mlp_norm;
+  WeightTensor gate, up, down;  // [ffn, hidden], [ffn, hidden], [hidden, ffn]
+};
+
+struct ModelWeights {
+  WeightTensor embedding;    // [vocab, hidden]
+  WeightTensor output_norm;  // f32 [1, hidden]
+  WeightTensor output;       // [vocab, hidden]; the embedding itself when tied
+  std::vector<LayerWeights> layers;
+};
+
+// Sampling defaults the model ships (generation_config.json); absent: OpenAI's.
+struct GenerationDefaults {
+  std::optional<float> temperature;
+  std::optional<float> top_p;
+  std::optional<std::int32_t> top_k;
+};
+
+class Model {
+ public:
+  // A GGUF file, or a Hugging Face folder (config.json, tokenizer.json, *.safetensors).
+  // Errors name the file, the field and the limit.
+  static Result<Model> Load(const std::string& path);
+  // The demo model inside the program.
+  static Result<Model> LoadDemo();
+  // A GGUF image in memory that outlives the model.
+  static Result<Model> FromGgufBytes(std::span<const std::byte> bytes, const std::string& name);
+
+  Model(Model&&) noexcept;
+  Model& operator=(Model&&) noexcept;
+  ~Model();
+
+  const ModelConfig& config() const;
+  const ModelWeights& weights() const;
+  const Tokenizer& tokenizer() const;
+  const GenerationDefaults& generation_defaults() const;
+  std::string_view chat_template() const;  // empty: none
+  // Bytes of all weights as stored.
+  std::uint64_t weight_bytes() const;
+  std::uint64_t num_parameters() const;
+
+ private:
+  struct Parts;
+  explicit Model(std::unique_ptr<Parts> parts);
+  std::unique_ptr<Parts> parts_;
+};
+
+}  // namespace kvrm

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+// The step descriptor: everything an executor may know about one step.
+//
+// The engine builds it, commits it once, and never touches it again until the step is retired. It
+// is plain memory of fixed layout at a fixed address, so a captured graph can read it and a test
+// can compare two of them byte by byte. StepView is how code reads that memory; StepBuilder
+// (step/step_builder.h) is the only writer.
+//
+// Rows [0, num_rows) are live, rows [num_rows, bucket_rows) are padding: one run of one block, the
+// sentinel. A row's tokens are token_ids[row_start[r] .. row_start[r + 1]); its context after this
+// step is the position of its last token plus one, not stored twice. A row's history lies in
+// runs[r][0 .. num_runs[r]) in token order: token t of the sequence is in the run that covers block
+// index t / block_tokens. The slots written by this step are inside the row's own runs.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <type_traits>
+
+#include "step/ids.h"
+
+namespace kvrm {
+
+// Consecutive blocks of the pool.
+struct Extent {
+  BlockId start{};
+  std::uint32_t num_blocks = 0;
+  friend bool operator==(const Extent&, const Extent&) = default;
+};
+
+// One contiguous copy of whole blocks that must land before layer `before_layer` runs.
+struct TransferGroup {
+  BlockId source{};
+  BlockId target{};
+  std::uint32_t num_blocks = 0;
+  std::uint8_t source_tier = 0;  // 0: the executor's pool.
+  std::uint8_t target_tier = 0;
+  std::uint16_t before_layer = 0;
+  friend bool operator==(const TransferGroup&, const TransferGroup&) = default;
+};
+
+// Sizes every array of the descriptor. Constant after start.
+struct StepLimits {
+  std::uint32_t max_rows = 0;    // B
+  std::uint32_t max_tokens = 0;  // Over all rows; at least max_rows.
+  std::uint32_t max_runs = 0;    // R, runs per row.
+  std::uint32_t max_groups = 0;  // G
+  std::uint32_t block_tokens = 0;
+};
+
+inline constexpr std::uint32_t kStepVersion = 1;
+
+struct StepHeader {
+  std::uint32_t version;      // kStepVersion
+  std::uint32_t bucket;       // Index of the graph that runs this step.
+  StepId step;                // Commit epoch.
+  std::uint32_t num_rows;     // Live rows.
+  std::uint32_t bucket_rows;  // Rows including padding.
+  std::uint32_t num_tokens;   // Tokens computed by this step, over all live rows.
+  std::uint32_t num_samples;  // Rows whose last token's logits are wanted.
+  std::uint32_t num_groups;
+  std::uint32_t reserved;  // Zero.
+  std::uint64_t checksum;  // Over the header with this field zero and every used element.
+};
+static_assert(std::is_trivially_copyable_v<StepHeader>);
+static_assert(sizeof(StepHeader) == 48, "executors read this at fixed offsets");
+
+struct StepView {
+  const StepHeader* header = nullptr;
+  std::span<const std::int32_t> token_ids;      // [num_tokens]
+  std::span<const std::int32_t> positions;      // [num_tokens]
+  std::span<const SlotId> slots;                // [num_tokens] where this token's K and V go
+  std::span<const std::uint32_t> row_start;     // [num_rows + 1], prefix sums into token_ids
+  std::span<const SeqId> row_seq;               // [num_rows]
+  std::span<const std::uint32_t> num_runs;      // [bucket_rows]
+  std::span<const Extent> runs;                 // [bucket_rows * max_runs], row-major
+  std::span<const std::uint32_t> sample_token;  // [num_samples] index into token_ids
+  std::span<const TransferGroup> groups;        // [num_groups] sorted by before_layer
+  std::uint32_t max_runs = 0;
+
+  std::span<const Extent> RowRuns(std::uint32_t row) const {
+    return runs.subspan(std::size_t{row} * max_runs, num_runs[row]);
+  }
+};
+
+}  // namespace kvrm
