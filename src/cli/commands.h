@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+// The subcommands of kvrm, one file each. A command registers itself and runs in its callback;
+// it throws StartError for what the user can mend, which main prints in one line (exit code 2).
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+namespace kvrm {
+
+void AddRunCommand(CLI::App& app);
+void AddServeCommand(CLI::App& app);
+void AddTokenizeCommands(CLI::App& app);  // tokenize and detokenize
+void AddInspectCommand(CLI::App& app);
+void AddLogitsCommand(CLI::App& app);
+void AddPerplexityCommand(CLI::App& app);
+
+}  // namespace kvrm
