@@ -50,9 +50,9 @@ struct Op {
   bool accumulate = false;      // kMatMul
   std::uint32_t layer = 0;      // kStoreKv, kAttention
   std::uint32_t num_heads = 0;  // kHeadNorm, kRope
-  Slice out;
-  Slice in;
-  Slice in2;
+  Slice out{};
+  Slice in{};
+  Slice in2{};
   const WeightTensor* weight = nullptr;
   const WeightTensor* bias = nullptr;
 };
