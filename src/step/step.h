@@ -41,10 +41,11 @@ struct TransferGroup {
 
 // Sizes every array of the descriptor. Constant after start.
 struct StepLimits {
-  std::uint32_t max_rows = 0;    // B
-  std::uint32_t max_tokens = 0;  // Over all rows; at least max_rows.
-  std::uint32_t max_runs = 0;    // R, runs per row.
-  std::uint32_t max_groups = 0;  // G
+  std::uint32_t max_rows = 0;     // B
+  std::uint32_t max_tokens = 0;   // Over all rows; at least max_rows.
+  std::uint32_t max_runs = 0;     // R, runs per row.
+  std::uint32_t max_groups = 0;   // G
+  std::uint32_t max_samples = 0;  // Tokens whose logits are wanted, over all rows.
   std::uint32_t block_tokens = 0;
 };
 
