@@ -59,7 +59,8 @@ struct Instruction {
 
 struct Program {
   std::vector<Instruction> code;
-  float* logits = nullptr;  // [max_samples][vocab]
+  float* logits = nullptr;        // [max_samples][logits_stride]
+  std::size_t logits_stride = 0;  // floats
   std::uint32_t num_barriers = 0;
 };
 

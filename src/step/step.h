@@ -58,7 +58,7 @@ struct StepHeader {
   std::uint32_t num_rows;     // Live rows.
   std::uint32_t bucket_rows;  // Rows including padding.
   std::uint32_t num_tokens;   // Tokens computed by this step, over all live rows.
-  std::uint32_t num_samples;  // Rows whose last token's logits are wanted.
+  std::uint32_t num_samples;  // Tokens whose logits are wanted.
   std::uint32_t num_groups;
   std::uint32_t reserved;  // Zero.
   std::uint64_t checksum;  // Over the header with this field zero and every used element.
