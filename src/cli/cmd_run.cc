@@ -70,8 +70,12 @@ void Print(const std::string& text) {
 // Steps the engine on this thread until the request ends.
 FinishReason Stream(Engine& engine, RequestId id) {
   StreamDecoder decoder(engine.model().tokenizer());
+  bool cancelled = false;
   for (;;) {
-    if (interrupted != 0) engine.Cancel(id);
+    if (interrupted != 0 && !cancelled) {
+      engine.Cancel(id);
+      cancelled = true;
+    }
     engine.Step();
     TokenEvent event;
     while (engine.Poll({&event, 1}) == 1) {

@@ -136,9 +136,9 @@ struct Engine::State {
     PublishStats();
   }
 
-  // At most this many: one for each command and each row.
+  // At most this many: one for each sequence that is cancelled and each row.
   std::size_t EventsOfOneStep() const noexcept {
-    return std::size_t{options.max_queued} + options.max_rows;
+    return std::size_t{options.max_queued} + 2 * std::size_t{options.max_rows};
   }
 
   bool EventsFit() const noexcept { return events.capacity() - events.size() >= EventsOfOneStep(); }
@@ -160,7 +160,7 @@ struct Engine::State {
 
   // Takes what other threads asked for. Unknown or finished requests are a no-op (R3).
   void DrainCommands() noexcept {
-    for (std::size_t i = 0; i < options.max_queued; ++i) {
+    for (std::size_t i = 0; i < commands.capacity(); ++i) {
       std::optional<Command> command = commands.TryPop();
       if (!command) return;
       if (command->add != nullptr) {
