@@ -5,6 +5,9 @@
 // avx512.cc fill what they improve; what they leave empty comes from the next lesser table
 // (select.cc). reference.cc is the float32 model: dequantised weights, float32 activations.
 //
+// A table's act entries all write the one layout described at ActFormat, bit for bit alike, so that
+// a MatKernel may be inherited without its ActKernel.
+//
 // Batch invariance: the value of one output element depends on that element's own row of
 // activations and its own weights only, never on num_tokens, on the partition of outputs or on the
 // number of workers. Every sum over `cols` has one fixed order per table.
@@ -24,11 +27,19 @@ namespace kvrm {
 
 // Formats a row of activations can be prepared in, once per operand, before a matrix product.
 enum class ActFormat : uint8_t {
-  kF32,   // as it is
-  kBf16,  // rounded to bfloat16
-  kQ8,    // blocks of 32: int8 values with a float scale and their sum (for mins)
+  kF32,   // float[cols], as it is
+  kBf16,  // uint16_t[cols], rounded to bfloat16
+  kQ8,    // int8_t[cols] padded to a multiple of 64, then Q8Scale[cols / 32]
 };
 inline constexpr int kNumActFormats = 3;
+
+// x[i] ~ scale * q[i], |q[i]| <= 127, for a block of 32. A block with an Inf or NaN has q = 0 and a
+// NaN scale, so that it shows in every output.
+struct Q8Scale {
+  float scale;      // max |x| / 127
+  float sum_scale;  // scale * (sum[0] + sum[1]), for weights with a minimum
+  int32_t sum[2];   // of q[0, 16) and q[16, 32), for weights with a zero point
+};
 
 // A weight matrix in the layout its kernel wants. y = x W^T + b.
 struct PackedMatrix {
@@ -58,9 +69,11 @@ inline constexpr uint32_t kOutTile = 16;
 // Everything about one weight type, taken as a whole from one table: layouts differ between tables.
 struct MatKernel {
   ActFormat act;
-  // Bytes of the packed form. Null: the file's layout is used in place and nothing is copied.
+  // Bytes of the packed form. Null (with pack): the file's layout is used in place and nothing is
+  // copied.
   uint64_t (*packed_bytes)(uint32_t rows, uint32_t cols);
   // Packs rows [row_begin, row_end) (multiples of kOutTile, or the end) from the file's layout.
+  // `source` is row 0 of the file's tensor and needs no alignment; `target` is 64-byte aligned.
   void (*pack)(void* target, const void* source, uint32_t rows, uint32_t cols, uint32_t row_begin,
                uint32_t row_end);
   void (*matmul)(const MatMulArgs& args);
@@ -141,9 +154,11 @@ struct CpuKernels {
   void (*attention)(const AttentionArgs& args);
   // y[i] = silu(gate[i]) * up[i]
   void (*swiglu)(const float* gate, const float* up, float* y, uint32_t n);
+  // y[i] = e^x[i], relative error below 2e-7 where the result is a normal number
+  void (*exp)(const float* x, float* y, uint32_t n);
 };
 
-// The tables as compiled; entries may be null (inherit) except in scalar and reference.
+// The tables as compiled; entries may be null (inherit) except in scalar. Reference inherits too.
 extern const CpuKernels kScalarKernels;
 extern const CpuKernels kReferenceKernels;
 extern const CpuKernels kAvx2Kernels;
