@@ -227,7 +227,8 @@ BANNED = [
      ("src/base/rng.h",), "{}: draw from Rng (base/rng.h)"),
     (r"\bstd::(?:recursive_|shared_|timed_)?mutex\b|\bstd::condition_variable\w*|\bpthread_mutex_",
      ("src/base/",), "{}: a lock lives in base/ only"),
-    (r"\bshared_ptr\b|\bmake_shared\b", ("src/server/", "src/base/log"), "{}: owners are members or unique_ptr"),
+    (r"\bshared_ptr\b|\bmake_shared\b", ("src/server/", "src/base/log", "src/cli/"),
+     "{}: owners are members or unique_ptr"),
     (r"\busing\s+namespace\b", (), "{}"),
     (r"(?<![\w.>])assert\s*\(", (), "{}: CHECK survives NDEBUG (F8)"),
 ]
