@@ -124,6 +124,7 @@ struct AttentionRun {
 // All query heads of one kv head, for one token. Positions [begin, end) are attended, over the runs
 // in token order (run 0 starts at position 0). Online softmax in units of kAttentionUnit absolute
 // positions, so the result does not depend on how the history is cut into runs or chunks.
+// head_dim is any even number up to 512: there are models with 8, so tails are real.
 struct AttentionArgs {
   const float* q;  // [group][head_dim], not yet scaled
   float* out;      // [group][head_dim]
