@@ -159,6 +159,35 @@ struct CpuKernels {
   void (*exp)(const float* x, float* y, uint32_t n);
 };
 
+// The layout the vector tables share: rows in groups of 16, interleaved so that one load meets 16
+// or 8 output elements and no sum is ever taken across lanes. The last group is padded with zeros.
+//
+//   F32, F16, BF16   group -> column -> row: [rows / 16][cols][16]
+//   quantised        group -> [cols / 32] quants -> [cols / 32] scales -> [cols / 256] supers
+//     a vector of quants is 64 bytes: 4 consecutive columns of each of the 16 rows, unsigned; the
+//     32 columns of a block are 8 such vectors, v0 .. v7
+//       8 bits   v0 .. v7                                                        512 bytes
+//       4 bits   byte-wise v0 | v4 << 4, v1 | v5 << 4, v2 | v6 << 4, v3 | v7 << 4   256
+//       5 bits   the low nibbles as above, then one vector with bit 4 of v[i] in bit i   320
+//       6 bits   the low nibbles, then two vectors with bits 4-5 of v[i] in bits 2 (i % 4), the
+//                first for v0 .. v3, the second for v4 .. v7                        384
+//     scales of a block, 32 bytes: f16[16] d; for Q4_K and Q5_K uint8[16] scale, uint8[16] min; for
+//     Q6_K int8[16] of the first 16 columns, int8[16] of the others
+//     super: f16[16] d, and for Q4_K and Q5_K f16[16] dmin; none for the types with blocks of 32
+//
+// Every number of the file is kept exactly; the size is the file's, plus 2.8 % for Q4_K and 2.3 %
+// for Q5_K, whose scales take a byte here. A group starts at a multiple of 64 bytes.
+//
+// The templates are only declared here and instantiated in tiled.cc, for all types.
+uint64_t TiledGroupBytes(DType type, uint32_t cols);
+template <DType kType>
+uint64_t TiledBytes(uint32_t rows, uint32_t cols);
+template <DType kType>
+void TiledPack(void* target, const void* source, uint32_t rows, uint32_t cols, uint32_t row_begin,
+               uint32_t row_end);
+template <DType kType>
+void TiledRow(const PackedMatrix& w, uint32_t row, float* target);
+
 // The tables as compiled; entries may be null (inherit) except in scalar. Reference inherits too.
 extern const CpuKernels kScalarKernels;
 extern const CpuKernels kReferenceKernels;
