@@ -54,6 +54,7 @@ struct EngineStats {
   std::uint64_t num_run_overflows = 0;
   std::uint32_t num_blocks = 0;  // of the pool, sentinel excluded
   std::uint32_t num_free_blocks = 0;
+  std::uint64_t step_ns = 0;  // time spent in steps
 };
 
 class Engine {
@@ -71,7 +72,8 @@ class Engine {
   // Any thread. The request ends with kAborted within one step; unknown or finished: no effect.
   void Cancel(RequestId request);
 
-  // Consumer thread. Moves waiting events into `events`, returns how many.
+  // Consumer thread. Moves waiting events into `events`, returns how many. A consumer that does not
+  // poll stops the engine: a step runs only when there is room for all its events.
   std::size_t Poll(std::span<TokenEvent> events);
 
   // Called on the engine thread whenever new events wait. Set before Run; must not block.
