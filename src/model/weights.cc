@@ -161,7 +161,8 @@ Result<GenerationDefaults> DefaultsFromJson(std::string_view text, const std::st
   Result<std::optional<double>> top_k = JsonDefault(*object, where, "top_k", kTopKLimits);
   if (!top_k) return top_k.error();
   const json::value* sample = object->if_contains("do_sample");
-  if (sample != nullptr && sample->is_bool() && !sample->get_bool()) temperature = std::optional(0.0);
+  if (sample != nullptr && sample->is_bool() && !sample->get_bool())
+    temperature = std::optional(0.0);
   return MakeDefaults(*temperature, *top_p, *top_k);
 }
 
@@ -316,8 +317,9 @@ Status Model::ReadTextParts(const std::string& folder, Parts* parts) {
   Result<std::string> tokenizer_text = ReadFile(tokenizer_path, kMaxTokenizerBytes);
   if (!tokenizer_text) {
     if (tokenizer_text.error().code != ErrorCode::kNotFound) return tokenizer_text.error();
-    return Error{ErrorCode::kNotFound, folder + ": this folder has no tokenizer.json (a "
-                                                "tokenizer.model alone is not supported)"};
+    return Error{ErrorCode::kNotFound, folder +
+                                           ": this folder has no tokenizer.json (a "
+                                           "tokenizer.model alone is not supported)"};
   }
   Result<std::string> tokenizer_config =
       ReadOptionalFile(folder + "/tokenizer_config.json", kMaxTokenizerBytes);
