@@ -87,9 +87,9 @@ struct DefaultLimits {
 
 Status CheckDefault(const std::string& where, double value, DefaultLimits limits) {
   if (value >= limits.min && value <= limits.max) return Done{};  // false for NaN
-  return Error{ErrorCode::kInvalidArgument, where + " is " + std::to_string(value) +
-                                                "; the limits are " + std::to_string(limits.min) +
-                                                " and " + std::to_string(limits.max)};
+  return Error{ErrorCode::kInvalidArgument, where + " is " + NumberText(value) +
+                                                "; the limits are " + NumberText(limits.min) +
+                                                " and " + NumberText(limits.max)};
 }
 
 constexpr DefaultLimits kTemperatureLimits = {0.0, 100.0};
@@ -229,7 +229,7 @@ std::optional<std::string> OtherKind(std::span<const std::byte> bytes) {
   if (head.starts_with("{")) {
     return "this is a JSON file; name the model's folder instead";
   }
-  if (head.starts_with("version https://gi")) {
+  if (head.starts_with("version https://")) {
     return "this is a Git LFS pointer, not the file itself; fetch it with git lfs pull";
   }
   return std::nullopt;
