@@ -1,14 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 // ModelConfig: the hyper-parameters of a decoder, checked; one struct whatever file they came from.
 //
-// Every field is within the limits stated beside it before anything is sized by it (F3).
+// Every field is within the limits stated beside it before anything is sized by it (F3). What a
+// file asks for beyond these fields (experts, soft-capping, other rope scalings, ...) is refused by
+// name, never ignored.
 #pragma once
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "base/result.h"
+
 namespace kvrm {
+
+class GgufFile;
 
 enum class Architecture : std::uint8_t { kLlama, kMistral, kQwen2, kQwen3 };
 
@@ -37,6 +44,15 @@ struct ModelConfig {
   bool qk_norm = false;  // per-head RMS norm of q and k (Qwen3)
 };
 
+// "llama", "mistral", "qwen2", "qwen3". Never null.
 const char* ArchitectureName(Architecture architecture);
+
+// From GGUF metadata and the tensor rope_freqs.weight. What only the other tensors tell stays at
+// its default: vocab_size (0), tied_output, qkv_bias; model/weights.h fills it in.
+Result<ModelConfig> ConfigFromGguf(const GgufFile& file);
+
+// From the content of a Hugging Face config.json; `name` stands in error messages. qkv_bias is left
+// to the tensors, as above.
+Result<ModelConfig> ConfigFromJson(std::string_view text, const std::string& name);
 
 }  // namespace kvrm
