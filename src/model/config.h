@@ -23,11 +23,11 @@ struct ModelConfig {
   Architecture architecture = Architecture::kLlama;
   std::string name;                  // For people; from the file, else from its name.
   std::uint32_t num_layers = 0;      // 1..1,024
-  std::uint32_t hidden_dim = 0;      // 1..65,536, a multiple of 32
-  std::uint32_t ffn_dim = 0;         // 1..1,048,576, a multiple of 32
+  std::uint32_t hidden_dim = 0;      // 1..65,536
+  std::uint32_t ffn_dim = 0;         // 1..1,048,576
   std::uint32_t num_heads = 0;       // 1..4,096
   std::uint32_t num_kv_heads = 0;    // divides num_heads
-  std::uint32_t head_dim = 0;        // 16..512, a multiple of 16
+  std::uint32_t head_dim = 0;        // 2..512, even (small models have 8)
   std::uint32_t vocab_size = 0;      // 1..4 Mi
   std::uint32_t max_context = 0;     // tokens the model was trained for, 1..16 Mi
   std::uint32_t sliding_window = 0;  // attended tokens including the own one; 0: all
