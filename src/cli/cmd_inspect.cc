@@ -4,7 +4,6 @@
 // Works on anything that parses, also where the model is refused: then the reason stands in the
 // report. Text from the file is escaped before it reaches a terminal.
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -23,6 +22,7 @@
 #include "base/json.h"
 #include "base/utf8.h"
 #include "cli/commands.h"
+#include "cli/options.h"
 #include "model/gguf.h"
 #include "model/quoted.h"
 #include "model/safetensors.h"
@@ -32,7 +32,7 @@
 namespace kvrm {
 namespace {
 
-struct Options {
+struct InspectFlags {
   std::string path;
   bool json = false;
   bool tensors = false;
@@ -85,28 +85,25 @@ struct Memory {
   std::uint64_t pool_bytes = 0;
 };
 
-// Text of a file for people: valid UTF-8 without control characters stays, the rest is escaped.
+// Text of a file for people: what is no valid UTF-8, and control characters, which could steer a
+// terminal, are escaped.
 std::string Printable(std::string_view text) {
   std::string out;
-  const bool utf8 = IsValidUtf8(text);
   std::size_t chars = 0;
   for (std::size_t i = 0; i < text.size(); ++chars) {
     if (chars == kMaxValueChars) return out + "...";
-    const auto byte = static_cast<unsigned char>(text[i]);
     const Utf8Char c = DecodeUtf8(text, i);
-    // U+0080 to U+009F are control characters too.
-    const bool shown = byte < 0x80 ? byte >= 0x20 && byte != 0x7f : utf8 && c.code_point >= 0xa0;
-    const std::size_t size = shown && utf8 ? c.size : 1;
-    if (shown) {
-      out += text.substr(i, size);
-    } else if (byte == '\n') {
-      out += "\\n";
+    const bool control = c.code_point < 0x20 || (c.code_point >= 0x7f && c.code_point < 0xa0);
+    if (c.state == Utf8State::kValid && !control) {
+      out += text.substr(i, c.size);
     } else {
-      char escape[8];
-      std::snprintf(escape, sizeof(escape), "\\x%02x", byte);
-      out += escape;
+      for (const char byte : text.substr(i, c.size)) {
+        char escape[8];
+        std::snprintf(escape, sizeof(escape), "\\x%02x", static_cast<unsigned char>(byte));
+        out += byte == '\n' ? "\\n" : escape;
+      }
     }
-    i += size;
+    i += c.size;
   }
   return out;
 }
@@ -142,7 +139,10 @@ std::string ValueText(const GgufFile& file, const std::string& key, const GgufVa
   if (value.type != GgufType::kArray) {
     if (const auto text = file.GetString(key)) return Printable(*text);
     if (const auto number = file.GetUint(key)) return std::to_string(*number);
-    if (const auto number = file.GetFloat(key)) return NumberText(*number);
+    if (const auto number = file.GetFloat(key)) {
+      return value.type == GgufType::kFloat32 ? NumberText(static_cast<float>(*number))
+                                              : NumberText(*number);
+    }
     if (const auto flag = file.GetBool(key)) return *flag ? "true" : "false";
     return "(negative)";
   }
@@ -154,7 +154,7 @@ std::string ValueText(const GgufFile& file, const std::string& key, const GgufVa
   if (const auto strings = file.GetStrings(key)) {
     take(*strings, [](std::string_view s) { return "\"" + Printable(s) + "\""; });
   } else if (const auto floats = file.GetFloats(key)) {
-    take(*floats, [](float f) { return NumberText(static_cast<double>(f)); });
+    take(*floats, [](float f) { return NumberText(f); });
   } else if (const auto integers = file.GetInts(key)) {
     take(*integers, [](std::int64_t i) { return std::to_string(i); });
   }
@@ -274,7 +274,7 @@ std::map<std::string, TypeSum> SumByType(const Report& report) {
   return sums;
 }
 
-Memory MemoryFor(const Report& report, const Options& options) {
+Memory MemoryFor(const Report& report, const InspectFlags& flags) {
   const ModelConfig& config = *report.config;
   const KvLayout layout = {.num_layers = config.num_layers,
                            .num_kv_heads = config.num_kv_heads,
@@ -282,12 +282,12 @@ Memory MemoryFor(const Report& report, const Options& options) {
   Memory memory;
   memory.kv_token_bytes = layout.token_bytes();
   memory.context =
-      options.context != 0 ? options.context : std::min(config.max_context, kDefaultContext);
+      flags.context != 0 ? flags.context : std::min(config.max_context, kDefaultContext);
   for (const TensorRow& tensor : report.tensors)
     memory.weight_bytes += tensor.bytes;
   const std::uint64_t blocks =
       (std::uint64_t{memory.context} + layout.block_tokens - 1) / layout.block_tokens;
-  memory.pool_bytes = blocks * options.rows * layout.block_bytes();
+  memory.pool_bytes = blocks * flags.rows * layout.block_bytes();
   return memory;
 }
 
@@ -321,24 +321,24 @@ void PrintConfig(const Printer& printer, const ModelConfig& config) {
       "context",
       std::to_string(config.max_context) + " tokens" +
           (config.sliding_window != 0 ? ", window " + std::to_string(config.sliding_window) : ""));
-  printer.Line("rope", "base " + NumberText(static_cast<double>(config.rope_base)) + ", " +
+  printer.Line("rope", "base " + NumberText(config.rope_base) + ", " +
                            std::to_string(config.rope_dim) + " dimensions" +
                            (config.rope_factors.empty() ? "" : ", scaled frequencies"));
   if (config.qkv_bias) printer.Line("biases", "of q, k and v");
   if (config.qk_norm) printer.Line("norms", "of q and k, per head");
 }
 
-void PrintMemory(const Printer& printer, const Memory& memory, const Options& options) {
+void PrintMemory(const Printer& printer, const Memory& memory, const InspectFlags& flags) {
   printer.Heading("Memory");
   printer.Line("KV cache (F16)", HumanBytes(memory.kv_token_bytes) + " a token");
   printer.Line("weights", HumanBytes(memory.weight_bytes));
-  printer.Line("KV pool", HumanBytes(memory.pool_bytes) + " for " + std::to_string(options.rows) +
+  printer.Line("KV pool", HumanBytes(memory.pool_bytes) + " for " + std::to_string(flags.rows) +
                               " rows of " + std::to_string(memory.context) + " tokens");
   printer.Line("serving", HumanBytes(memory.weight_bytes + memory.pool_bytes));
 }
 
-void PrintText(const Report& report, const Options& options) {
-  const Printer printer(::isatty(STDOUT_FILENO) == 1);
+void PrintText(const Report& report, const InspectFlags& flags) {
+  const Printer printer(IsTerminal(1));
   std::printf("%s\n", Printable(report.path).c_str());
   printer.Line("format", report.format + ", " + HumanBytes(report.file_bytes));
   printer.Line("served", report.refusal.empty() ? "yes" : "no: " + report.refusal);
@@ -361,12 +361,12 @@ void PrintText(const Report& report, const Options& options) {
   printer.Line("all", std::to_string(all.tensors) + " tensors, " + HumanCount(all.elements) +
                           " parameters, " + HumanBytes(all.bytes));
   if (report.config && !report.tensors.empty()) {
-    PrintMemory(printer, MemoryFor(report, options), options);
+    PrintMemory(printer, MemoryFor(report, flags), flags);
   }
   if (!report.metadata.empty()) printer.Heading("Metadata");
   for (const MetadataRow& row : report.metadata)
     std::printf("  %-42s %-10s %s\n", row.key.c_str(), row.type.c_str(), row.value.c_str());
-  if (!options.tensors) return;
+  if (!flags.tensors) return;
   printer.Heading("Tensors");
   for (const TensorRow& row : report.tensors)
     std::printf("  %-42s %-6s %-18s %12llu\n", row.name.c_str(), row.type.c_str(),
@@ -385,7 +385,7 @@ json::object ConfigJson(const ModelConfig& config) {
           {"qk_norm", config.qk_norm}};
 }
 
-void PrintJson(const Report& report, const Options& options) {
+void PrintJson(const Report& report, const InspectFlags& flags) {
   json::object out = {
       {"path", Printable(report.path)},           {"format", report.format},
       {"file_bytes", report.file_bytes},          {"architecture", report.architecture},
@@ -402,10 +402,10 @@ void PrintJson(const Report& report, const Options& options) {
   out["parameters"] = parameters;
   out["types"] = std::move(types);
   if (report.config && !report.tensors.empty()) {
-    const Memory memory = MemoryFor(report, options);
+    const Memory memory = MemoryFor(report, flags);
     out["memory"] = {{"kv_token_bytes", memory.kv_token_bytes},
                      {"context", memory.context},
-                     {"rows", options.rows},
+                     {"rows", flags.rows},
                      {"weight_bytes", memory.weight_bytes},
                      {"kv_pool_bytes", memory.pool_bytes},
                      {"serving_bytes", memory.weight_bytes + memory.pool_bytes}};
@@ -414,7 +414,7 @@ void PrintJson(const Report& report, const Options& options) {
   for (const MetadataRow& row : report.metadata)
     metadata[row.key] = row.value;
   out["metadata"] = std::move(metadata);
-  if (options.tensors) {
+  if (flags.tensors) {
     json::array tensors;
     for (const TensorRow& row : report.tensors)
       tensors.push_back(
@@ -427,18 +427,19 @@ void PrintJson(const Report& report, const Options& options) {
 }  // namespace
 
 void AddInspectCommand(CLI::App& app) {
-  auto options = std::make_unique<Options>();
-  CLI::App* command = app.add_subcommand("inspect", "Show what is in a model file or folder");
-  command->add_option("model", options->path, "GGUF file or Hugging Face folder [the demo model]");
-  command->add_flag("--json", options->json, "Print JSON");
-  command->add_flag("--tensors", options->tensors, "List every tensor");
-  command->add_option("--context", options->context, "Tokens a row, for the memory figures")
+  auto flags = std::make_shared<InspectFlags>();
+  CLI::App* command = app.add_subcommand("inspect", "show what is in a model file or folder");
+  command->add_option("model", flags->path,
+                      "GGUF file or Hugging Face folder; none: the demo model");
+  command->add_flag("--json", flags->json, "print JSON");
+  command->add_flag("--tensors", flags->tensors, "list every tensor");
+  command->add_option("--context", flags->context, "tokens a row, for the memory figures")
       ->check(CLI::Range(1u, 16u << 20));
-  command->add_option("--rows", options->rows, "Sequences at once, for the memory figures")
+  command->add_option("--rows", flags->rows, "sequences at once, for the memory figures")
       ->check(CLI::Range(1u, 65'536u));
-  command->callback([options = std::move(options)] {
-    const Report report = Inspect(options->path);
-    options->json ? PrintJson(report, *options) : PrintText(report, *options);
+  command->callback([flags] {
+    const Report report = Inspect(flags->path);
+    flags->json ? PrintJson(report, *flags) : PrintText(report, *flags);
   });
 }
 
