@@ -24,8 +24,8 @@ struct ContextExcess {
 struct ApiError {
   int status = 400;
   std::string message;
-  std::string param;  // empty: null
-  std::optional<ContextExcess> excess;
+  std::string param = {};  // empty: null
+  std::optional<ContextExcess> excess = {};
 };
 
 // A value or the error to answer with.

@@ -182,7 +182,7 @@ void ReadShared(JsonFields& fields, const ApiLimits& limits, GenerationFields& r
   if (const json::object* options = fields.Object("stream_options")) {
     JsonFields nested(*options);
     request.include_usage = nested.Bool("include_usage").value_or(false);
-    if (nested.error()) fields.Fail("stream_options", nested.error()->message);
+    if (nested.error()) fields.Fail("stream_options", "stream_options: " + nested.error()->message);
   }
   RefuseUnsupported(fields);
 }

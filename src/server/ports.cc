@@ -47,8 +47,7 @@ ModelPort PortOf(const Model& model, const ChatSupport& chat) {
   port.encode_pieces = [&tokenizer](std::span<const TextPiece> pieces, bool add_special) {
     return tokenizer.EncodePieces(pieces, add_special);
   };
-  port.decode = [&tokenizer](std::span<const std::int32_t> ids) { return tokenizer.Decode(ids); };
-  port.token_text = [&tokenizer](std::int32_t id) { return tokenizer.TokenBytes(id, true); };
+  port.token_bytes = [&tokenizer](std::int32_t id) { return tokenizer.TokenBytes(id, true); };
   port.open_stream = [&tokenizer]() -> TextStream {
     return [decoder = StreamDecoder(tokenizer)](std::optional<std::int32_t> id) mutable {
       return id ? decoder.Push(*id) : decoder.Finish();

@@ -33,8 +33,8 @@ struct EnginePort {
 // certain, nullopt (the output has ended) what was held.
 using TextStream = std::function<std::string(std::optional<std::int32_t>)>;
 
-// Immutable facts and pure functions; encode, decode and render run on the worker thread,
-// open_stream on the I/O thread.
+// Immutable facts and pure functions; encode and render run on the worker thread,
+// open_stream on both.
 struct ModelPort {
   std::string served_name;
   std::int64_t created_unix = 0;
@@ -51,8 +51,7 @@ struct ModelPort {
   std::function<std::vector<std::int32_t>(std::string_view, const EncodeOptions&)> encode;
   std::function<std::vector<std::int32_t>(std::span<const TextPiece>, bool add_special)>
       encode_pieces;
-  std::function<std::string(std::span<const std::int32_t>)> decode;
-  std::function<std::string(std::int32_t)> token_text;  // for display
+  std::function<std::string(std::int32_t)> token_bytes;
   std::function<TextStream()> open_stream;
   // The error says why the model cannot chat, when it cannot.
   std::function<Result<std::vector<RenderedPiece>>(const ChatInputs&)> render;
