@@ -10,12 +10,12 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
+#include <charconv>
 #include <chrono>
 #include <cstdint>
 #include <functional>
-#include <mutex>
-#include <set>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -63,8 +63,8 @@ class FakeEngine {
             .max_context = 1000};
   }
 
+  // Before the server starts.
   void SetReply(std::string text, FinishReason finish) {
-    const std::lock_guard lock(mutex_);
     reply_ = std::move(text);
     reply_finish_ = finish;
     has_reply_ = true;
@@ -80,49 +80,37 @@ class FakeEngine {
       Send(request, static_cast<unsigned char>(c), FinishReason::kNone);
   }
 
-  std::size_t num_submitted() const {
-    const std::lock_guard lock(mutex_);
-    return requests_.size();
-  }
-  Request request(std::size_t index) const {
-    const std::lock_guard lock(mutex_);
-    return requests_.at(index);
-  }
+  std::size_t num_submitted() const { return num_submitted_.load(std::memory_order_acquire); }
+  // Requires: index < num_submitted().
+  const Request& request(std::size_t index) const { return requests_.at(index); }
   static RequestId IdOf(std::size_t index) { return RequestId{index + 1}; }
-  bool cancelled(RequestId request) const {
-    const std::lock_guard lock(mutex_);
-    return cancelled_.contains(static_cast<std::uint64_t>(request));
-  }
+  bool cancelled(RequestId request) const { return cancelled_.at(IndexOf(request)); }
 
  private:
+  static constexpr std::size_t kMaxRequests = 1024;
+  static std::size_t IndexOf(RequestId request) { return static_cast<std::size_t>(request) - 1; }
+
+  // I/O thread only; the counter hands the request over to the test.
   Result<RequestId> Submit(Request request) {
     if (full_) return Error{ErrorCode::kOverloaded, "the queue holds 0 requests and is full"};
-    RequestId id{};
-    std::string reply;
-    FinishReason finish = FinishReason::kNone;
-    {
-      const std::lock_guard lock(mutex_);
-      requests_.push_back(std::move(request));
-      id = IdOf(requests_.size() - 1);
-      if (!has_reply_) return id;
-      reply = reply_;
-      finish = reply_finish_;
-    }
-    if (finish == FinishReason::kLength) {
-      SendText(id, std::string_view(reply).substr(0, reply.size() - 1));
-      Send(id, static_cast<unsigned char>(reply.back()), finish);
+    const std::size_t index = num_submitted_.load(std::memory_order_relaxed);
+    CHECK(index < kMaxRequests);
+    requests_[index] = std::move(request);
+    num_submitted_.store(index + 1, std::memory_order_release);
+    const RequestId id = IdOf(index);
+    if (!has_reply_) return id;
+    if (reply_finish_ == FinishReason::kLength) {
+      SendText(id, std::string_view(reply_).substr(0, reply_.size() - 1));
+      Send(id, static_cast<unsigned char>(reply_.back()), reply_finish_);
     } else {
-      SendText(id, reply);
-      Send(id, finish == FinishReason::kStop ? kFakeEos : -1, finish);
+      SendText(id, reply_);
+      Send(id, reply_finish_ == FinishReason::kStop ? kFakeEos : -1, reply_finish_);
     }
     return id;
   }
 
   void Cancel(RequestId request) {
-    {
-      const std::lock_guard lock(mutex_);
-      cancelled_.insert(static_cast<std::uint64_t>(request));
-    }
+    cancelled_.at(IndexOf(request)) = true;
     Send(request, -1, FinishReason::kAborted);
   }
 
@@ -136,9 +124,9 @@ class FakeEngine {
     return count;
   }
 
-  mutable std::mutex mutex_;
-  std::vector<Request> requests_;
-  std::set<std::uint64_t> cancelled_;
+  std::vector<Request> requests_ = std::vector<Request>(kMaxRequests);
+  std::atomic<std::size_t> num_submitted_{0};
+  std::array<std::atomic<bool>, kMaxRequests> cancelled_{};
   std::string reply_;
   FinishReason reply_finish_ = FinishReason::kStop;
   bool has_reply_ = false;
@@ -281,12 +269,12 @@ class TestClient {
     const std::size_t head_end = buffer_.find("\r\n\r\n") + 4;
     response.head = buffer_.substr(0, head_end);
     buffer_.erase(0, head_end);
-    response.status = std::stoi(response.head.substr(9, 3));
+    response.status = static_cast<int>(ReadNumber(std::string_view(response.head).substr(9)));
     const std::size_t length_at = response.head.find("Content-Length: ");
     if (head_only || response.status == 204) {
       response.whole = true;
     } else if (length_at != std::string::npos) {
-      const std::size_t length = std::stoul(response.head.substr(length_at + 16));
+      const std::size_t length = ReadNumber(std::string_view(response.head).substr(length_at + 16));
       while (buffer_.size() < length && ReadSome()) {
       }
       response.whole = buffer_.size() >= length;
@@ -302,10 +290,17 @@ class TestClient {
   }
 
  private:
+  // The digits the text begins with.
+  static std::size_t ReadNumber(std::string_view text, int base = 10) {
+    std::size_t number = 0;
+    std::from_chars(text.data(), text.data() + text.size(), number, base);
+    return number;
+  }
+
   void ReadChunks(ClientResponse& response) {
     for (;;) {
       if (!ReadUntil("\r\n")) return;
-      const std::size_t size = std::stoul(buffer_, nullptr, 16);
+      const std::size_t size = ReadNumber(buffer_, 16);
       const std::size_t data = buffer_.find("\r\n") + 2;
       while (buffer_.size() < data + size + 2) {
         if (!ReadSome()) return;
