@@ -57,6 +57,18 @@ __m512 LoadFloats(const uint8_t* p) {
   }
 }
 
+// The elements of `mask`; no others are touched.
+template <DType kType>
+__m512 LoadSome(__mmask16 mask, const uint8_t* p) {
+  if constexpr (kType == DType::kF32) {
+    return _mm512_maskz_loadu_ps(mask, p);
+  } else {
+    const __m256i bits = _mm256_maskz_loadu_epi16(mask, p);
+    if constexpr (kType == DType::kF16) return _mm512_cvtph_ps(bits);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
+}
+
 // Rounds to nearest even, as base/float16.h does; NaN stays NaN.
 template <DType kType>
 __m256i NarrowFloats(__m512 x) {
@@ -552,18 +564,19 @@ struct Heads {
   }
 
   // Folds the unit's values into dimensions [dim, dim + 16 kVectors) of the outputs, position by
-  // position.
+  // position; into those of `mask` of each vector, to be exact.
   template <uint32_t kVectors>
   static void Fold(const AttentionArgs& args, const Unit& unit, uint32_t head, uint32_t dim,
-                   const Scratch& scratch) {
+                   __mmask16 mask, const Scratch& scratch) {
     float* out = args.out + size_t{head} * args.head_dim + dim;
     __m512 sum[kHeads][kVectors];
     KVRM_UNROLL
     for (uint32_t h = 0; h < kHeads; ++h) {
       KVRM_UNROLL
       for (uint32_t c = 0; c < kVectors; ++c)
-        sum[h][c] = _mm512_mul_ps(_mm512_loadu_ps(out + h * size_t{args.head_dim} + c * kLanes),
-                                  _mm512_set1_ps(scratch.correction[head + h]));
+        sum[h][c] =
+            _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, out + h * size_t{args.head_dim} + c * kLanes),
+                          _mm512_set1_ps(scratch.correction[head + h]));
     }
     for (uint32_t i = 0; i < kTiles; ++i) {
       const float* weights = scratch.weights + size_t{head} * kAttentionUnit + i * kLanes;
@@ -572,7 +585,7 @@ struct Heads {
         __m512 values[kVectors];
         KVRM_UNROLL
         for (uint32_t c = 0; c < kVectors; ++c)
-          values[c] = LoadFloats<kType>(value + c * kLanes * kElementBytes<kType>);
+          values[c] = LoadSome<kType>(mask, value + c * kLanes * kElementBytes<kType>);
         KVRM_UNROLL
         for (uint32_t h = 0; h < kHeads; ++h) {
           const __m512 weight = _mm512_set1_ps(weights[h * kAttentionUnit + lane]);
@@ -586,7 +599,7 @@ struct Heads {
     for (uint32_t h = 0; h < kHeads; ++h) {
       KVRM_UNROLL
       for (uint32_t c = 0; c < kVectors; ++c)
-        _mm512_storeu_ps(out + h * size_t{args.head_dim} + c * kLanes, sum[h][c]);
+        _mm512_mask_storeu_ps(out + h * size_t{args.head_dim} + c * kLanes, mask, sum[h][c]);
     }
   }
 
@@ -595,9 +608,9 @@ struct Heads {
     Score(args, unit, head, scratch);
     uint32_t dim = 0;
     for (; args.head_dim - dim >= 4 * kLanes; dim += 4 * kLanes)
-      Fold<4>(args, unit, head, dim, scratch);
+      Fold<4>(args, unit, head, dim, TailMask(kLanes), scratch);
     for (; dim < args.head_dim; dim += kLanes)
-      Fold<1>(args, unit, head, dim, scratch);
+      Fold<1>(args, unit, head, dim, TailMask(args.head_dim - dim), scratch);
   }
 };
 
@@ -635,8 +648,11 @@ void AttendType(const AttentionArgs& args) {
   for (uint32_t g = 0; g < args.group; ++g) {
     float* out = args.out + size_t{g} * args.head_dim;
     const __m512 inverse = _mm512_set1_ps(1.0f / scratch.sum[g]);
-    for (uint32_t d = 0; d < args.head_dim; d += kLanes)
-      _mm512_storeu_ps(out + d, _mm512_mul_ps(_mm512_loadu_ps(out + d), inverse));
+    for (uint32_t d = 0; d < args.head_dim; d += kLanes) {
+      const __mmask16 mask = TailMask(args.head_dim - d);
+      _mm512_mask_storeu_ps(out + d, mask,
+                            _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, out + d), inverse));
+    }
   }
 }
 
@@ -661,17 +677,20 @@ void StoreKvType(const StoreKvArgs& args) {
     uint8_t* k_target = args.k_tile + h * args.head_bytes + args.lane * kBytes;
     uint8_t* v_target = args.v_tile + h * args.head_bytes + args.lane * args.head_dim * kBytes;
     for (size_t d = 0; d < args.head_dim; d += kLanes) {
+      const uint32_t left = args.head_dim - static_cast<uint32_t>(d);
+      const __mmask16 mask = TailMask(left);
+      const __m512 keys = _mm512_maskz_loadu_ps(mask, k + d);
+      const __m512 values = _mm512_maskz_loadu_ps(mask, v + d);
       alignas(64) uint8_t column[kLanes * 4];
       if constexpr (kType == DType::kF32) {
-        _mm512_store_ps(column, _mm512_loadu_ps(k + d));
-        _mm512_storeu_ps(v_target + d * kBytes, _mm512_loadu_ps(v + d));
+        _mm512_store_ps(column, keys);
+        _mm512_mask_storeu_ps(v_target + d * kBytes, mask, values);
       } else {
-        _mm256_store_si256(reinterpret_cast<__m256i*>(column),
-                           NarrowFloats<kType>(_mm512_loadu_ps(k + d)));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(v_target + d * kBytes),
-                            NarrowFloats<kType>(_mm512_loadu_ps(v + d)));
+        _mm256_store_si256(reinterpret_cast<__m256i*>(column), NarrowFloats<kType>(keys));
+        _mm256_mask_storeu_epi16(v_target + d * kBytes, mask, NarrowFloats<kType>(values));
       }
-      for (size_t i = 0; i < kLanes; ++i)
+      const uint32_t lanes = left < kLanes ? left : kLanes;
+      for (size_t i = 0; i < lanes; ++i)
         __builtin_memcpy(k_target + (d + i) * kLanes * kBytes, column + i * kBytes, kBytes);
     }
   }

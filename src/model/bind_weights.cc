@@ -138,9 +138,9 @@ Result<BoundWeights> Binder::Bind() {
   }
   // Before anything is sized by the number of layers.
   if (tensors_.size() / kMinTensorsPerLayer < config_.num_layers) {
-    return Error{ErrorCode::kInvalidArgument,
-                 name_ + ": " + std::to_string(tensors_.size()) + " tensors are too few for " +
-                     std::to_string(config_.num_layers) + " layers"};
+    return Error{ErrorCode::kInvalidArgument, name_ + ": " + std::to_string(tensors_.size()) +
+                                                  " tensors are too few for " +
+                                                  std::to_string(config_.num_layers) + " layers"};
   }
   BindOuter();
   bound_.weights.layers.reserve(config_.num_layers);
@@ -152,8 +152,7 @@ Result<BoundWeights> Binder::Bind() {
 }
 
 void Binder::BindOuter() {
-  const std::string first =
-      prefix_ + names_.layer_prefix + "0." + std::string(names_.q_bias);
+  const std::string first = prefix_ + names_.layer_prefix + "0." + std::string(names_.q_bias);
   // Qwen 2 always has these biases; elsewhere the first layer decides for all.
   config_.qkv_bias = config_.architecture == Architecture::kQwen2 || Find(first) != nullptr;
   BindEmbedding();
@@ -238,8 +237,7 @@ StoredTensor* Binder::Find(std::string_view tensor_name) {
   return found == tensors_.end() || found->name != tensor_name ? nullptr : &*found;
 }
 
-StoredTensor* Binder::Take(const std::string& tensor_name, std::uint64_t rows,
-                           std::uint64_t cols) {
+StoredTensor* Binder::Take(const std::string& tensor_name, std::uint64_t rows, std::uint64_t cols) {
   if (error_) return nullptr;
   StoredTensor* tensor = Find(tensor_name);
   if (tensor == nullptr) {

@@ -46,9 +46,9 @@ class GgufFields {
     const auto narrow = static_cast<float>(*value);
     if (!std::isfinite(*value) || *value > max || narrow <= 0.0f) {
       return static_cast<float>(
-          Keep({ErrorCode::kInvalidArgument, Where(full) + " is " + std::to_string(*value) +
+          Keep({ErrorCode::kInvalidArgument, Where(full) + " is " + NumberText(*value) +
                                                  "; it must be finite and above 0, at most " +
-                                                 std::to_string(max)}));
+                                                 NumberText(max)}));
     }
     return narrow;
   }

@@ -67,7 +67,7 @@ class JsonFields {
     const std::optional<double> number = Number(*value);
     if (!number || !std::isfinite(*number) || static_cast<float>(*number) <= 0.0f ||
         *number > max) {
-      Invalid(key, "is not a finite number above 0, at most " + std::to_string(max));
+      Invalid(key, "is not a finite number above 0, at most " + NumberText(max));
       return 0.0;
     }
     return *number;

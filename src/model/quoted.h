@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Quoted: a name from an untrusted file as it may stand in a one-line message.
-//
-// At most 64 bytes of it, between single quotes; what is not printable ASCII becomes \xNN.
+// Names and numbers from untrusted files as they may stand in a one-line message.
 #pragma once
 
+#include <charconv>
 #include <string>
 #include <string_view>
 
 namespace kvrm {
 
+// At most 64 bytes, between single quotes; what is not printable ASCII becomes \xNN.
 inline std::string Quoted(std::string_view text) {
   static constexpr std::size_t kMaxBytes = 64;
   static constexpr char kHex[] = "0123456789abcdef";
@@ -23,6 +23,13 @@ inline std::string Quoted(std::string_view text) {
   }
   if (text.size() > kMaxBytes) out += "...";
   return out + "'";
+}
+
+// The shortest text that reads back as the same number.
+inline std::string NumberText(double value) {
+  char text[32];
+  const auto [end, code] = std::to_chars(text, text + sizeof(text), value);
+  return std::string(text, end);
 }
 
 }  // namespace kvrm

@@ -87,9 +87,9 @@ struct DefaultLimits {
 
 Status CheckDefault(const std::string& where, double value, DefaultLimits limits) {
   if (value >= limits.min && value <= limits.max) return Done{};  // false for NaN
-  return Error{ErrorCode::kInvalidArgument, where + " is " + std::to_string(value) +
-                                                "; the limits are " + std::to_string(limits.min) +
-                                                " and " + std::to_string(limits.max)};
+  return Error{ErrorCode::kInvalidArgument, where + " is " + NumberText(value) +
+                                                "; the limits are " + NumberText(limits.min) +
+                                                " and " + NumberText(limits.max)};
 }
 
 constexpr DefaultLimits kTemperatureLimits = {0.0, 100.0};
@@ -161,7 +161,8 @@ Result<GenerationDefaults> DefaultsFromJson(std::string_view text, const std::st
   Result<std::optional<double>> top_k = JsonDefault(*object, where, "top_k", kTopKLimits);
   if (!top_k) return top_k.error();
   const json::value* sample = object->if_contains("do_sample");
-  if (sample != nullptr && sample->is_bool() && !sample->get_bool()) temperature = std::optional(0.0);
+  if (sample != nullptr && sample->is_bool() && !sample->get_bool())
+    temperature = std::optional(0.0);
   return MakeDefaults(*temperature, *top_p, *top_k);
 }
 
@@ -228,7 +229,7 @@ std::optional<std::string> OtherKind(std::span<const std::byte> bytes) {
   if (head.starts_with("{")) {
     return "this is a JSON file; name the model's folder instead";
   }
-  if (head.starts_with("version https://gi")) {
+  if (head.starts_with("version https://")) {
     return "this is a Git LFS pointer, not the file itself; fetch it with git lfs pull";
   }
   return std::nullopt;
@@ -316,8 +317,9 @@ Status Model::ReadTextParts(const std::string& folder, Parts* parts) {
   Result<std::string> tokenizer_text = ReadFile(tokenizer_path, kMaxTokenizerBytes);
   if (!tokenizer_text) {
     if (tokenizer_text.error().code != ErrorCode::kNotFound) return tokenizer_text.error();
-    return Error{ErrorCode::kNotFound, folder + ": this folder has no tokenizer.json (a "
-                                                "tokenizer.model alone is not supported)"};
+    return Error{ErrorCode::kNotFound, folder +
+                                           ": this folder has no tokenizer.json (a "
+                                           "tokenizer.model alone is not supported)"};
   }
   Result<std::string> tokenizer_config =
       ReadOptionalFile(folder + "/tokenizer_config.json", kMaxTokenizerBytes);
