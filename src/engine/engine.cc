@@ -222,8 +222,8 @@ struct Engine::State {
     sequence.tokens.push_back(sampled.token);
     ++counts[kOutputTokens];
     const std::vector<std::int32_t>& stops = sequence.stop_ids;
-    const bool stop = std::find(stops.begin(), stops.end(), sampled.token) != stops.end();
-    const FinishReason finish = stop                                       ? FinishReason::kStop
+    const bool stops_here = std::find(stops.begin(), stops.end(), sampled.token) != stops.end();
+    const FinishReason finish = stops_here                                 ? FinishReason::kStop
                                 : sequence.length() == sequence.max_length ? FinishReason::kLength
                                                                            : FinishReason::kNone;
     Emit({.request = sequence.id,
@@ -372,8 +372,9 @@ bool Engine::Step() noexcept {
   bool worked = false;
   if (s.scheduler.num_running() + s.scheduler.num_waiting() > 0) {
     const std::int64_t begin_ns = s.clock.NowNs();
+    const std::span<const PlannedRow> rows = s.scheduler.Pass();
     s.loop.Begin();
-    s.BuildRows(s.scheduler.Pass());
+    s.BuildRows(rows);
     worked = s.loop.Commit();
     if (worked) {
       ++s.counts[kSteps];

@@ -26,7 +26,7 @@ constexpr std::uint32_t kMaxContext = 256;
 
 enum class Pool { kAmple, kScattered, kTight };
 
-struct Run {
+struct Setting {
   std::uint32_t rows;
   std::uint32_t chunk;  // 0: whole prompts
   std::uint32_t threads;
@@ -34,8 +34,8 @@ struct Run {
   std::uint32_t block_tokens;
 };
 
-constexpr Run kAlone = {1, 0, 1, Pool::kAmple, 16};
-constexpr Run kRuns[] = {
+constexpr Setting kAlone = {1, 0, 1, Pool::kAmple, 16};
+constexpr Setting kSettings[] = {
     {1, 1, 2, Pool::kScattered, 16},  {1, 7, 1, Pool::kTight, 32},
     {1, 64, 2, Pool::kAmple, 32},     {2, 0, 2, Pool::kTight, 16},
     {2, 1, 1, Pool::kAmple, 32},      {2, 7, 2, Pool::kAmple, 16},
@@ -77,22 +77,22 @@ std::vector<Request> MakeRequests(const Model& model) {
   return requests;
 }
 
-EngineOptions OptionsOf(const Run& run) {
-  EngineOptions options = {.max_rows = run.rows,
+EngineOptions OptionsOf(const Setting& setting) {
+  EngineOptions options = {.max_rows = setting.rows,
                            .max_context = kMaxContext,
                            .max_step_tokens = 256,
-                           .block_tokens = run.block_tokens,
+                           .block_tokens = setting.block_tokens,
                            .max_queued = kNumRequests,
-                           .num_threads = run.threads,
-                           .prompt_chunk = run.chunk};
-  options.max_runs = kMaxContext / run.block_tokens;
-  switch (run.pool) {
+                           .num_threads = setting.threads,
+                           .prompt_chunk = setting.chunk};
+  options.max_runs = kMaxContext / setting.block_tokens;
+  switch (setting.pool) {
     case Pool::kAmple:
-      options.kv_tokens = std::uint64_t{run.rows} * kMaxContext;
+      options.kv_tokens = std::uint64_t{setting.rows} * kMaxContext;
       break;
     case Pool::kScattered:
-      options.kv_tokens = std::uint64_t{run.rows} * kMaxContext;
-      options.placement_seed = 77 + run.rows;
+      options.kv_tokens = std::uint64_t{setting.rows} * kMaxContext;
+      options.placement_seed = 77 + setting.rows;
       break;
     case Pool::kTight:
       // Room for about two typical sequences beyond the one that must always fit.
@@ -102,10 +102,10 @@ EngineOptions OptionsOf(const Run& run) {
   return options;
 }
 
-std::vector<Output> Serve(const Model& model, const std::vector<Request>& requests, const Run& run,
-                          EngineStats* stats) {
+std::vector<Output> Serve(const Model& model, const std::vector<Request>& requests,
+                          const Setting& setting, EngineStats* stats) {
   const SystemClock clock;
-  Engine engine(model, OptionsOf(run), clock);
+  Engine engine(model, OptionsOf(setting), clock);
   std::map<RequestId, std::size_t> index;
   for (std::size_t i = 0; i < requests.size(); ++i) {
     Result<RequestId> id = engine.Submit(requests[i]);
@@ -138,16 +138,17 @@ TEST(Invariance, TokensAndLogprobsAreThoseOfTheRunAlone) {
   std::uint64_t num_preemptions = 0;
   std::printf("%5s %6s %8s %10s %6s %6s %9s %9s\n", "rows", "chunk", "threads", "pool", "block",
               "steps", "preempted", "different");
-  for (const Run& run : kRuns) {
-    const std::vector<Output> outputs = Serve(*model, requests, run, &stats);
+  for (const Setting& setting : kSettings) {
+    const std::vector<Output> outputs = Serve(*model, requests, setting, &stats);
     std::size_t num_different = 0;
     for (std::size_t i = 0; i < requests.size(); ++i)
       num_different += outputs[i] != alone[i];
-    const char* const pool = run.pool == Pool::kAmple       ? "ample"
-                             : run.pool == Pool::kScattered ? "scattered"
-                                                            : "tight";
-    std::printf("%5u %6u %8u %10s %6u %6llu %9llu %9zu\n", run.rows, run.chunk, run.threads, pool,
-                run.block_tokens, static_cast<unsigned long long>(stats.num_steps),
+    const char* const pool = setting.pool == Pool::kAmple       ? "ample"
+                             : setting.pool == Pool::kScattered ? "scattered"
+                                                                : "tight";
+    std::printf("%5u %6u %8u %10s %6u %6llu %9llu %9zu\n", setting.rows, setting.chunk,
+                setting.threads, pool, setting.block_tokens,
+                static_cast<unsigned long long>(stats.num_steps),
                 static_cast<unsigned long long>(stats.num_preemptions), num_different);
     num_preemptions += stats.num_preemptions;
     EXPECT_EQ(num_different, 0u) << "output differs from the run alone";

@@ -36,8 +36,8 @@ void Scorer::Score(std::span<const std::int32_t> tokens, const Sink& sink) {
   CHECK(cache.Open(kSeq, num_tokens));
   for (std::uint32_t begin = 0; begin < num_tokens; begin += chunk_) {
     const std::uint32_t count = std::min(chunk_, num_tokens - begin);
-    loop_.Begin();
     CHECK(cache.Extend(kSeq, begin + count));
+    loop_.Begin();
     loop_.builder().AddRow({.seq = kSeq,
                             .first_position = begin,
                             .tokens = tokens.subspan(begin, count),

@@ -19,7 +19,7 @@ struct ScorerOptions {
   std::uint32_t max_context = 0;  // longest text
   std::uint32_t chunk = 64;       // tokens per step
   std::uint32_t num_threads = 0;  // 0: all cores
-  std::string kernels;            // as EngineOptions
+  std::string kernels = {};       // as EngineOptions
   DType kv_dtype = DType::kF16;
 };
 

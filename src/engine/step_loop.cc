@@ -39,7 +39,8 @@ void CheckOptions(const StepLoopOptions& options) {
 StepLimits Checked(const StepLoopOptions& options) {
   CheckOptions(options);
   StepLimits limits = options.limits;
-  limits.max_runs = std::min(limits.max_runs, BlocksOf(options.max_context, limits.block_tokens));
+  limits.max_runs =
+      std::max(2u, std::min(limits.max_runs, BlocksOf(options.max_context, limits.block_tokens)));
   return limits;
 }
 
@@ -92,6 +93,7 @@ void StepLoop::Begin() noexcept {
 bool StepLoop::Commit() noexcept {
   if (builder_.num_rows() == 0 && builder_.num_groups() == 0) {
     builder_.Abandon();
+    cache_->Abandon();
     return false;
   }
   const std::span<const Bucket> buckets = executor_->buckets();

@@ -28,7 +28,7 @@ struct StepLoopOptions {
   std::uint64_t max_move_bytes_per_step = 0;
   std::uint64_t placement_seed = 0;  // not 0: scatter blocks (tests)
   std::uint32_t num_threads = 0;     // 0: all cores
-  std::string kernels;               // "": the best; as KVRM_ISA
+  std::string kernels = {};          // "": the best; as KVRM_ISA
   DType kv_dtype = DType::kF16;
 };
 
@@ -50,7 +50,8 @@ class StepLoop {
   const char* kernels_name() const { return kernels_->name; }
   std::uint64_t descriptor_bytes() const { return builder_.reserved_bytes(); }
 
-  // Opens the next descriptor and plans the step's moves into it. Rows follow.
+  // Opens the next descriptor and plans the step's moves into it. The rows' slots have been made by
+  // now (KvCache::Extend); their runs and AddRow follow.
   void Begin() noexcept;
   // Commits what was built and runs it to the end; logits are in executor() until the next one.
   // Abandons it when it has neither rows nor moves. Returns whether it ran.

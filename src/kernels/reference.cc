@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "base/check.h"
 #include "kernels/cpu_kernels.h"
@@ -80,7 +81,7 @@ double Score(const AttentionArgs& args, const KvTiles& tiles, std::uint32_t g, s
 
 // Two passes, the textbook way: the maximum, then the weighted mean of the values.
 void AttendHead(const AttentionArgs& args, std::uint32_t g) {
-  double maximum = -INFINITY;
+  double maximum = -std::numeric_limits<double>::infinity();
   KvTiles keys(args);
   for (std::uint32_t p = args.begin; p < args.end; ++p) {
     if (p > args.begin && p % kTileTokens == 0) keys.Next();

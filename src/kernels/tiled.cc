@@ -12,7 +12,6 @@ namespace kvrm {
 namespace {
 
 constexpr std::uint32_t kVectorBytes = 64;
-constexpr std::uint32_t kVectorsPerBlock = 8;
 constexpr std::uint32_t kScaleBytes = 32;
 constexpr std::uint32_t kSuperElements = 256;
 
