@@ -114,10 +114,14 @@ Compactor::Action Compactor::BestStart(SeqId seq, const Pager& pager,
   for (std::size_t i = 0; i < runs.size(); first_block += runs[i].num_blocks, ++i) {
     const std::uint32_t length = runs[i].num_blocks;
     const std::uint32_t now = std::min(cap, length);
-    if (i > 0 && length < best_rest &&
-        pager.free_runs().LengthFrom(EndOf(runs[i - 1]), length) == length) {
-      best = {first_block, {BlockId{EndOf(runs[i - 1])}, now}, 0};
-      best_rest = length;
+    if (i > 0 && length < best_rest) {
+      const std::uint32_t behind = EndOf(runs[i - 1]);
+      const std::uint32_t room = pager.free_runs().LengthFrom(behind, length);
+      // Room for all of it, or a gap right before it that wanders through it as it moves.
+      if (room == length || (room > 0 && behind + room == Index(runs[i].start))) {
+        best = {first_block, {BlockId{behind}, std::min(now, room)}, 0};
+        best_rest = length;
+      }
     }
     if (i + 1 < runs.size() && (may_cut || now == length)) {
       const std::uint32_t both = length + runs[i + 1].num_blocks;
