@@ -85,7 +85,7 @@ struct Bench {
                       .first_position = first,
                       .tokens = tokens,
                       .runs = cache.Runs(seq),
-                      .sample = true});
+                      .num_samples = 1});
       lengths[Index(seq)] = num_tokens;
     }
     const StepView view = builder.Commit(0, 4);

@@ -47,7 +47,7 @@ struct EntryOffsets {
     row_seq = place(sizeof(SeqId) * limits.max_rows);
     num_runs = place(sizeof(std::uint32_t) * limits.max_rows);
     runs = place(sizeof(Extent) * limits.max_rows * limits.max_runs);
-    sample_token = place(sizeof(std::uint32_t) * limits.max_rows);
+    sample_token = place(sizeof(std::uint32_t) * limits.max_samples);
     groups = place(sizeof(TransferGroup) * limits.max_groups);
     entry_bytes = end;
   }
@@ -230,6 +230,8 @@ void StepBuilder::AddRow(const StepRow& row) noexcept {
   CHECK(header.num_rows < ring.limits.max_rows);
   CHECK(!row.tokens.empty() && row.tokens.size() <= ring.limits.max_tokens - header.num_tokens);
   CHECK(!row.runs.empty() && row.runs.size() <= ring.limits.max_runs);  // D5
+  CHECK(row.num_samples <= row.tokens.size());
+  CHECK(row.num_samples <= ring.limits.max_samples - header.num_samples);
 
   std::uint64_t num_blocks = 0;
   for (const Extent& run : row.runs) {
@@ -249,9 +251,8 @@ void StepBuilder::AddRow(const StepRow& row) noexcept {
   std::copy(row.runs.begin(), row.runs.end(),
             ring.Array<Extent>(step, ring.offsets.runs) + std::size_t{r} * ring.limits.max_runs);
   ring.Array<std::uint32_t>(step, ring.offsets.row_start)[r + 1] = header.num_tokens;
-  if (row.sample) {
-    ring.Array<std::uint32_t>(step, ring.offsets.sample_token)[header.num_samples++] =
-        header.num_tokens - 1;
+  for (std::uint32_t i = header.num_tokens - row.num_samples; i < header.num_tokens; ++i) {
+    ring.Array<std::uint32_t>(step, ring.offsets.sample_token)[header.num_samples++] = i;
   }
   ++header.num_rows;
 }

@@ -43,7 +43,7 @@ struct StepRow {
   std::uint32_t first_position = 0;      // position of tokens[0]
   std::span<const std::int32_t> tokens;  // 1 .. the rest of the step's token budget
   std::span<const Extent> runs;          // history and this step's slots, in token order
-  bool sample = false;                   // the last token's logits are wanted
+  std::uint32_t num_samples = 0;         // logits are wanted of this many tokens from the end
 };
 
 class StepBuilder {

@@ -14,8 +14,12 @@
 namespace kvrm {
 namespace {
 
-constexpr StepLimits kLimits = {
-    .max_rows = 4, .max_tokens = 40, .max_runs = 3, .max_groups = 4, .block_tokens = 16};
+constexpr StepLimits kLimits = {.max_rows = 4,
+                                .max_tokens = 40,
+                                .max_runs = 3,
+                                .max_groups = 4,
+                                .max_samples = 4,
+                                .block_tokens = 16};
 
 constexpr Extent Blocks(std::uint32_t start, std::uint32_t num_blocks) {
   return {BlockId{start}, num_blocks};
@@ -38,7 +42,7 @@ void AddDecodeRow(StepBuilder& builder, std::uint32_t seq, std::uint32_t positio
                   .first_position = position,
                   .tokens = tokens,
                   .runs = runs,
-                  .sample = true});
+                  .num_samples = 1});
 }
 
 TEST(StepBuilder, WritesSlotsAlongTheRuns) {
