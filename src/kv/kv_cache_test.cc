@@ -84,8 +84,7 @@ struct Bench {
       builder.AddRow({.seq = seq,
                       .first_position = first,
                       .tokens = tokens,
-                      .runs = cache.Runs(seq),
-                      .num_samples = 1});
+                      .runs = cache.Runs(seq)});
       lengths[Index(seq)] = num_tokens;
     }
     const StepView view = builder.Commit(0, 4);
