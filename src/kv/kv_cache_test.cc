@@ -81,10 +81,8 @@ struct Bench {
     for (const auto& [seq, num_tokens] : rows) {
       const std::uint32_t first = lengths[Index(seq)];
       const std::vector<std::int32_t> tokens(num_tokens - first, 1);
-      builder.AddRow({.seq = seq,
-                      .first_position = first,
-                      .tokens = tokens,
-                      .runs = cache.Runs(seq)});
+      builder.AddRow(
+          {.seq = seq, .first_position = first, .tokens = tokens, .runs = cache.Runs(seq)});
       lengths[Index(seq)] = num_tokens;
     }
     const StepView view = builder.Commit(0, 4);
