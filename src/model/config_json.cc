@@ -271,7 +271,7 @@ Status ReadRope(JsonFields& fields, ModelConfig* config) {
       rope.Invalid("high_freq_factor", "is not above low_freq_factor");
     }
     if (!rope.error()) {
-      factors = Llama3RopeFactors(llama3, config->rope_dim, double{config->rope_base});
+      factors = Llama3RopeFactors(llama3, config->rope_dim, static_cast<double>(config->rope_base));
     }
   } else if (type != "default") {
     rope.Refuse("rope_type", "rope scaling " + Quoted(type));

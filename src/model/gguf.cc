@@ -502,7 +502,8 @@ Result<std::uint64_t> GgufFile::GetUint(std::string_view key) const {
 Result<double> GgufFile::GetFloat(std::string_view key) const {
   const GgufValue* value = Find(key);
   if (value == nullptr) return Absent(name_, key);
-  if (value->type == GgufType::kFloat32) return double{Load<float>(value->bytes.data())};
+  if (value->type == GgufType::kFloat32)
+    return static_cast<double>(Load<float>(value->bytes.data()));
   if (value->type == GgufType::kFloat64) return Load<double>(value->bytes.data());
   return WrongType(key, *value, "a float");
 }

@@ -5,6 +5,7 @@
 #include <charconv>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 namespace kvrm {
 
@@ -26,7 +27,9 @@ inline std::string Quoted(std::string_view text) {
 }
 
 // The shortest text that reads back as the same number.
-inline std::string NumberText(double value) {
+template <typename T>
+std::string NumberText(T value) {
+  static_assert(std::is_floating_point_v<T>);
   char text[32];
   const auto [end, code] = std::to_chars(text, text + sizeof(text), value);
   return std::string(text, end);

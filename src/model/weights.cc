@@ -253,7 +253,11 @@ Result<Model> Model::Load(const std::string& path) {
 }
 
 Result<Model> Model::LoadDemo() {
-  return FromGgufBytes({kvrm_demo_model_begin, kvrm_demo_model_end}, "the demo model");
+  return FromGgufBytes(DemoModelBytes(), "the demo model");
+}
+
+std::span<const std::byte> DemoModelBytes() {
+  return {kvrm_demo_model_begin, kvrm_demo_model_end};
 }
 
 Result<Model> Model::FromGgufBytes(std::span<const std::byte> bytes, const std::string& name) {

@@ -92,4 +92,7 @@ class Model {
   std::unique_ptr<Parts> parts_;
 };
 
+// The GGUF image of the demo model, for those who look at files.
+std::span<const std::byte> DemoModelBytes();
+
 }  // namespace kvrm
