@@ -87,6 +87,11 @@ class TidyTest(unittest.TestCase):
         self.assert_finds(tidy.rule_every_source_is_built, "src/kv/deep/x.cc", SPDX, 1)
         self.assert_finds(tidy.rule_every_source_is_built, "src/kv/Pager.cc", SPDX, 1)
 
+    def test_data_must_be_included(self):
+        self.assert_finds(tidy.rule_every_source_is_built, "src/kv/table.inc", "1, 2\n", 1)
+        self.assertEqual(self.check(tidy.rule_every_source_is_built, {
+            "src/kv/table.inc": "1, 2\n", "src/kv/x.cc": '#include "kv/table.inc"\n'}), [])
+
     def test_own_header_first(self):
         self.assert_finds(tidy.rule_own_header_first, "src/step/ids.cc",
                           '#include "base/check.h"\n#include "step/ids.h"\n', 1)

@@ -22,7 +22,7 @@ namespace kvrm {
 namespace {
 
 constexpr std::size_t kNumRequests = 200;
-constexpr std::uint32_t kMaxContext = 256;
+constexpr std::uint32_t kMaxContext = 128;
 
 enum class Pool { kAmple, kScattered, kTight };
 
@@ -53,17 +53,17 @@ struct Output {
   friend bool operator==(const Output&, const Output&) = default;
 };
 
-// Prompts of 1 to 96 tokens and outputs of 1 to 24, short ones more often; a third greedy, the rest
+// Prompts of 1 to 80 tokens and outputs of 1 to 40, short ones more often; a third greedy, the rest
 // with random truncation. Words come from the vocabulary as they may; meaning is not the point.
 std::vector<Request> MakeRequests(const Model& model) {
   Rng rng(20260501, "invariance");
   std::vector<Request> requests(kNumRequests);
   for (Request& request : requests) {
-    const std::uint64_t length = 1 + rng.Below(1 + rng.Below(96));
+    const std::uint64_t length = 1 + rng.Below(1 + rng.Below(80));
     for (std::uint64_t i = 0; i < length; ++i) {
       request.prompt.push_back(static_cast<std::int32_t>(rng.Below(model.config().vocab_size)));
     }
-    request.max_tokens = static_cast<std::uint32_t>(rng.Between(1, 1 + rng.Below(24)));
+    request.max_tokens = static_cast<std::uint32_t>(rng.Between(1, 1 + rng.Below(40)));
     request.sampling.seed = rng.Next();
     if (rng.Below(3) == 0) {
       request.sampling.temperature = 0.0f;
@@ -95,8 +95,8 @@ EngineOptions OptionsOf(const Setting& setting) {
       options.placement_seed = 77 + setting.rows;
       break;
     case Pool::kTight:
-      // Room for about two typical sequences beyond the one that must always fit.
-      options.kv_tokens = kMaxContext + 64;
+      // Room for one typical sequence beside the one that must always fit.
+      options.kv_tokens = kMaxContext + 32;
       break;
   }
   return options;
@@ -154,7 +154,7 @@ TEST(Invariance, TokensAndLogprobsAreThoseOfTheRunAlone) {
     EXPECT_EQ(num_different, 0u) << "output differs from the run alone";
     EXPECT_EQ(stats.num_free_blocks, stats.num_blocks) << "blocks leaked";
   }
-  EXPECT_GT(num_preemptions, 100u) << "the tight pools were meant to preempt";
+  EXPECT_GT(num_preemptions, 50u) << "the tight pools were meant to preempt";
 }
 
 }  // namespace

@@ -66,76 +66,106 @@ BlockPlace Place(DType type, std::uint32_t cols, std::uint32_t block) {
   return place;
 }
 
-void Or(std::uint8_t* target, int bits) {
-  *target = static_cast<std::uint8_t>(*target | bits);
+// Four quants at a time, one per byte: the same shifts for each, none crossing into its neighbour.
+std::uint32_t LoadFour(const std::uint8_t* p) {
+  std::uint32_t four;
+  std::memcpy(&four, p, sizeof(four));
+  return four;
 }
 
-// Adds the bits of quant q of vector `v`, byte `position`, to zeroed memory.
-void PutQuant(DType type, std::uint8_t* quants, std::uint32_t v, std::uint32_t position, int q) {
-  if (type == DType::kQ8_0) {
-    quants[v * kVectorBytes + position] = static_cast<std::uint8_t>(q);
-    return;
+void StoreFour(std::uint8_t* p, std::uint32_t four) {
+  std::memcpy(p, &four, sizeof(four));
+}
+
+constexpr std::uint32_t kLow4 = 0x0f0f0f0fu;
+constexpr std::uint32_t kLow2 = 0x03030303u;
+constexpr std::uint32_t kLow1 = 0x01010101u;
+
+template <DType kType>
+constexpr bool kFiveBits = kType == DType::kQ5_0 || kType == DType::kQ5_K;
+
+// One row's bytes of the vectors of a block. `quants` points at the row's first.
+template <DType kType>
+void PutQuants(std::uint8_t* quants, const std::uint8_t* q) {
+  std::uint32_t high[2] = {};
+  for (std::uint32_t v = 0; v < 8; ++v) {
+    const std::uint32_t four = LoadFour(q + 4 * v);
+    if constexpr (kType == DType::kQ8_0) {
+      StoreFour(quants + v * kVectorBytes, four);
+      continue;
+    }
+    if (v < 4)
+      StoreFour(quants + v * kVectorBytes, (four & kLow4) | (LoadFour(q + 4 * (v + 4)) & kLow4)
+                                                                << 4);
+    if constexpr (kFiveBits<kType>) high[0] |= ((four >> 4) & kLow1) << v;
+    if constexpr (kType == DType::kQ6_K) high[v / 4] |= ((four >> 4) & kLow2) << (2 * (v % 4));
   }
-  Or(quants + (v % 4) * kVectorBytes + position, (q & 15) << (v < 4 ? 0 : 4));
-  std::uint8_t* high = quants + 4 * kVectorBytes + position;
-  if (type == DType::kQ5_0 || type == DType::kQ5_K) Or(high, (q >> 4) << v);
-  if (type == DType::kQ6_K) Or(high + (v / 4) * kVectorBytes, (q >> 4) << (2 * (v % 4)));
+  if constexpr (kFiveBits<kType> || kType == DType::kQ6_K)
+    StoreFour(quants + 4 * kVectorBytes, high[0]);
+  if constexpr (kType == DType::kQ6_K) StoreFour(quants + 5 * kVectorBytes, high[1]);
 }
 
-int GetQuant(DType type, const std::uint8_t* quants, std::uint32_t v, std::uint32_t position) {
-  if (type == DType::kQ8_0) return quants[v * kVectorBytes + position];
-  const int low = (quants[(v % 4) * kVectorBytes + position] >> (v < 4 ? 0 : 4)) & 15;
-  const std::uint8_t* high = quants + 4 * kVectorBytes + position;
-  if (type == DType::kQ5_0 || type == DType::kQ5_K) return low | ((*high >> v) & 1) << 4;
-  if (type == DType::kQ6_K) return low | ((high[(v / 4) * kVectorBytes] >> (2 * (v % 4))) & 3) << 4;
-  return low;
+template <DType kType>
+void GetQuants(const std::uint8_t* quants, std::uint8_t* q) {
+  for (std::uint32_t v = 0; v < 8; ++v) {
+    if constexpr (kType == DType::kQ8_0) {
+      StoreFour(q + 4 * v, LoadFour(quants + v * kVectorBytes));
+      continue;
+    }
+    std::uint32_t four = (LoadFour(quants + v % 4 * kVectorBytes) >> (v < 4 ? 0 : 4)) & kLow4;
+    const std::uint8_t* high = quants + 4 * kVectorBytes;
+    if constexpr (kFiveBits<kType>) four |= ((LoadFour(high) >> v) & kLow1) << 4;
+    if constexpr (kType == DType::kQ6_K)
+      four |= ((LoadFour(high + v / 4 * kVectorBytes) >> (2 * (v % 4))) & kLow2) << 4;
+    StoreFour(q + 4 * v, four);
+  }
 }
 
-void PutBlock(DType type, std::uint8_t* group, const BlockPlace& place, std::uint32_t lane,
+template <DType kType>
+void PutBlock(std::uint8_t* group, const BlockPlace& place, std::uint32_t lane,
               const QuantBlock& block) {
-  for (std::uint32_t i = 0; i < kQuantElements; ++i)
-    PutQuant(type, group + place.quants, i / 4, lane * 4 + i % 4, block.q[i]);
+  PutQuants<kType>(group + place.quants + 4 * lane, block.q);
   std::uint8_t* scales = group + place.scales;
   std::uint8_t* super = group + place.super;
-  if (HasSuper(type)) {
+  if (HasSuper(kType)) {
     scales[lane] = block.scale[0];
-    scales[kOutTile + lane] = HasMinimum(type) ? block.min : block.scale[1];
+    scales[kOutTile + lane] = HasMinimum(kType) ? block.min : block.scale[1];
     std::memcpy(super + lane * sizeof(block.d), &block.d, sizeof(block.d));
   } else {
     std::memcpy(scales + lane * sizeof(block.d), &block.d, sizeof(block.d));
   }
-  if (HasMinimum(type))
+  if (HasMinimum(kType))
     std::memcpy(super + (kOutTile + lane) * sizeof(block.dmin), &block.dmin, sizeof(block.dmin));
 }
 
-void GetBlock(DType type, const std::uint8_t* group, const BlockPlace& place, std::uint32_t lane,
+template <DType kType>
+void GetBlock(const std::uint8_t* group, const BlockPlace& place, std::uint32_t lane,
               QuantBlock* block) {
   const std::uint8_t* scales = group + place.scales;
   const std::uint8_t* super = group + place.super;
   *block = {.q = {}, .d = 0, .dmin = 0, .scale = {1, 1}, .min = 0};
-  for (std::uint32_t i = 0; i < kQuantElements; ++i)
-    block->q[i] =
-        static_cast<std::uint8_t>(GetQuant(type, group + place.quants, i / 4, lane * 4 + i % 4));
-  if (HasSuper(type)) {
+  GetQuants<kType>(group + place.quants + 4 * lane, block->q);
+  if (HasSuper(kType)) {
     block->scale[0] = scales[lane];
-    block->scale[1] = HasMinimum(type) ? scales[lane] : scales[kOutTile + lane];
-    block->min = HasMinimum(type) ? scales[kOutTile + lane] : std::uint8_t{0};
+    block->scale[1] = HasMinimum(kType) ? scales[lane] : scales[kOutTile + lane];
+    block->min = HasMinimum(kType) ? scales[kOutTile + lane] : std::uint8_t{0};
     std::memcpy(&block->d, super + lane * sizeof(block->d), sizeof(block->d));
   } else {
     std::memcpy(&block->d, scales + lane * sizeof(block->d), sizeof(block->d));
   }
-  if (HasMinimum(type))
+  if (HasMinimum(kType))
     std::memcpy(&block->dmin, super + (kOutTile + lane) * sizeof(block->dmin), sizeof(block->dmin));
 }
 
-void PackQuantGroup(DType type, std::uint8_t* group, const std::uint8_t* source, std::uint32_t cols,
+template <DType kType>
+void PackQuantGroup(std::uint8_t* group, const std::uint8_t* source, std::uint32_t cols,
                     std::uint32_t lanes) {
-  for (std::uint32_t lane = 0; lane < lanes; ++lane) {
-    const std::uint8_t* row = source + lane * FileRowBytes(type, cols);
-    for (std::uint32_t b = 0; b < cols / kQuantElements; ++b) {
+  for (std::uint32_t b = 0; b < cols / kQuantElements; ++b) {
+    const BlockPlace place = Place(kType, cols, b);
+    for (std::uint32_t lane = 0; lane < lanes; ++lane) {
       QuantBlock block;
-      DecodeQuantBlock(type, row, b, &block);
-      PutBlock(type, group, Place(type, cols, b), lane, block);
+      DecodeQuantBlock(kType, source + lane * FileRowBytes(kType, cols), b, &block);
+      PutBlock<kType>(group, place, lane, block);
     }
   }
 }
@@ -155,13 +185,13 @@ void PackFloatGroup(std::uint8_t* group, const std::uint8_t* source, std::uint32
   }
 }
 
-void QuantRow(DType type, const std::uint8_t* group, std::uint32_t cols, std::uint32_t lane,
-              float* target) {
-  const std::int32_t zero = QuantZero(type);
+template <DType kType>
+void QuantRow(const std::uint8_t* group, std::uint32_t cols, std::uint32_t lane, float* target) {
+  const std::int32_t zero = QuantZero(kType);
   for (std::uint32_t b = 0; b < cols / kQuantElements; ++b) {
     QuantBlock block;
-    GetBlock(type, group, Place(type, cols, b), lane, &block);
-    const QuantScales scales = DecodeScales(type, block);
+    GetBlock<kType>(group, Place(kType, cols, b), lane, &block);
+    const QuantScales scales = DecodeScales(kType, block);
     for (std::uint32_t i = 0; i < kQuantElements; ++i)
       target[b * kQuantElements + i] =
           scales.scale[i / 16] * static_cast<float>(block.q[i] - zero) - scales.min;
@@ -198,7 +228,7 @@ void TiledPack(void* target, const void* source, std::uint32_t rows, std::uint32
     } else if constexpr (kType == DType::kF16 || kType == DType::kBf16) {
       PackFloatGroup<2>(group, first, cols, lanes);
     } else {
-      PackQuantGroup(kType, group, first, cols, lanes);
+      PackQuantGroup<kType>(group, first, cols, lanes);
     }
   }
 }
@@ -218,7 +248,7 @@ void TiledRow(const PackedMatrix& w, std::uint32_t row, float* target) {
       target[k] = kType == DType::kF16 ? F16ToFloat(bits) : Bf16ToFloat(bits);
     }
   } else {
-    QuantRow(kType, group, w.cols, lane, target);
+    QuantRow<kType>(group, w.cols, lane, target);
   }
 }
 

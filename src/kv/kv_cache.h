@@ -43,7 +43,7 @@ namespace kvrm {
 // sets one.
 enum class KvFault : std::uint8_t {
   kNone,
-  kNoLimbo,        // freed and moved-away-from blocks are reused at once
+  kNoLimbo,        // blocks of an ended or shortened sequence are free at once
   kMoveUnsettled,  // moves blocks that a step in flight still writes
   kIgnoreCredit,   // Extend takes blocks that others were promised
   kLoseCopy,       // the last copy of a step is not made

@@ -260,7 +260,8 @@ void Pager::AppendRun(SeqId seq, const Extent& blocks) noexcept {
 void Pager::DropTail(SeqId seq, std::uint32_t keep_blocks) noexcept {
   Sequence& sequence = Of(seq);
   const std::span<Extent> all = AllRuns(seq);
-  const std::uint64_t epoch = is_named(seq) ? committed_ + 1 : committed_;
+  std::uint64_t epoch = is_named(seq) ? committed_ + 1 : committed_;
+  if (options_.planted_fault == KvFault::kNoLimbo) epoch = retired_;
   std::uint32_t count = num_runs(seq);
   while (sequence.num_blocks > keep_blocks) {
     Extent& last = all[count - 1];
@@ -294,7 +295,7 @@ void Pager::Drop(const Extent& blocks, std::uint64_t epoch) noexcept {
   }
   num_held_ -= blocks.num_blocks;
   if (AnyPlanned(blocks)) epoch = committed_ + 1;  // P9
-  if (epoch == retired_ || options_.planted_fault == KvFault::kNoLimbo) {
+  if (epoch == retired_) {
     FreeBlocks(blocks);
     return;
   }
@@ -308,8 +309,8 @@ void Pager::Drop(const Extent& blocks, std::uint64_t epoch) noexcept {
 
 void Pager::FreeBlocks(const Extent& blocks) noexcept {
   for (std::uint32_t b = Index(blocks.start); b < Index(blocks.start) + blocks.num_blocks; ++b) {
-    CHECK(blocks_[b].state == BlockState::kLimbo);                              // P1
-    CHECK(!blocks_[b].planned || options_.planted_fault == KvFault::kNoLimbo);  // P9
+    CHECK(blocks_[b].state == BlockState::kLimbo);  // P1
+    CHECK(!blocks_[b].planned);                     // P9
     blocks_[b].state = BlockState::kFree;
   }
   free_runs_.Free(blocks);  // P3

@@ -10,11 +10,13 @@
 // trusted and may name special tokens, text of the request never becomes one.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/json.h"
 #include "base/result.h"
 
@@ -47,6 +49,8 @@ class ChatTemplate {
   // Adjacent pieces of equal trust are merged. A template's raise_exception is an error with its
   // message. Safe to call from many threads.
   Result<std::vector<RenderedPiece>> Render(const ChatInputs& inputs) const;
+  // The same with the time limit measured on `clock`.
+  Result<std::vector<RenderedPiece>> Render(const ChatInputs& inputs, const Clock& clock) const;
 
  private:
   struct Program;

@@ -85,25 +85,15 @@ Status FinishConfig(const std::string& name, ModelConfig* config) {
     config->head_dim = config->hidden_dim / config->num_heads;
   }
   if (config->head_dim < kMinHeadDim || config->head_dim > kMaxHeadDim ||
-      config->head_dim % 16 != 0) {
+      config->head_dim % 2 != 0) {
     return refuse("the head dimension is " + std::to_string(config->head_dim) +
-                  "; it must be a multiple of 16 from 16 to 512");
+                  "; it must be even, from 2 to 512");
   }
   if (config->rope_dim == 0) config->rope_dim = config->head_dim;
   if (config->rope_dim % 2 != 0 || config->rope_dim > config->head_dim) {
     return refuse("the rope dimension is " + std::to_string(config->rope_dim) +
                   "; it must be even and at most the head dimension, " +
                   std::to_string(config->head_dim));
-  }
-  const std::pair<const char*, std::uint32_t> widths[] = {
-      {"the hidden size", config->hidden_dim},
-      {"the feed-forward size", config->ffn_dim},
-      {"the width of all heads together", config->num_heads * config->head_dim}};
-  for (const auto& [what, width] : widths) {
-    if (width % 32 != 0) {
-      return refuse(std::string(what) + ", " + std::to_string(width) +
-                    ", is no multiple of 32, which is not supported");
-    }
   }
   // All positions within the window are all positions.
   if (config->sliding_window >= config->max_context) config->sliding_window = 0;

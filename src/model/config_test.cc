@@ -126,13 +126,13 @@ TEST(Config, LimitsNameTheField) {
   w.FindPair("llama.attention.head_count_kv")->value = GgufWriter::Raw<std::uint32_t>(3);
   ExpectContains(GgufError(w), "no multiple of the number of key-value heads, 3");
   w = SmallLlama();
-  w.FindPair("llama.attention.head_count")->value = GgufWriter::Raw<std::uint32_t>(4);
-  ExpectContains(GgufError(w), "the head dimension is 8; it must be a multiple of 16");
+  w.FindPair("llama.attention.head_count")->value = GgufWriter::Raw<std::uint32_t>(32);
+  ExpectContains(GgufError(w), "the head dimension is 1; it must be even");
   EXPECT_EQ(JsonError("num_hidden_layers", "0"),
             "config.json: num_hidden_layers is 0; the limits are 1 and 1024");
   EXPECT_EQ(JsonError("num_hidden_layers", "1.5"),
             "config.json: num_hidden_layers is not a whole number from 1 to 1024");
-  ExpectContains(JsonError("intermediate_size", "48"), "no multiple of 32");
+  ExpectContains(JsonError("intermediate_size", "0"), "intermediate_size is 0");
 }
 
 TEST(Config, ValuesPerLayerMustBeEqual) {

@@ -90,6 +90,18 @@ std::string WithPlainSpaces(std::string_view piece) {
   return text;
 }
 
+// Whether a visible space follows another character in `piece`.
+bool HasInnerSpace(std::string_view piece) {
+  bool in_word = false;
+  for (std::size_t pos = 0; pos < piece.size();) {
+    const bool space = piece.substr(pos, kVisibleSpace.size()) == kVisibleSpace;
+    if (space && in_word) return true;
+    in_word = in_word || !space;
+    pos += space ? kVisibleSpace.size() : 1;
+  }
+  return false;
+}
+
 std::string TextOf(const Vocabulary& vocabulary, std::int32_t id) {
   const std::string_view name = vocabulary.names[id];
   switch (vocabulary.types[static_cast<std::size_t>(id)]) {
@@ -169,8 +181,15 @@ Status AddMerge(Vocabulary& vocabulary, std::string_view left, std::string_view 
 
 Status FinishVocabulary(Vocabulary& vocabulary, bool untyped, const std::string& field) {
   FindStopIds(vocabulary, untyped);
+  // MPT and StarCoder name their end token as the unknown one: text that cannot be encoded must
+  // not end a sequence.
+  if (vocabulary.unknown == vocabulary.bos ||
+      std::count(vocabulary.stop_ids.begin(), vocabulary.stop_ids.end(), vocabulary.unknown) > 0) {
+    vocabulary.unknown = -1;
+  }
   const bool sentence_piece = vocabulary.kind == Vocabulary::Kind::kSentencePiece;
   vocabulary.byte_ids.fill(-1);
+  vocabulary.spaces_begin_words = sentence_piece;
   vocabulary.bytes.Reserve(vocabulary.types.size(), vocabulary.types.size() * 8);
   for (std::int32_t id = 0; id < vocabulary.num_tokens(); ++id) {
     const std::string_view name = vocabulary.names[id];
@@ -192,6 +211,9 @@ Status FinishVocabulary(Vocabulary& vocabulary, bool untyped, const std::string&
     if (byte >= 0 && type == TokenType::kByte) {
       std::int32_t& byte_id = vocabulary.byte_ids[static_cast<std::size_t>(byte)];
       if (byte_id < 0) byte_id = id;
+    }
+    if (type == TokenType::kNormal && sentence_piece && HasInnerSpace(name)) {
+      vocabulary.spaces_begin_words = false;
     }
     vocabulary.bytes.Append(TextOf(vocabulary, id));
   }

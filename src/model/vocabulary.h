@@ -65,6 +65,9 @@ struct Vocabulary {
   bool ignore_merges = false;  // A pre-token that is a token as a whole is taken so.
 
   PreTokenizer pre_tokenizer;
+  // SentencePiece: in no token does a visible space follow another character, so no merge crosses
+  // the beginning of a word and words can be encoded one by one, in cache.
+  bool spaces_begin_words = false;
   // Normalisation, in this order: NFC, replacements, surplus spaces, space prefix.
   bool composes_nfc = false;
   std::vector<std::pair<std::string, std::string>> replacements;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/word_encoder.h"
 
+#include <algorithm>
+
 #include "base/utf8.h"
 
 namespace kvrm {
@@ -69,8 +71,18 @@ void EncodeBytePiece(const Vocabulary& vocabulary, std::string_view piece, WordS
   }
 }
 
-void EncodeCharacterPiece(const Vocabulary& vocabulary, std::string_view text, WordScratch& scratch,
-                          std::vector<std::int32_t>& ids) {
+// The end of the word that begins at `begin`: before the next visible space that follows another
+// character.
+std::size_t WordEnd(std::string_view text, std::size_t begin) {
+  std::size_t pos = begin;
+  while (text.substr(pos, kVisibleSpace.size()) == kVisibleSpace) {
+    pos += kVisibleSpace.size();
+  }
+  return std::min(text.find(kVisibleSpace, pos), text.size());
+}
+
+void EncodeCharacters(const Vocabulary& vocabulary, std::string_view text, bool& in_unknown_run,
+                      WordScratch& scratch, std::vector<std::int32_t>& ids) {
   MergeScratch& merge = scratch.merge;
   merge.Clear();
   for (std::uint32_t pos = 0; pos < text.size();) {
@@ -90,7 +102,6 @@ void EncodeCharacterPiece(const Vocabulary& vocabulary, std::string_view text, W
       return {vocabulary.ranks[static_cast<std::size_t>(id)], id};
     });
   }
-  bool in_unknown_run = false;
   for (std::uint32_t idx = 0; idx != kNoSymbol; idx = merge.symbols[idx].next) {
     const MergeSymbol& symbol = merge.symbols[idx];
     if (symbol.id >= 0) {
@@ -109,8 +120,13 @@ void EncodeSentencePiece(const Vocabulary& vocabulary, std::string_view text, Wo
                          std::vector<std::int32_t>& ids) {
   vocabulary.pre_tokenizer.Split(text, scratch.pieces);
   for (const TextSpan piece : scratch.pieces) {
-    EncodeCharacterPiece(vocabulary, text.substr(piece.begin, piece.end - piece.begin), scratch,
-                         ids);
+    bool in_unknown_run = false;
+    for (std::size_t begin = piece.begin; begin < piece.end;) {
+      const std::size_t end =
+          vocabulary.spaces_begin_words ? WordEnd(text.substr(0, piece.end), begin) : piece.end;
+      EncodeCharacters(vocabulary, text.substr(begin, end - begin), in_unknown_run, scratch, ids);
+      begin = end;
+    }
   }
 }
 
