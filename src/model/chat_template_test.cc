@@ -21,7 +21,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-fs::path Folder() { return fs::path(KVRM_SOURCE_DIR) / "testdata" / "templates"; }
+fs::path Folder() {
+  return fs::path(KVRM_SOURCE_DIR) / "testdata" / "templates";
+}
 
 std::string ReadAll(const fs::path& path) {
   std::ifstream stream(path, std::ios::binary);
@@ -39,7 +41,9 @@ struct Case {
   ChatInputs inputs;
 };
 
-std::string Str(const json::value& value) { return std::string(value.as_string()); }
+std::string Str(const json::value& value) {
+  return std::string(value.as_string());
+}
 
 std::vector<Case> Cases() {
   const json::value file = ReadJson(Folder() / "cases.json");
@@ -63,7 +67,8 @@ std::vector<Case> Cases() {
 
 std::string Flat(const std::vector<RenderedPiece>& pieces) {
   std::string text;
-  for (const RenderedPiece& piece : pieces) text += piece.text;
+  for (const RenderedPiece& piece : pieces)
+    text += piece.text;
   return text;
 }
 
@@ -86,7 +91,8 @@ ChatInputs OneMessage(std::string_view role, std::string_view content) {
 
 std::uint64_t Fnv1a(std::string_view text) {
   std::uint64_t value = 0xCBF29CE484222325u;
-  for (const char c : text) value = (value ^ static_cast<unsigned char>(c)) * 0x100000001B3u;
+  for (const char c : text)
+    value = (value ^ static_cast<unsigned char>(c)) * 0x100000001B3u;
   return value;
 }
 
@@ -99,8 +105,8 @@ TEST(ChatTemplate, EveryConstructRendersAsJinja2DoesIt) {
     const std::string source = ReadAll(entry.path());
     fs::path expected_path = entry.path();
     const json::value expected = ReadJson(expected_path.replace_extension(".expected.json"));
+    const json::object& table = expected.as_object();
     for (const Case& c : cases) {
-      const json::object& table = expected.as_object();
       const json::value& wanted = table.contains("*") ? table.at("*") : table.at(c.name);
       const std::string got = RenderSource(source, c.inputs);
       SCOPED_TRACE(entry.path().filename().string() + " with " + c.name);
@@ -122,7 +128,8 @@ TEST(ChatTemplate, TheCorpusRendersAsJinja2DoesIt) {
       "data" / "templates";
   if (!fs::exists(corpus)) GTEST_SKIP() << "no template corpus at " << corpus;
   std::map<std::string, ChatInputs> cases;
-  for (Case& c : Cases()) cases[c.name] = std::move(c.inputs);
+  for (Case& c : Cases())
+    cases[c.name] = std::move(c.inputs);
   std::map<std::string, std::pair<int, int>> table;
   const json::value rows = ReadJson(Folder() / "corpus_hashes.json");
   for (const json::value& row : rows.as_array()) {
@@ -137,7 +144,8 @@ TEST(ChatTemplate, TheCorpusRendersAsJinja2DoesIt) {
     } else {
       char hash[17];
       std::snprintf(hash, sizeof hash, "%016llx", static_cast<unsigned long long>(Fnv1a(got)));
-      same = Str(row.at(2)) == hash && static_cast<std::int64_t>(got.size()) == row.at(3).as_int64();
+      same =
+          Str(row.at(2)) == hash && static_cast<std::int64_t>(got.size()) == row.at(3).as_int64();
     }
     EXPECT_TRUE(same) << file << " with " << name << "\n" << got.substr(0, 200);
     auto& [passed, all] = table[file];

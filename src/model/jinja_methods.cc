@@ -134,7 +134,7 @@ Ranges SplitSpaces(std::string_view view, std::int64_t max_splits) {
   for (skip(true); pos < view.size(); skip(true)) {
     const std::size_t begin = pos;
     if (max_splits >= 0 && static_cast<std::int64_t>(parts.size()) >= max_splits) {
-      parts.emplace_back(begin, StripRight(view).size());
+      parts.emplace_back(begin, view.size());
       break;
     }
     skip(false);
