@@ -25,6 +25,7 @@ TEST(Float16, EveryHalfSurvivesTheRoundTrip) {
   }
 }
 
+#ifndef __clang__  // clang 14 has no _Float16 on this processor.
 TEST(Float16, RoundingAgreesWithTheCompilersConversion) {
   Rng rng(1);
   for (int i = 0; i < 200000; ++i) {
@@ -34,6 +35,7 @@ TEST(Float16, RoundingAgreesWithTheCompilersConversion) {
         << value;
   }
 }
+#endif
 
 TEST(Float16, Bf16RoundsToNearestEven) {
   EXPECT_EQ(FloatToBf16(1.0f), 0x3f80);

@@ -26,13 +26,14 @@ struct EngineOptions {
   std::uint32_t max_context = 0;        // tokens per sequence; 0: the model's own, at most 32,768
   std::uint32_t max_step_tokens = 256;  // prompt chunk budget of one step, over all rows
   std::uint32_t block_tokens = 16;
-  std::uint64_t kv_tokens = 0;     // pool size in tokens; 0: fits max_rows x max_context or
-                                   // a quarter of memory, whichever is less
-  std::uint32_t max_runs = 32;     // R
-  std::uint32_t max_queued = 256;  // requests waiting
-  std::uint32_t num_threads = 0;   // workers; 0: all cores
-  std::uint32_t prompt_chunk = 0;  // tokens per row and step; 0: max_step_tokens
-  std::string kernels;             // "", "scalar", "avx2", "avx512", "reference"
+  // Pool size in tokens; 0: max_rows x max_context or a quarter of memory, whichever is less.
+  std::uint64_t kv_tokens = 0;
+  std::uint32_t max_runs = 32;       // R
+  std::uint32_t max_queued = 256;    // requests waiting
+  std::uint32_t num_threads = 0;     // workers; 0: all cores
+  std::uint32_t prompt_chunk = 0;    // tokens per row and step; 0: max_step_tokens
+  std::string kernels = {};          // "": as KVRM_ISA or the best; else a table's name
+  std::uint64_t placement_seed = 0;  // not 0: scatter blocks over the pool (tests)
   DType kv_dtype = DType::kF16;
 };
 
@@ -54,6 +55,7 @@ struct EngineStats {
   std::uint64_t num_run_overflows = 0;
   std::uint32_t num_blocks = 0;  // of the pool, sentinel excluded
   std::uint32_t num_free_blocks = 0;
+  std::uint64_t step_ns = 0;  // time spent in steps
 };
 
 class Engine {
@@ -71,7 +73,8 @@ class Engine {
   // Any thread. The request ends with kAborted within one step; unknown or finished: no effect.
   void Cancel(RequestId request);
 
-  // Consumer thread. Moves waiting events into `events`, returns how many.
+  // Consumer thread. Moves waiting events into `events`, returns how many. A consumer that does not
+  // poll stops the engine: a step runs only when there is room for all its events.
   std::size_t Poll(std::span<TokenEvent> events);
 
   // Called on the engine thread whenever new events wait. Set before Run; must not block.

@@ -18,10 +18,10 @@ struct SamplingParams {
 };
 
 struct Request {
-  std::vector<std::int32_t> prompt;  // 1 .. max_context - 1 tokens, ids < vocab
-  std::uint32_t max_tokens = 16;     // at least 1; cut to the rest of the context
-  SamplingParams sampling;
-  std::vector<std::int32_t> stop_ids;  // These end the output and are not part of its text.
+  std::vector<std::int32_t> prompt = {};  // 1 .. max_context - 1 tokens, ids < vocab
+  std::uint32_t max_tokens = 16;          // at least 1; cut to the rest of the context
+  SamplingParams sampling = {};
+  std::vector<std::int32_t> stop_ids = {};  // These end the output and are not part of its text.
 };
 
 enum class FinishReason : std::uint8_t {

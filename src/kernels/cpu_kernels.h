@@ -5,6 +5,9 @@
 // avx512.cc fill what they improve; what they leave empty comes from the next lesser table
 // (select.cc). reference.cc is the float32 model: dequantised weights, float32 activations.
 //
+// A table's act entries all write the one layout described at ActFormat, bit for bit alike, so that
+// a MatKernel may be inherited without its ActKernel.
+//
 // Batch invariance: the value of one output element depends on that element's own row of
 // activations and its own weights only, never on num_tokens, on the partition of outputs or on the
 // number of workers. Every sum over `cols` has one fixed order per table.
@@ -24,11 +27,19 @@ namespace kvrm {
 
 // Formats a row of activations can be prepared in, once per operand, before a matrix product.
 enum class ActFormat : uint8_t {
-  kF32,   // as it is
-  kBf16,  // rounded to bfloat16
-  kQ8,    // blocks of 32: int8 values with a float scale and their sum (for mins)
+  kF32,   // float[cols], as it is
+  kBf16,  // uint16_t[cols], rounded to bfloat16
+  kQ8,    // int8_t[cols] padded to a multiple of 64, then Q8Scale[cols / 32]
 };
 inline constexpr int kNumActFormats = 3;
+
+// x[i] ~ scale * q[i], |q[i]| <= 127, for a block of 32. A block with an Inf or NaN has q = 0 and a
+// NaN scale, so that it shows in every output.
+struct Q8Scale {
+  float scale;      // max |x| / 127
+  float sum_scale;  // scale * (sum[0] + sum[1]), for weights with a minimum
+  int32_t sum[2];   // of q[0, 16) and q[16, 32), for weights with a zero point
+};
 
 // A weight matrix in the layout its kernel wants. y = x W^T + b.
 struct PackedMatrix {
@@ -58,9 +69,11 @@ inline constexpr uint32_t kOutTile = 16;
 // Everything about one weight type, taken as a whole from one table: layouts differ between tables.
 struct MatKernel {
   ActFormat act;
-  // Bytes of the packed form. Null: the file's layout is used in place and nothing is copied.
+  // Bytes of the packed form. Null (with pack): the file's layout is used in place and nothing is
+  // copied.
   uint64_t (*packed_bytes)(uint32_t rows, uint32_t cols);
   // Packs rows [row_begin, row_end) (multiples of kOutTile, or the end) from the file's layout.
+  // `source` is row 0 of the file's tensor and needs no alignment; `target` is 64-byte aligned.
   void (*pack)(void* target, const void* source, uint32_t rows, uint32_t cols, uint32_t row_begin,
                uint32_t row_end);
   void (*matmul)(const MatMulArgs& args);
@@ -111,6 +124,7 @@ struct AttentionRun {
 // All query heads of one kv head, for one token. Positions [begin, end) are attended, over the runs
 // in token order (run 0 starts at position 0). Online softmax in units of kAttentionUnit absolute
 // positions, so the result does not depend on how the history is cut into runs or chunks.
+// head_dim is any even number up to 512: there are models with 8, so tails are real.
 struct AttentionArgs {
   const float* q;  // [group][head_dim], not yet scaled
   float* out;      // [group][head_dim]
@@ -141,9 +155,40 @@ struct CpuKernels {
   void (*attention)(const AttentionArgs& args);
   // y[i] = silu(gate[i]) * up[i]
   void (*swiglu)(const float* gate, const float* up, float* y, uint32_t n);
+  // y[i] = e^x[i], relative error below 2e-7 where the result is a normal number
+  void (*exp)(const float* x, float* y, uint32_t n);
 };
 
-// The tables as compiled; entries may be null (inherit) except in scalar and reference.
+// The layout the vector tables share: rows in groups of 16, interleaved so that one load meets 16
+// or 8 output elements and no sum is ever taken across lanes. The last group is padded with zeros.
+//
+//   F32, F16, BF16   group -> column -> row: [rows / 16][cols][16]
+//   quantised        group -> [cols / 32] quants -> [cols / 32] scales -> [cols / 256] supers
+//     a vector of quants is 64 bytes: 4 consecutive columns of each of the 16 rows, unsigned; the
+//     32 columns of a block are 8 such vectors, v0 .. v7
+//       8 bits   v0 .. v7                                                        512 bytes
+//       4 bits   byte-wise v0 | v4 << 4, v1 | v5 << 4, v2 | v6 << 4, v3 | v7 << 4   256
+//       5 bits   the low nibbles as above, then one vector with bit 4 of v[i] in bit i   320
+//       6 bits   the low nibbles, then two vectors with bits 4-5 of v[i] in bits 2 (i % 4), the
+//                first for v0 .. v3, the second for v4 .. v7                        384
+//     scales of a block, 32 bytes: f16[16] d; for Q4_K and Q5_K uint8[16] scale, uint8[16] min; for
+//     Q6_K int8[16] of the first 16 columns, int8[16] of the others
+//     super: f16[16] d, and for Q4_K and Q5_K f16[16] dmin; none for the types with blocks of 32
+//
+// Every number of the file is kept exactly; the size is the file's, plus 2.8 % for Q4_K and 2.3 %
+// for Q5_K, whose scales take a byte here. A group starts at a multiple of 64 bytes.
+//
+// The templates are only declared here and instantiated in tiled.cc, for all types.
+uint64_t TiledGroupBytes(DType type, uint32_t cols);
+template <DType kType>
+uint64_t TiledBytes(uint32_t rows, uint32_t cols);
+template <DType kType>
+void TiledPack(void* target, const void* source, uint32_t rows, uint32_t cols, uint32_t row_begin,
+               uint32_t row_end);
+template <DType kType>
+void TiledRow(const PackedMatrix& w, uint32_t row, float* target);
+
+// The tables as compiled; entries may be null (inherit) except in scalar. Reference inherits too.
 extern const CpuKernels kScalarKernels;
 extern const CpuKernels kReferenceKernels;
 extern const CpuKernels kAvx2Kernels;

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // GgufFile: a read-only, fully validated view of a GGUF v2 or v3 file (little-endian).
 //
-// Open maps the file, validates everything (F1-F3, F5, F9: every length and offset checked against
-// the bytes present before anything is allocated, limits below) and only then builds the tables.
-// Strings and arrays are views into the map. What is unknown is refused by name.
+// Open maps the file and validates everything (F1-F3, F5, F9: every length, count and offset is
+// checked against the bytes present before anything is sized by it, limits below). Keys, names,
+// strings and arrays are views into the map. What is unknown is refused by name.
+//
+// Threading: immutable, safe to read from many threads. Memory: the tables take at most four times
+// the bytes of the header they describe; nothing grows with the weights.
 //
 // Limits: strings 16 MiB, keys 65,535 bytes, 65,536 key-value pairs, 65,536 tensors, 4 dimensions,
 // array elements 4 Mi, alignment a power of two in [8, 65536].
@@ -12,11 +15,11 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <map>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/file.h"
@@ -50,13 +53,15 @@ struct GgufValue {
 };
 
 struct GgufTensor {
-  std::string name;
+  std::string_view name;
   DType type = DType::kF32;
   // Sizes as stored: dims[0] is the innermost (columns); absent dimensions are 1.
   std::array<std::uint64_t, 4> dims = {1, 1, 1, 1};
   std::uint32_t num_dims = 0;
   std::span<const std::byte> data;
 };
+
+class GgufReader;
 
 class GgufFile {
  public:
@@ -70,7 +75,7 @@ class GgufFile {
   std::uint64_t file_bytes() const { return bytes_.size(); }
 
   // Metadata in file order, for inspection.
-  const std::vector<std::pair<std::string, GgufValue>>& metadata() const { return metadata_; }
+  const std::vector<std::pair<std::string_view, GgufValue>>& metadata() const { return metadata_; }
   const std::vector<GgufTensor>& tensors() const { return tensors_; }
 
   bool Has(std::string_view key) const;
@@ -89,14 +94,28 @@ class GgufFile {
  private:
   GgufFile() = default;
 
+  Status ReadMetadata(GgufReader& reader, std::uint64_t count);
+  Status ReadTensors(GgufReader& reader, std::uint64_t count);
+  Status PlaceTensors(std::uint64_t header_end, std::span<const std::uint64_t> offsets);
+  Result<std::uint64_t> Alignment() const;
+  const GgufValue* Find(std::string_view key) const;
+  Result<const GgufValue*> FindArray(std::string_view key) const;
+  Error WrongType(std::string_view key, const GgufValue& value, const char* expected) const;
+
   std::optional<MappedFile> file_;
   std::span<const std::byte> bytes_;
   std::string name_;
   std::uint32_t version_ = 0;
-  std::vector<std::pair<std::string, GgufValue>> metadata_;
+  std::vector<std::pair<std::string_view, GgufValue>> metadata_;
   std::vector<GgufTensor> tensors_;
-  std::map<std::string, std::size_t, std::less<>> metadata_idx_;
-  std::map<std::string, std::size_t, std::less<>> tensor_idx_;
+  // Indices into the tables above, sorted by key and by name.
+  std::vector<std::uint32_t> metadata_by_key_;
+  std::vector<std::uint32_t> tensors_by_name_;
 };
+
+// "uint32", "string", "array", ...; "unknown" for a number that is no type.
+const char* GgufTypeName(GgufType type);
+// The name of any tensor type number ever used by GGUF files, supported here or not; null: none.
+const char* GgufTensorTypeName(std::uint32_t type);
 
 }  // namespace kvrm

@@ -7,7 +7,8 @@
 //
 // Encode is O(n log n) in bytes, whatever the text (F6). Immutable after construction and safe to
 // use from many threads. Invalid UTF-8 never fails: it is encoded byte by byte where the vocabulary
-// can, else as the replacement character.
+// can, else as the unknown token, else left out. Byte-level vocabularies that have all 256 bytes
+// give Decode(Encode(x)) == x for any bytes, unless their tokenizer.json normalises.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +22,9 @@
 #include "model/gguf.h"
 
 namespace kvrm {
+
+// A 128,000-token tokenizer.json has 17 MiB.
+constexpr std::uint64_t kMaxTokenizerJsonBytes = std::uint64_t{64} << 20;
 
 struct EncodeOptions {
   bool add_special = true;     // Beginning-of-sequence (and end) tokens as the model wants them.
@@ -45,24 +49,30 @@ class Tokenizer {
   Tokenizer& operator=(Tokenizer&&) noexcept;
   ~Tokenizer();
 
+  // Requires: fewer than 2 GiB of text (also in EncodePieces).
   std::vector<std::int32_t> Encode(std::string_view text, const EncodeOptions& options) const;
-  // As one text, except that special tokens are recognised in trusted pieces only.
+  // As one text, except that special tokens are recognised in trusted pieces only: a control token
+  // lies whole within trusted text. Tokens the vocabulary calls user-defined (words that are always
+  // one token) are no structure and are recognised everywhere.
   std::vector<std::int32_t> EncodePieces(std::span<const TextPiece> pieces, bool add_special) const;
 
   // The bytes of one token as they appear in running text (a leading space is kept). Control tokens
   // give "" unless `special`. Ids outside the vocabulary give "".
   std::string TokenBytes(std::int32_t id, bool special = false) const;
-  // The text of a sequence: TokenBytes joined, without the space that encoding put in front.
+  // The text of a sequence: TokenBytes joined, without the one space that encoding put at the very
+  // start. May be invalid UTF-8 where the ids are.
   std::string Decode(std::span<const std::int32_t> ids, bool special = false) const;
 
   std::uint32_t num_tokens() const;
-  // The token as the vocabulary spells it, for display.
+  // The token as the vocabulary spells it, for display. "" outside the vocabulary.
   std::string_view TokenName(std::int32_t id) const;
+  // The token spelled so in the vocabulary, or -1. For the names of special tokens.
+  std::int32_t FindToken(std::string_view name) const;
   bool IsControl(std::int32_t id) const;
   std::int32_t bos() const;  // -1: none. Likewise below.
   std::int32_t eos() const;
   bool adds_bos() const;
-  // Ids that end a generation: eos, end of turn, end of message, and the like.
+  // Ids that end a generation: eos, end of turn, end of message, and the like. Ascending.
   const std::vector<std::int32_t>& stop_ids() const;
   // "SPM", "BPE gpt-2", "BPE llama-bpe", ... for display.
   std::string_view kind() const;
@@ -78,6 +88,10 @@ class Tokenizer {
 // Streaming detokenisation of one sequence: Push gives the text that has become certain, which is
 // always whole UTF-8 sequences; bytes that can still become one are held back. Bytes that cannot
 // are replaced by U+FFFD. Finish flushes what is held.
+//
+// It is for a continuation: unlike Decode it keeps the space of a first token, which is the space
+// between the prompt and the answer. Otherwise all pushes and Finish together give Decode's text
+// with invalid bytes replaced.
 class StreamDecoder {
  public:
   explicit StreamDecoder(const Tokenizer& tokenizer, bool special = false)

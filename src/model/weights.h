@@ -3,8 +3,11 @@
 // by role, tokenizer, chat template, generation defaults.
 //
 // Load validates everything and allocates nothing that grows with the weights: tensors are views
-// into memory-mapped files, in the file's own layout (row-major, outputs x inputs). Packing them
-// for an instruction set is the executor's work.
+// into memory-mapped files, in the file's own layout (row-major, outputs x inputs), aligned to
+// their elements (4 bytes for F32, else 2). Packing them for an instruction set is the executor's
+// work. The views live as long as the Model, wherever it is moved to.
+//
+// Threading: immutable after Load, safe to read from many threads.
 #pragma once
 
 #include <cstddef>
@@ -75,14 +78,21 @@ class Model {
   const Tokenizer& tokenizer() const;
   const GenerationDefaults& generation_defaults() const;
   std::string_view chat_template() const;  // empty: none
-  // Bytes of all weights as stored.
+  // Bytes of all weights as stored, shared ones once.
   std::uint64_t weight_bytes() const;
   std::uint64_t num_parameters() const;
 
  private:
   struct Parts;
   explicit Model(std::unique_ptr<Parts> parts);
+  static Result<Model> FromGgufFile(GgufFile gguf);
+  static Result<Model> FromFolder(const std::string& folder);
+  static Status ReadTextParts(const std::string& folder, Parts* parts);
+
   std::unique_ptr<Parts> parts_;
 };
+
+// The GGUF image of the demo model, for those who look at files.
+std::span<const std::byte> DemoModelBytes();
 
 }  // namespace kvrm

@@ -41,10 +41,11 @@ struct TransferGroup {
 
 // Sizes every array of the descriptor. Constant after start.
 struct StepLimits {
-  std::uint32_t max_rows = 0;    // B
-  std::uint32_t max_tokens = 0;  // Over all rows; at least max_rows.
-  std::uint32_t max_runs = 0;    // R, runs per row.
-  std::uint32_t max_groups = 0;  // G
+  std::uint32_t max_rows = 0;     // B
+  std::uint32_t max_tokens = 0;   // Over all rows; at least max_rows.
+  std::uint32_t max_runs = 0;     // R, runs per row.
+  std::uint32_t max_groups = 0;   // G
+  std::uint32_t max_samples = 0;  // Tokens whose logits are wanted, over all rows.
   std::uint32_t block_tokens = 0;
 };
 
@@ -57,7 +58,7 @@ struct StepHeader {
   std::uint32_t num_rows;     // Live rows.
   std::uint32_t bucket_rows;  // Rows including padding.
   std::uint32_t num_tokens;   // Tokens computed by this step, over all live rows.
-  std::uint32_t num_samples;  // Rows whose last token's logits are wanted.
+  std::uint32_t num_samples;  // Tokens whose logits are wanted.
   std::uint32_t num_groups;
   std::uint32_t reserved;  // Zero.
   std::uint64_t checksum;  // Over the header with this field zero and every used element.

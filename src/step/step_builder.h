@@ -13,23 +13,25 @@
 //     kInFlight  -> kFree       Retire   engine thread, after the executor is done; the checksum
 //                                        must still hold (D2)
 //
-// Invariants (checked by Commit and Retire):
-//   D1  Epochs are consecutive: commit n follows commit n - 1, retire likewise.
+// Invariants (checked by AddRow, Commit and Retire):
+//   D1  Epochs are consecutive: commit n follows commit n - 1, latch and retire likewise.
 //   D2  A committed descriptor does not change until it retires: checksum at commit == at retire.
-//   D3  Every write slot of a row lies inside that row's own runs, and no two tokens of a step
-//       write the same slot.
+//   D3  Every write slot of a row lies inside that row's own runs, and no two rows of a
+//       step write the same block.
 //   D4  Live rows never name the sentinel block; padding rows name nothing else.
 //   D5  num_runs[r] <= max_runs, and the runs cover the row's context.
-//   D6  No transfer group's target overlaps another group's target or source.
+//   D6  No transfer group's target overlaps any group's source or another group's target; groups
+//       are in order of before_layer and never touch the sentinel.
+//   D7  No block that a group reads is written by the same step: the copy would miss the write.
 //
-// Threading: as above. Memory: all rings are reserved by the constructor.
+// Threading: Latch on one executor thread, all else on the engine thread; the executor tells the
+// engine that it is done by means of its own (Retire must happen after that). Memory: all entries
+// lie in one block of memory, reserved by the constructor; nothing else allocates.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <span>
-#include <vector>
 
 #include "step/step.h"
 
@@ -41,7 +43,7 @@ struct StepRow {
   std::uint32_t first_position = 0;      // position of tokens[0]
   std::span<const std::int32_t> tokens;  // 1 .. the rest of the step's token budget
   std::span<const Extent> runs;          // history and this step's slots, in token order
-  bool sample = false;                   // the last token's logits are wanted
+  std::uint32_t num_samples = 0;         // logits are wanted of this many tokens from the end
 };
 
 class StepBuilder {
@@ -53,13 +55,16 @@ class StepBuilder {
 
   // Takes a free entry. False when every entry is committed and not retired.
   bool Begin() noexcept;
+  // The epoch of the entry under construction, or of the next one: last committed plus one.
+  StepId building() const noexcept;
   // Requires: Begin, room for the row (num_rows < max_rows, tokens fit, runs <= max_runs).
   void AddRow(const StepRow& row) noexcept;
   void AddGroup(const TransferGroup& group) noexcept;
   std::uint32_t num_rows() const noexcept;
   std::uint32_t num_tokens() const noexcept;
   std::uint32_t num_groups() const noexcept;
-  // Seals and publishes. `bucket_rows` >= num_rows rows of graph `bucket` will run.
+  // Seals and publishes. `bucket_rows` rows of graph `bucket` will run.
+  // Requires: num_rows <= bucket_rows <= max_rows. A step may have groups and no rows.
   StepView Commit(std::uint32_t bucket, std::uint32_t bucket_rows) noexcept;
   // Gives up the entry under construction.
   void Abandon() noexcept;

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+// kvrm serve: the HTTP server. The first SIGINT or SIGTERM drains, the second ends at once.
+//
+// Threads: this one waits for signals; the engine steps on its own; the server has two
+// (server/api.h).
+#include <pthread.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/result.h"
+#include "base/rng.h"
+#include "cli/commands.h"
+#include "cli/options.h"
+#include "engine/engine.h"
+#include "server/api.h"
+
+namespace kvrm {
+namespace {
+
+constexpr long kSignalPollNs = 50'000'000;
+// Time for the last answers to leave after their requests were cut.
+constexpr std::int64_t kAbortGraceNs = 2'000'000'000;
+
+struct ServeFlags {
+  std::string model;
+  std::string alias;
+  std::string host = "127.0.0.1";
+  std::string api_key;
+  std::uint16_t port = 8080;
+  std::uint32_t drain_seconds = 30;
+  bool verbose = false;
+  EngineOptions engine;
+};
+
+bool IsLoopback(const std::string& host) {
+  return host == "localhost" || host == "::1" || host.starts_with("127.");
+}
+
+// Runs Engine::Run on a thread of its own from construction to destruction.
+class EngineThread {
+ public:
+  explicit EngineThread(Engine& engine) : engine_(engine), thread_([&engine] { engine.Run(); }) {}
+  ~EngineThread() { Stop(); }
+  EngineThread(const EngineThread&) = delete;
+  EngineThread& operator=(const EngineThread&) = delete;
+  void Stop() {
+    engine_.Stop();
+    if (thread_.joinable()) thread_.join();
+  }
+
+ private:
+  Engine& engine_;
+  std::thread thread_;
+};
+
+void PrintReserved(const Engine& engine, const Model& model) {
+  std::uint64_t total = 0;
+  std::printf("\n  reserved         bytes  for\n");
+  for (const ReservedBytes& reserved : engine.reserved()) {
+    total += reserved.bytes;
+    std::printf("  %20llu  %s\n", static_cast<unsigned long long>(reserved.bytes),
+                reserved.owner.c_str());
+  }
+  std::printf("  %20llu  in all; the weights' file has %llu\n",
+              static_cast<unsigned long long>(total),
+              static_cast<unsigned long long>(model.weight_bytes()));
+}
+
+// What to type next. Nothing here needs more than this machine has.
+void PrintNextSteps(const std::string& url, const std::string& name, bool chats, bool has_key) {
+  const char* const key_flag = has_key ? " -H \"Authorization: Bearer $KEY\"" : "";
+  const char* const key_text = has_key ? "process.env.KEY" : "\"none\"";
+  std::printf("\nlistening on %s\n\nTry it:\n\n", url.c_str());
+  if (chats) {
+    std::printf("  curl %s/v1/chat/completions%s \\\n", url.c_str(), key_flag);
+    std::printf(
+        "    -d '{\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}],"
+        "\"stream\":true}'\n");
+  } else {
+    std::printf("  curl %s/v1/completions%s \\\n", url.c_str(), key_flag);
+    std::printf("    -d '{\"prompt\":\"Once upon a time\",\"max_tokens\":64,\"stream\":true}'\n");
+  }
+  std::printf("\nor, with the openai package for JavaScript:\n\n");
+  std::printf("  import OpenAI from \"openai\";\n");
+  std::printf("  const client = new OpenAI({ baseURL: \"%s/v1\", apiKey: %s });\n", url.c_str(),
+              key_text);
+  if (chats) {
+    std::printf(
+        "  const stream = await client.chat.completions.create({ model: \"%s\",\n"
+        "    stream: true, messages: [{ role: \"user\", content: \"Hello\" }] });\n"
+        "  for await (const chunk of stream)\n"
+        "    process.stdout.write(chunk.choices[0]?.delta?.content ?? \"\");\n",
+        name.c_str());
+  } else {
+    std::printf(
+        "  const stream = await client.completions.create({ model: \"%s\",\n"
+        "    stream: true, max_tokens: 64, prompt: \"Once upon a time\" });\n"
+        "  for await (const chunk of stream)\n"
+        "    process.stdout.write(chunk.choices[0]?.text ?? \"\");\n",
+        name.c_str());
+  }
+  std::printf("\nCtrl-C ends after the running requests; twice, at once.\n\n");
+  std::fflush(stdout);
+}
+
+// Whether one of them arrived within kSignalPollNs.
+bool TakeSignal(const sigset_t& signals) {
+  const timespec timeout{.tv_sec = 0, .tv_nsec = kSignalPollNs};
+  return ::sigtimedwait(&signals, nullptr, &timeout) > 0;
+}
+
+void WaitDrained(const Server& server, const sigset_t& signals, const Clock& clock,
+                 std::int64_t limit_ns) {
+  const std::int64_t begin_ns = clock.NowNs();
+  while (!server.drained() && clock.NowNs() - begin_ns < limit_ns) {
+    if (TakeSignal(signals)) {
+      std::fflush(stdout);
+      ::_exit(0);
+    }
+  }
+}
+
+void ServeUntilSignal(Server& server, EngineThread& engine_thread, const sigset_t& signals,
+                      const Clock& clock, const ServeFlags& flags) {
+  while (!TakeSignal(signals)) {
+  }
+  Log(LogLevel::kInfo, "draining", {{"limit_s", flags.drain_seconds}});
+  server.BeginDrain();
+  WaitDrained(server, signals, clock, std::int64_t{flags.drain_seconds} * 1'000'000'000);
+  if (!server.drained()) {
+    Log(LogLevel::kWarning, "drain_limit_reached");
+    server.AbortAll();
+    WaitDrained(server, signals, clock, kAbortGraceNs);
+  }
+  engine_thread.Stop();
+  server.Stop();
+  const ServerStats stats = server.stats();
+  Log(LogLevel::kInfo, "stopped",
+      {{"requests", stats.http.num_requests},
+       {"completed", stats.generations.num_completed},
+       {"failed", stats.generations.num_failed},
+       {"abandoned", stats.generations.num_abandoned},
+       {"refused", stats.http.num_refused + stats.num_rejected}});
+}
+
+ServerOptions OptionsOf(const ServeFlags& flags, const Clock& clock) {
+  ServerOptions options;
+  options.host = flags.host;
+  options.port = flags.port;
+  options.api_key = flags.api_key;
+  options.seed = Mix64(static_cast<std::uint64_t>(clock.NowNs())) ^
+                 static_cast<std::uint64_t>(clock.UnixSeconds());
+  return options;
+}
+
+void RunServe(const ServeFlags& flags) {
+  if (!IsLoopback(flags.host) && flags.api_key.empty()) {
+    throw StartError("--host " + flags.host +
+                     " is reachable from other machines: give --api-key (or KVRM_ARG_API_KEY), or "
+                     "bind 127.0.0.1");
+  }
+  // Every thread made from here on leaves these two to this one.
+  sigset_t signals;
+  ::sigemptyset(&signals);
+  ::sigaddset(&signals, SIGINT);
+  ::sigaddset(&signals, SIGTERM);
+  ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  ::signal(SIGPIPE, SIG_IGN);  // A reader of our output that leaves does not end the server.
+  if (flags.verbose) SetLogLevel(LogLevel::kDebug);
+
+  const SystemClock clock;
+  const Model model = LoadModel(flags.model);
+  const ChatSupport chat = LoadChatSupport(model);
+  Engine engine(model, flags.engine, clock);
+  ModelPort model_port = PortOf(model, chat);
+  if (!flags.alias.empty()) model_port.served_name = flags.alias;
+  model_port.created_unix = clock.UnixSeconds();
+  const std::string name = model_port.served_name;
+
+  Server server(PortOf(engine), std::move(model_port), OptionsOf(flags, clock), clock);
+  const std::uint16_t port = server.Listen();
+  std::printf("%s: %s, %.1f million parameters, context %u\n", name.c_str(),
+              ArchitectureName(model.config().architecture),
+              static_cast<double>(model.num_parameters()) * 1e-6, engine.max_context());
+  if (!chat.chat_template) std::printf("chat is off: %s\n", chat.reason.c_str());
+  PrintReserved(engine, model);
+  EngineThread engine_thread(engine);
+  server.Start();
+  const std::string shown_host =
+      flags.host.find(':') == std::string::npos ? flags.host : "[" + flags.host + "]";
+  PrintNextSteps("http://" + shown_host + ":" + std::to_string(port), name,
+                 chat.chat_template.has_value(), !flags.api_key.empty());
+  ServeUntilSignal(server, engine_thread, signals, clock, flags);
+}
+
+void AddEngineFlags(CLI::App& command, EngineOptions& engine) {
+  command.add_option("-c,--ctx-size,--max-model-len", engine.max_context,
+                     "tokens of context; 0: the model's");
+  command.add_option("-p,--parallel,--max-num-seqs", engine.max_rows, "sequences decoded at once")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  command
+      .add_option("-b,--batch-size,--max-num-batched-tokens", engine.max_step_tokens,
+                  "tokens of one step")
+      ->capture_default_str();
+  command.add_option("-t,--threads", engine.num_threads, "worker threads; 0: all cores");
+  command.add_option("--block-size", engine.block_tokens, "tokens of one KV block")
+      ->capture_default_str();
+  command.add_option("--kv-tokens", engine.kv_tokens,
+                     "tokens the KV pool holds; 0: from the rows, the context and the memory");
+  command.add_option("--max-num-queued-reqs", engine.max_queued, "requests that may wait")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
+  command.add_option("--kernels", engine.kernels, "a table of kernels by name; the best otherwise");
+}
+
+}  // namespace
+
+void AddServeCommand(CLI::App& app) {
+  auto flags = std::make_shared<ServeFlags>();
+  CLI::App* command = app.add_subcommand("serve", "serve the OpenAI-compatible HTTP API");
+  AddModelFlag(*command, &flags->model);
+  command->add_option("-a,--alias,--served-model-name", flags->alias,
+                      "the name clients see; the model's own otherwise");
+  command->add_option("--host", flags->host, "IP address to listen on")->capture_default_str();
+  command->add_option("--port", flags->port, "0: any free one")->capture_default_str();
+  command
+      ->add_option("--api-key", flags->api_key,
+                   "key that clients must send; needed beyond this machine")
+      ->envname("KVRM_ARG_API_KEY");
+  AddEngineFlags(*command, flags->engine);
+  command
+      ->add_option("--shutdown-timeout", flags->drain_seconds,
+                   "seconds running requests get to finish after a signal")
+      ->check(CLI::Range(0, 86400))
+      ->capture_default_str();
+  command->add_flag("-v,--verbose", flags->verbose, "more lines on stderr");
+  command->callback([flags] { RunServe(*flags); });
+}
+
+}  // namespace kvrm

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+// kvrm: one binary, one subcommand each. The only place that catches what start-up throws.
+#include <cstdio>
+#include <exception>
+#include <new>
+
+#include "base/file.h"
+#include "base/result.h"
+#include "cli/commands.h"
+
+int main(int argc, char** argv) {
+  CLI::App app("KVRM: serves large language models over a paged KV cache beneath a static graph",
+               "kvrm");
+  app.require_subcommand(1);
+  app.set_version_flag("--version", "kvrm 0.1.0");
+  app.get_formatter()->column_width(34);
+  kvrm::AddServeCommand(app);
+  kvrm::AddRunCommand(app);
+  kvrm::AddInspectCommand(app);
+  kvrm::AddTokenizeCommands(app);
+  kvrm::AddLogitsCommand(app);
+  kvrm::AddPerplexityCommand(app);
+  kvrm::InstallMappedFileGuard();
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  } catch (const kvrm::StartError& error) {
+    std::fprintf(stderr, "kvrm: %s\n", error.what());
+    return 2;
+  } catch (const std::bad_alloc&) {
+    std::fprintf(stderr, "kvrm: out of memory\n");
+    return 2;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "kvrm: unexpected: %s\n", error.what());
+    return 70;
+  }
+  return 0;
+}

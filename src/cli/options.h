@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// Flags and habits that several commands share.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "model/weights.h"
+
+namespace kvrm {
+
+// Adds -m / --model; empty means the demo model.
+void AddModelFlag(CLI::App& command, std::string* path);
+// Loads it, or throws StartError.
+Model LoadModel(const std::string& path);
+
+// Whether a person reads this stream (file descriptor 1 or 2).
+bool IsTerminal(int fd);
+
+// "1,2,3" or "1 2 3" to ids; throws StartError naming the first thing that is no id.
+std::vector<std::int32_t> ParseTokenIds(std::string_view text);
+
+// One line on stderr, rewritten in place, on a terminal only and at most ten times a second.
+class Progress {
+ public:
+  Progress(std::string label, std::uint64_t total);
+  ~Progress();
+  void Update(std::uint64_t done);
+
+ private:
+  const std::string label_;
+  const std::uint64_t total_;
+  const bool shown_;
+  std::int64_t last_ns_ = 0;
+};
+
+}  // namespace kvrm

@@ -1,0 +1,444 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/engine.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <thread>
+#include <utility>
+
+#include "base/bounded_queue.h"
+#include "base/check.h"
+#include "engine/sampler.h"
+#include "engine/scheduler.h"
+#include "engine/sequence.h"
+#include "engine/step_loop.h"
+
+namespace kvrm {
+namespace {
+
+// The longest context served unless asked for more: 32,768 tokens of a model made for 128k would
+// otherwise reserve sixteen times the memory of a chat.
+constexpr std::uint32_t kDefaultContextMax = 32768;
+constexpr std::uint32_t kMaxGroups = 64;
+// What compaction may move in one step. 16 MiB is about 1 ms of copying at 16 GB/s and so stays
+// below a step of the models this budget matters for.
+constexpr std::uint64_t kMaxMoveBytes = std::uint64_t{16} << 20;
+
+// What other threads ask of the engine thread.
+struct Command {
+  std::unique_ptr<Sequence> add;  // Null: cancel `cancel`.
+  RequestId cancel{};
+};
+
+enum Counter {
+  kRunning,
+  kWaiting,
+  kSteps,
+  kPromptTokens,
+  kOutputTokens,
+  kPreemptions,
+  kRecomputed,
+  kMovedBlocks,
+  kRunOverflows,
+  kBlocks,
+  kFreeBlocks,
+  kStepNs,
+  kNumCounters
+};
+
+std::uint64_t PhysicalMemoryBytes() {
+  return static_cast<std::uint64_t>(::sysconf(_SC_PHYS_PAGES)) *
+         static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+}
+
+EngineOptions Resolved(EngineOptions options, const Model& model) {
+  const ModelConfig& config = model.config();
+  if (options.max_rows == 0 || options.max_rows > 1024) {
+    throw StartError("parallel sequences must be 1 to 1024, not " +
+                     std::to_string(options.max_rows));
+  }
+  if (options.max_context == 0) {
+    options.max_context = std::min(config.max_context, kDefaultContextMax);
+  }
+  if (options.max_context > config.max_context) {
+    throw StartError("context size " + std::to_string(options.max_context) +
+                     " exceeds what the model was trained for, " +
+                     std::to_string(config.max_context));
+  }
+  options.max_step_tokens = std::max(options.max_step_tokens, options.max_rows);
+  if (options.max_step_tokens > 65536) {
+    throw StartError("step tokens must be at most 65536, not " +
+                     std::to_string(options.max_step_tokens));
+  }
+  if (options.prompt_chunk == 0) options.prompt_chunk = options.max_step_tokens;
+  if (options.kv_tokens == 0) {
+    const KvLayout layout = {.num_layers = config.num_layers,
+                             .num_kv_heads = config.num_kv_heads,
+                             .head_dim = config.head_dim,
+                             .block_tokens = 16,
+                             .dtype = options.kv_dtype};
+    const std::uint64_t fits = PhysicalMemoryBytes() / 4 / layout.token_bytes();
+    options.kv_tokens = std::max<std::uint64_t>(
+        options.max_context, std::min(std::uint64_t{options.max_rows} * options.max_context, fits));
+  }
+  if (options.kv_tokens / options.block_tokens > 0xfffffff0u) {
+    throw StartError("the KV pool has more blocks than 32 bits can number");
+  }
+  return options;
+}
+
+StepLoopOptions LoopOptions(const EngineOptions& options) {
+  return {.limits = {.max_rows = options.max_rows,
+                     .max_tokens = options.max_step_tokens,
+                     .max_runs = options.max_runs,
+                     .max_groups = kMaxGroups,
+                     .max_samples = options.max_rows,
+                     .block_tokens = options.block_tokens},
+          .max_seqs = options.max_rows,
+          .max_context = options.max_context,
+          .kv_tokens = options.kv_tokens,
+          .max_move_bytes_per_step = kMaxMoveBytes,
+          .placement_seed = options.placement_seed,
+          .num_threads = options.num_threads,
+          .kernels = options.kernels,
+          .kv_dtype = options.kv_dtype};
+}
+
+Error Invalid(std::string message) {
+  return {ErrorCode::kInvalidArgument, std::move(message)};
+}
+
+}  // namespace
+
+struct Engine::State {
+  State(const Model& model_in, const EngineOptions& options_in, const Clock& clock_in)
+      : model(model_in),
+        clock(clock_in),
+        options(Resolved(options_in, model_in)),
+        loop(model_in, LoopOptions(options)),
+        scheduler({.max_rows = options.max_rows,
+                   .max_step_tokens = options.max_step_tokens,
+                   .prompt_chunk = options.prompt_chunk,
+                   .max_waiting = options.max_queued},
+                  loop.cache()),
+        sampler(model_in.config().vocab_size),
+        commands(2 * (std::size_t{options.max_queued} + options.max_rows)),
+        events(16 * EventsOfOneStep()),
+        finished(std::size_t{options.max_queued} + options.max_rows) {
+    scheduled.reserve(options.max_rows);
+    for (const Reservation& r : loop.device().reservations()) {
+      reserved.push_back({.owner = r.owner, .bytes = r.bytes});
+    }
+    reserved.push_back({.owner = "step descriptors", .bytes = loop.descriptor_bytes()});
+    PublishStats();
+  }
+
+  // At most this many: one for each sequence that is cancelled and each row.
+  std::size_t EventsOfOneStep() const noexcept {
+    return std::size_t{options.max_queued} + 2 * std::size_t{options.max_rows};
+  }
+
+  bool EventsFit() const noexcept { return events.capacity() - events.size() >= EventsOfOneStep(); }
+
+  // A consumer that is gone loses events after Stop, and only then.
+  void Emit(const TokenEvent& event) noexcept {
+    TokenEvent copy = event;
+    const bool pushed = events.TryPush(std::move(copy));
+    CHECK(pushed || stop.load(std::memory_order_relaxed));
+  }
+
+  void Finish(RequestId id) noexcept {
+    std::unique_ptr<Sequence> sequence = scheduler.Remove(id);
+    CHECK(sequence != nullptr);
+    num_accepted.fetch_sub(1, std::memory_order_release);
+    // Memory goes back on the consumer's thread, not on the step path; there is room for all.
+    finished.TryPush(std::move(sequence));
+  }
+
+  // Takes what other threads asked for. Unknown or finished requests are a no-op (R3).
+  void DrainCommands() noexcept {
+    for (std::size_t i = 0; i < commands.capacity(); ++i) {
+      std::optional<Command> command = commands.TryPop();
+      if (!command) return;
+      if (command->add != nullptr) {
+        scheduler.Add(std::move(command->add));
+      } else if (std::unique_ptr<Sequence> sequence = scheduler.Remove(command->cancel)) {
+        num_accepted.fetch_sub(1, std::memory_order_release);
+        Emit({.request = sequence->id, .finish = FinishReason::kAborted});
+        finished.TryPush(std::move(sequence));
+      }
+    }
+  }
+
+  // Rows whose history needs more runs than a descriptor holds wait for compaction.
+  void BuildRows(std::span<const PlannedRow> rows) noexcept {
+    scheduled.clear();
+    for (const PlannedRow& row : rows) {
+      const Sequence& sequence = *row.sequence;
+      const std::span<const Extent> runs = loop.cache().Runs(sequence.seq);
+      if (runs.empty()) continue;
+      const bool last = sequence.num_computed + row.num_tokens == sequence.length();
+      loop.builder().AddRow(
+          {.seq = sequence.seq,
+           .first_position = sequence.num_computed,
+           .tokens = std::span(sequence.tokens).subspan(sequence.num_computed, row.num_tokens),
+           .runs = runs,
+           .num_samples = last ? 1u : 0u});
+      scheduled.push_back(row);
+    }
+  }
+
+  void TakeResults() noexcept {
+    std::uint32_t sample = 0;
+    for (const PlannedRow& row : scheduled) {
+      Sequence& sequence = *row.sequence;
+      const std::uint32_t begin = sequence.num_computed;
+      sequence.num_computed += row.num_tokens;
+      CountTokens(sequence, begin);
+      if (sequence.num_to_compute() == 0) TakeToken(sequence, sample++);
+    }
+  }
+
+  void CountTokens(Sequence& sequence, std::uint32_t begin) noexcept {
+    const std::uint32_t end = sequence.num_computed;
+    const std::uint32_t seen = std::min(std::max(sequence.num_ever_computed, begin), end);
+    counts[kRecomputed] += seen - begin;
+    const std::uint32_t prompt_end = std::min(sequence.num_prompt_tokens, end);
+    if (prompt_end > seen) counts[kPromptTokens] += prompt_end - seen;
+    sequence.num_ever_computed = std::max(sequence.num_ever_computed, end);
+  }
+
+  void TakeToken(Sequence& sequence, std::uint32_t sample) noexcept {
+    const Sampled sampled = sampler.Sample(loop.executor().Logits(sample), sequence.sampling,
+                                           sequence.num_output_tokens());
+    if (sampled.token < 0) {
+      Emit({.request = sequence.id, .finish = FinishReason::kError});
+      return Finish(sequence.id);
+    }
+    CHECK(sequence.tokens.size() < sequence.tokens.capacity());
+    sequence.tokens.push_back(sampled.token);
+    ++counts[kOutputTokens];
+    const std::vector<std::int32_t>& stops = sequence.stop_ids;
+    const bool stops_here = std::find(stops.begin(), stops.end(), sampled.token) != stops.end();
+    const FinishReason finish = stops_here                                 ? FinishReason::kStop
+                                : sequence.length() == sequence.max_length ? FinishReason::kLength
+                                                                           : FinishReason::kNone;
+    Emit({.request = sequence.id,
+          .token = sampled.token,
+          .logprob = sampled.logprob,
+          .finish = finish});
+    if (finish != FinishReason::kNone) Finish(sequence.id);
+  }
+
+  void PublishStats() noexcept {
+    const KvStats kv = loop.cache().stats();
+    counts[kRunning] = scheduler.num_running();
+    counts[kWaiting] = scheduler.num_waiting();
+    counts[kPreemptions] = scheduler.num_preemptions();
+    counts[kMovedBlocks] = kv.num_moved_blocks;
+    counts[kRunOverflows] = kv.num_run_overflows;
+    counts[kBlocks] = kv.num_blocks;
+    counts[kFreeBlocks] = kv.num_free;
+    for (std::size_t i = 0; i < kNumCounters; ++i) {
+      published[i].store(counts[i], std::memory_order_relaxed);
+    }
+  }
+
+  void Wake() noexcept {
+    signal.fetch_add(1, std::memory_order_release);
+    signal.notify_one();
+  }
+
+  const Model& model;
+  const Clock& clock;
+  const EngineOptions options;
+  StepLoop loop;
+  Scheduler scheduler;
+  Sampler sampler;
+  BoundedQueue<Command> commands;                    // any thread -> engine
+  BoundedQueue<TokenEvent> events;                   // engine -> consumer
+  BoundedQueue<std::unique_ptr<Sequence>> finished;  // engine -> consumer, to be freed
+  std::vector<PlannedRow> scheduled;                 // rows of the step being run
+  std::vector<ReservedBytes> reserved;
+  std::function<void()> wake;
+  std::array<std::uint64_t, kNumCounters> counts = {};  // engine thread
+  std::array<std::atomic<std::uint64_t>, kNumCounters> published = {};
+  std::atomic<std::uint64_t> next_id{1};
+  std::atomic<std::uint32_t> num_accepted{0};  // accepted and not ended
+  std::atomic<std::uint32_t> signal{0};        // counts reasons to look again
+  std::atomic<bool> stop{false};
+};
+
+Engine::Engine(const Model& model, const EngineOptions& options, const Clock& clock)
+    : state_(std::make_unique<State>(model, options, clock)) {}
+
+Engine::~Engine() = default;
+
+Result<RequestId> Engine::Submit(Request request) {
+  State& s = *state_;
+  const ModelConfig& config = s.model.config();
+  if (request.prompt.empty()) return Invalid("prompt must have at least 1 token");
+  if (request.prompt.size() >= s.options.max_context) {
+    return Error{ErrorCode::kTooLarge, "prompt has " + std::to_string(request.prompt.size()) +
+                                           " tokens; the context holds " +
+                                           std::to_string(s.options.max_context) +
+                                           ", the output included"};
+  }
+  for (const std::int32_t id : request.prompt) {
+    if (id < 0 || static_cast<std::uint32_t>(id) >= config.vocab_size) {
+      return Invalid("prompt has token id " + std::to_string(id) + "; ids are below " +
+                     std::to_string(config.vocab_size));
+    }
+  }
+  const SamplingParams& sampling = request.sampling;
+  if (request.max_tokens == 0) return Invalid("max_tokens must be at least 1");
+  if (!std::isfinite(sampling.temperature) || sampling.temperature < 0.0f) {
+    return Invalid("temperature must be finite and at least 0");
+  }
+  if (!(sampling.top_p > 0.0f && sampling.top_p <= 1.0f)) return Invalid("top_p must be in (0, 1]");
+  if (!(sampling.min_p >= 0.0f && sampling.min_p <= 1.0f))
+    return Invalid("min_p must be in [0, 1]");
+  if (sampling.top_k < 0) return Invalid("top_k must be at least 0");
+
+  auto sequence = std::make_unique<Sequence>();
+  const auto num_prompt_tokens = static_cast<std::uint32_t>(request.prompt.size());
+  const std::uint32_t max_output = s.options.max_context - num_prompt_tokens;
+  sequence->sampling = sampling;
+  sequence->stop_ids = std::move(request.stop_ids);
+  sequence->num_prompt_tokens = num_prompt_tokens;
+  sequence->max_length = num_prompt_tokens + std::min(request.max_tokens, max_output);
+  sequence->tokens = std::move(request.prompt);
+  sequence->tokens.reserve(sequence->max_length);
+
+  if (s.stop.load(std::memory_order_acquire)) return Error{ErrorCode::kOverloaded, "draining"};
+  const std::uint32_t limit = s.options.max_queued + s.options.max_rows;
+  if (s.num_accepted.fetch_add(1, std::memory_order_acq_rel) >= limit) {
+    s.num_accepted.fetch_sub(1, std::memory_order_release);
+    return Error{ErrorCode::kOverloaded,
+                 "the queue is full: " + std::to_string(limit) + " requests run or wait"};
+  }
+  const RequestId id{s.next_id.fetch_add(1, std::memory_order_relaxed)};
+  sequence->id = id;
+  Command command;
+  command.add = std::move(sequence);
+  if (!s.commands.TryPush(std::move(command))) {
+    s.num_accepted.fetch_sub(1, std::memory_order_release);
+    return Error{ErrorCode::kOverloaded, "too many requests and cancellations at once"};
+  }
+  s.Wake();
+  return id;
+}
+
+void Engine::Cancel(RequestId request) {
+  State& s = *state_;
+  // The queue is emptied once per step, so a full one has room again within a step.
+  for (;;) {
+    Command command;
+    command.cancel = request;
+    if (s.commands.TryPush(std::move(command))) break;
+    if (s.stop.load(std::memory_order_acquire)) return;
+    s.Wake();
+    std::this_thread::yield();
+  }
+  s.Wake();
+}
+
+std::size_t Engine::Poll(std::span<TokenEvent> events) {
+  State& s = *state_;
+  while (s.finished.TryPop()) {
+  }
+  std::size_t count = 0;
+  while (count < events.size()) {
+    const std::optional<TokenEvent> event = s.events.TryPop();
+    if (!event) break;
+    events[count++] = *event;
+  }
+  if (count > 0) s.Wake();  // The engine may have waited for room.
+  return count;
+}
+
+void Engine::SetWake(std::function<void()> wake) {
+  state_->wake = std::move(wake);
+}
+
+bool Engine::Step() noexcept {
+  State& s = *state_;
+  if (!s.EventsFit()) return false;
+  const std::size_t events_before = s.events.size();
+  s.DrainCommands();
+  bool worked = false;
+  if (s.scheduler.num_running() + s.scheduler.num_waiting() > 0) {
+    const std::int64_t begin_ns = s.clock.NowNs();
+    const std::span<const PlannedRow> rows = s.scheduler.Pass();
+    s.loop.Begin();
+    s.BuildRows(rows);
+    worked = s.loop.Commit();
+    if (worked) {
+      ++s.counts[kSteps];
+      s.TakeResults();
+    } else {
+      // No row fits a descriptor and nothing can be moved: the youngest starts over elsewhere.
+      worked = s.scheduler.PreemptYoungest();
+    }
+    s.counts[kStepNs] += static_cast<std::uint64_t>(s.clock.NowNs() - begin_ns);
+  }
+  s.PublishStats();
+  if (s.events.size() != events_before && s.wake) s.wake();
+  return worked;
+}
+
+void Engine::Run() {
+  State& s = *state_;
+  while (!s.stop.load(std::memory_order_acquire)) {
+    const std::uint32_t seen = s.signal.load(std::memory_order_acquire);
+    if (!Step()) s.signal.wait(seen, std::memory_order_acquire);
+  }
+  do {
+    s.DrainCommands();
+    while (const Sequence* sequence = s.scheduler.Any()) {
+      const RequestId id = sequence->id;
+      s.Finish(id);
+      s.Emit({.request = id, .finish = FinishReason::kAborted});
+    }
+  } while (s.commands.size() > 0);
+  s.PublishStats();
+  if (s.wake) s.wake();
+}
+
+void Engine::Stop() {
+  state_->stop.store(true, std::memory_order_release);
+  state_->Wake();
+}
+
+EngineStats Engine::stats() const {
+  const auto get = [this](Counter counter) {
+    return state_->published[counter].load(std::memory_order_relaxed);
+  };
+  return {.num_running = static_cast<std::uint32_t>(get(kRunning)),
+          .num_waiting = static_cast<std::uint32_t>(get(kWaiting)),
+          .num_steps = get(kSteps),
+          .num_prompt_tokens = get(kPromptTokens),
+          .num_output_tokens = get(kOutputTokens),
+          .num_preemptions = get(kPreemptions),
+          .num_recomputed_tokens = get(kRecomputed),
+          .num_moved_blocks = get(kMovedBlocks),
+          .num_run_overflows = get(kRunOverflows),
+          .num_blocks = static_cast<std::uint32_t>(get(kBlocks)),
+          .num_free_blocks = static_cast<std::uint32_t>(get(kFreeBlocks)),
+          .step_ns = get(kStepNs)};
+}
+
+const std::vector<ReservedBytes>& Engine::reserved() const {
+  return state_->reserved;
+}
+std::uint32_t Engine::max_context() const {
+  return state_->options.max_context;
+}
+const Model& Engine::model() const {
+  return state_->model;
+}
+
+}  // namespace kvrm

@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <map>
+#include <new>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/rng.h"
+#include "model/weights.h"
+
+namespace {
+
+// Counts allocations of the thread that asks for it: the proof that a step makes none.
+thread_local bool counting = false;
+thread_local std::uint64_t num_allocations = 0;
+
+void* Allocate(std::size_t bytes, std::size_t alignment) {
+  if (counting) ++num_allocations;
+  void* memory = nullptr;
+  if (alignment <= alignof(std::max_align_t)) {
+    memory = std::malloc(bytes == 0 ? 1 : bytes);
+  } else {
+    memory = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+  }
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+
+}  // namespace
+
+void* operator new(std::size_t bytes) {
+  return Allocate(bytes, 1);
+}
+void* operator new[](std::size_t bytes) {
+  return Allocate(bytes, 1);
+}
+void* operator new(std::size_t bytes, std::align_val_t alignment) {
+  return Allocate(bytes, static_cast<std::size_t>(alignment));
+}
+void* operator new[](std::size_t bytes, std::align_val_t alignment) {
+  return Allocate(bytes, static_cast<std::size_t>(alignment));
+}
+void operator delete(void* memory) noexcept {
+  std::free(memory);
+}
+void operator delete[](void* memory) noexcept {
+  std::free(memory);
+}
+void operator delete(void* memory, std::size_t) noexcept {
+  std::free(memory);
+}
+void operator delete[](void* memory, std::size_t) noexcept {
+  std::free(memory);
+}
+void operator delete(void* memory, std::align_val_t) noexcept {
+  std::free(memory);
+}
+void operator delete[](void* memory, std::align_val_t) noexcept {
+  std::free(memory);
+}
+void operator delete(void* memory, std::size_t, std::align_val_t) noexcept {
+  std::free(memory);
+}
+void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept {
+  std::free(memory);
+}
+
+namespace kvrm {
+namespace {
+
+const Model& Demo() {
+  static const Model model = OrThrow(Model::LoadDemo());
+  return model;
+}
+
+const SystemClock kClock;
+
+struct Served {
+  std::vector<std::int32_t> tokens;
+  FinishReason finish = FinishReason::kNone;
+  int num_terminal = 0;
+};
+
+// Polls everything that waits into `served`.
+void Collect(Engine& engine, std::map<RequestId, Served>& served) {
+  TokenEvent event;
+  while (engine.Poll({&event, 1}) == 1) {
+    Served& s = served[event.request];
+    EXPECT_EQ(s.num_terminal, 0) << "an event after the last one";
+    if (event.token >= 0) s.tokens.push_back(event.token);
+    s.finish = event.finish;
+    if (event.finish != FinishReason::kNone) ++s.num_terminal;
+  }
+}
+
+std::map<RequestId, Served> RunToEnd(Engine& engine) {
+  std::map<RequestId, Served> served;
+  do {
+    engine.Step();
+    Collect(engine, served);
+  } while (engine.stats().num_running + engine.stats().num_waiting > 0);
+  return served;
+}
+
+Request Story(std::uint32_t max_tokens) {
+  return {.prompt = Demo().tokenizer().Encode("Once upon a time", {}),
+          .max_tokens = max_tokens,
+          .sampling = {.temperature = 0.0f}};
+}
+
+EngineOptions Small() {
+  return {.max_rows = 4, .max_context = 256, .max_queued = 4, .num_threads = 1};
+}
+
+TEST(Engine, EndsAtMaxTokens) {
+  Engine engine(Demo(), Small(), kClock);
+  const RequestId id = OrThrow(engine.Submit(Story(12)));
+  const std::map<RequestId, Served> served = RunToEnd(engine);
+  EXPECT_EQ(served.at(id).tokens.size(), 12u);
+  EXPECT_EQ(served.at(id).finish, FinishReason::kLength);
+}
+
+TEST(Engine, EndsAtAStopId) {
+  Engine engine(Demo(), Small(), kClock);
+  const RequestId first = OrThrow(engine.Submit(Story(12)));
+  const std::vector<std::int32_t> tokens = RunToEnd(engine).at(first).tokens;
+  Request request = Story(12);
+  request.stop_ids = {tokens[5]};
+  const std::size_t stop_at =
+      static_cast<std::size_t>(std::find(tokens.begin(), tokens.end(), tokens[5]) - tokens.begin());
+  const RequestId second = OrThrow(engine.Submit(request));
+  const Served served = RunToEnd(engine).at(second);
+  EXPECT_EQ(served.finish, FinishReason::kStop);
+  EXPECT_EQ(served.tokens.size(), stop_at + 1);
+}
+
+TEST(Engine, EndsWhenTheContextIsFull) {
+  Engine engine(Demo(), Small(), kClock);
+  Request request = Story(1000000);
+  request.prompt.resize(250, request.prompt.back());
+  const RequestId id = OrThrow(engine.Submit(request));
+  const Served served = RunToEnd(engine).at(id);
+  EXPECT_EQ(served.finish, FinishReason::kLength);
+  EXPECT_EQ(served.tokens.size(), 6u);
+}
+
+TEST(Engine, RefusesWhatItCannotServe) {
+  Engine engine(Demo(), Small(), kClock);
+  const auto message = [&](Request request) {
+    const Result<RequestId> result = engine.Submit(std::move(request));
+    return result ? std::string("accepted") : result.error().message;
+  };
+  Request request = Story(4);
+  request.prompt.clear();
+  EXPECT_NE(message(request).find("prompt"), std::string::npos);
+  request = Story(4);
+  request.prompt.resize(256, 5);
+  EXPECT_NE(message(request).find("256"), std::string::npos);
+  request = Story(4);
+  request.prompt[0] = static_cast<std::int32_t>(Demo().config().vocab_size);
+  EXPECT_NE(message(request).find("token id"), std::string::npos);
+  EXPECT_NE(message(Story(0)).find("max_tokens"), std::string::npos);
+  request = Story(4);
+  request.sampling.temperature = -1.0f;
+  EXPECT_NE(message(request).find("temperature"), std::string::npos);
+  request = Story(4);
+  request.sampling.top_p = 0.0f;
+  EXPECT_NE(message(request).find("top_p"), std::string::npos);
+  request = Story(4);
+  request.sampling.min_p = 2.0f;
+  EXPECT_NE(message(request).find("min_p"), std::string::npos);
+}
+
+TEST(Engine, AFullQueueIsAnAnswer) {
+  Engine engine(Demo(), Small(), kClock);
+  for (int i = 0; i < 8; ++i)
+    EXPECT_TRUE(engine.Submit(Story(4)));
+  const Result<RequestId> refused = engine.Submit(Story(4));
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kOverloaded);
+  EXPECT_EQ(RunToEnd(engine).size(), 8u);
+  EXPECT_TRUE(engine.Submit(Story(4)));
+}
+
+TEST(Engine, CancelEndsARequestWithinOneStep) {
+  Engine engine(Demo(), Small(), kClock);
+  std::map<RequestId, Served> served;
+  std::vector<RequestId> ids;
+  for (int i = 0; i < 6; ++i)
+    ids.push_back(OrThrow(engine.Submit(Story(100))));
+  for (int i = 0; i < 5; ++i)
+    engine.Step();
+  Collect(engine, served);
+  engine.Cancel(ids[1]);  // running
+  engine.Cancel(ids[5]);  // waiting
+  engine.Cancel(ids[5]);  // twice is once
+  engine.Cancel(RequestId{123456});
+  engine.Step();
+  Collect(engine, served);
+  EXPECT_EQ(served[ids[1]].finish, FinishReason::kAborted);
+  EXPECT_EQ(served[ids[5]].finish, FinishReason::kAborted);
+  for (const auto& [id, rest] : RunToEnd(engine)) {
+    EXPECT_EQ(rest.finish, FinishReason::kLength);
+  }
+  EXPECT_EQ(engine.stats().num_free_blocks, engine.stats().num_blocks);
+}
+
+TEST(Engine, AConsumerThatDoesNotPollStopsTheStepsAndLosesNothing) {
+  EngineOptions options = Small();
+  options.max_rows = 1;
+  options.max_queued = 1;
+  Engine engine(Demo(), options, kClock);
+  const RequestId id = OrThrow(engine.Submit(Story(200)));
+  std::uint64_t steps = 0;
+  while (engine.Step())
+    ++steps;
+  EXPECT_LT(steps, 200u);
+  std::map<RequestId, Served> served;
+  Collect(engine, served);
+  while (served[id].finish == FinishReason::kNone) {
+    engine.Step();
+    Collect(engine, served);
+  }
+  EXPECT_EQ(served[id].tokens.size(), 200u);
+}
+
+TEST(Engine, AStepAllocatesNothing) {
+  EngineOptions options = Small();
+  options.kv_tokens = 320;  // Preempts as well.
+  Engine engine(Demo(), options, kClock);
+  Rng rng(3);
+  for (int i = 0; i < 8; ++i) {
+    Request request = Story(60);
+    request.prompt.resize(20 + rng.Below(60), 9);
+    request.sampling = {.temperature = 1.0f, .top_p = 0.9f, .top_k = 20, .seed = rng.Next()};
+    ASSERT_TRUE(engine.Submit(request));
+  }
+  std::uint64_t steps = 0;
+  std::map<RequestId, Served> served;
+  do {
+    counting = true;
+    engine.Step();
+    counting = false;
+    ++steps;
+    Collect(engine, served);
+  } while (engine.stats().num_running + engine.stats().num_waiting > 0);
+  EXPECT_GT(steps, 60u);
+  EXPECT_GT(engine.stats().num_preemptions, 0u);
+  EXPECT_EQ(num_allocations, 0u);
+}
+
+TEST(Engine, StopEndsEverythingThatRunsOrWaits) {
+  Engine engine(Demo(), Small(), kClock);
+  std::atomic<int> wakes{0};
+  engine.SetWake([&] { wakes.fetch_add(1); });
+  std::thread loop([&] { engine.Run(); });
+  std::map<RequestId, Served> served;
+  for (int i = 0; i < 6; ++i)
+    served[OrThrow(engine.Submit(Story(240)))] = {};
+  while (wakes.load() < 3)
+    std::this_thread::yield();
+  engine.Stop();
+  loop.join();
+  Collect(engine, served);
+  EXPECT_EQ(served.size(), 6u);
+  for (const auto& [id, s] : served)
+    EXPECT_EQ(s.num_terminal, 1);
+  EXPECT_EQ(engine.Submit(Story(1)).error().code, ErrorCode::kOverloaded);
+  EXPECT_EQ(engine.stats().num_free_blocks, engine.stats().num_blocks);
+}
+
+TEST(Engine, ManyThreadsSubmitAndCancel) {
+  EngineOptions options = Small();
+  options.max_queued = 64;
+  Engine engine(Demo(), options, kClock);
+  std::thread loop([&] { engine.Run(); });
+  std::atomic<int> accepted{0};
+  std::vector<std::thread> clients;
+  for (std::uint64_t c = 0; c < 3; ++c) {
+    clients.emplace_back([&, c] {
+      Rng rng(c);
+      for (int i = 0; i < 20; ++i) {
+        const Result<RequestId> id =
+            engine.Submit(Story(1 + static_cast<std::uint32_t>(rng.Below(8))));
+        if (!id) continue;
+        accepted.fetch_add(1);
+        if (rng.Below(2) == 0) engine.Cancel(*id);
+      }
+    });
+  }
+  for (std::thread& client : clients)
+    client.join();
+  std::map<RequestId, Served> served;
+  int ended = 0;
+  while (ended < accepted.load()) {
+    Collect(engine, served);
+    ended = 0;
+    for (const auto& [id, s] : served)
+      ended += s.num_terminal;
+    std::this_thread::yield();
+  }
+  engine.Stop();
+  loop.join();
+  EXPECT_EQ(static_cast<int>(served.size()), accepted.load());
+}
+
+TEST(Engine, TheStartUpTableSumsWhatIsReserved) {
+  Engine engine(Demo(), Small(), kClock);
+  std::uint64_t total = 0;
+  for (const ReservedBytes& r : engine.reserved()) {
+    EXPECT_FALSE(r.owner.empty());
+    EXPECT_GT(r.bytes, 0u) << r.owner;
+    total += r.bytes;
+  }
+  EXPECT_GT(total, Demo().weight_bytes() / 2);
+}
+
+TEST(Engine, ImpossibleOptionsNameTheNumber) {
+  const auto message = [](EngineOptions options) {
+    try {
+      Engine engine(Demo(), options, kClock);
+      return std::string("started");
+    } catch (const StartError& error) {
+      return std::string(error.what());
+    }
+  };
+  EngineOptions options = Small();
+  options.max_context = 1u << 20;
+  EXPECT_NE(message(options).find("1048576"), std::string::npos);
+  options = Small();
+  options.block_tokens = 24;
+  EXPECT_NE(message(options).find("24"), std::string::npos);
+  options = Small();
+  options.kv_tokens = 100;
+  EXPECT_NE(message(options).find("100"), std::string::npos);
+  options = Small();
+  options.kernels = "quantum";
+  EXPECT_NE(message(options).find("quantum"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace kvrm

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// Scheduler: who runs in the next step, and with how many tokens.
+//
+// A pass: rows that decode first, one token each; then prompts in chunks, oldest first, under the
+// step's token budget; then new sequences while rows, budget and blocks last. When the pool is full
+// the youngest running sequence gives its blocks back and waits again at its place in the order of
+// arrival; it is recomputed later. The oldest sequence is never preempted, and the pool holds at
+// least one sequence of the longest context, so every pass makes progress.
+//
+// Threading: engine thread only. Memory: queues are reserved by the constructor.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "engine/sequence.h"
+#include "kv/kv_cache.h"
+
+namespace kvrm {
+
+struct SchedulerOptions {
+  std::uint32_t max_rows = 0;
+  std::uint32_t max_step_tokens = 0;  // at least max_rows
+  std::uint32_t prompt_chunk = 0;     // tokens per row and step
+  std::uint32_t max_waiting = 0;
+};
+
+// A sequence and how many of its tokens this step computes.
+struct PlannedRow {
+  Sequence* sequence = nullptr;
+  std::uint32_t num_tokens = 0;
+};
+
+class Scheduler {
+ public:
+  Scheduler(const SchedulerOptions& options, KvCache& cache);
+
+  // Requires: fewer than max_waiting + max_rows sequences in all.
+  void Add(std::unique_ptr<Sequence> sequence) noexcept;
+  // Plans one step; every planned row has its slots. Valid until the next call of any method.
+  std::span<const PlannedRow> Pass() noexcept;
+  // The only way out, for finished and cancelled sequences alike: releases the blocks.
+  std::unique_ptr<Sequence> Remove(RequestId id) noexcept;  // null: not here
+  // Takes the youngest running sequence's blocks back. False when none runs.
+  bool PreemptYoungest() noexcept;
+  // Any sequence, or null when there is none.
+  const Sequence* Any() const noexcept;
+
+  std::uint32_t num_running() const noexcept { return static_cast<std::uint32_t>(running_.size()); }
+  std::uint32_t num_waiting() const noexcept { return static_cast<std::uint32_t>(waiting_.size()); }
+  std::uint64_t num_preemptions() const noexcept { return num_preemptions_; }
+
+ private:
+  using Queue = std::vector<std::unique_ptr<Sequence>>;  // ascending by id
+
+  static void InsertById(Queue& queue, std::unique_ptr<Sequence> sequence) noexcept;
+  void PlanRunning() noexcept;
+  void Admit() noexcept;
+  bool Secure(const PlannedRow& row) noexcept;
+  void Plan(Sequence& sequence) noexcept;
+
+  const SchedulerOptions options_;
+  KvCache& cache_;
+  Queue waiting_;
+  Queue running_;
+  std::vector<SeqId> free_seqs_;
+  std::vector<PlannedRow> rows_;
+  std::uint32_t budget_ = 0;  // tokens left in the step being planned
+  std::uint64_t num_preemptions_ = 0;
+};
+
+}  // namespace kvrm

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// Executor: replays a small family of fixed graphs over committed steps. The simulator has a twin.
+//
+// After construction nothing is captured, compiled or allocated: every step runs one of the
+// buckets, with the addresses and partitions fixed at start. What varies is in the descriptor.
+//
+// Threading: engine thread only; the executor has workers of its own. One step is in flight at a
+// time: Run, then Wait before the next Run.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "step/ids.h"
+#include "step/step.h"
+
+namespace kvrm {
+
+// One fixed graph: a step fits when it has at most this many rows and tokens.
+struct Bucket {
+  std::uint32_t max_rows = 0;
+  std::uint32_t max_tokens = 0;
+};
+inline constexpr std::uint32_t kMaxBuckets = 8;
+
+class Executor {
+ public:
+  virtual ~Executor() = default;
+  // Ascending; the last fits every step within the limits given at construction.
+  virtual std::span<const Bucket> buckets() const noexcept = 0;
+  // Starts a latched step; `step` stays valid and unchanged until Wait has returned.
+  virtual void Run(const StepView& step) noexcept = 0;
+  // Returns when the step has run; the calling thread takes part in the work.
+  virtual void Wait() noexcept = 0;
+  // Logits of the last step's sample `i`, [vocab], valid until the next Run.
+  virtual std::span<const float> Logits(std::uint32_t sample) const noexcept = 0;
+  // How often each bucket ran. Captures after start are always zero on this executor family.
+  virtual std::span<const std::uint64_t> replays() const noexcept = 0;
+};
+
+}  // namespace kvrm

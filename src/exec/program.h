@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// Program: a graph compiled for the CPU: weights packed, buffers placed, barriers decided.
+//
+// Only exec/cpu_executor.cc and the tests look at this.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "device/device.h"
+#include "exec/worker_team.h"
+#include "kernels/cpu_kernels.h"
+#include "model/graph.h"
+#include "step/step.h"
+
+namespace kvrm {
+
+// How an instruction is divided among the workers. Two instructions divided by token (or both by
+// sample) touch the same rows from the same worker, so no barrier is needed between them.
+enum class Split : std::uint8_t { kToken, kSample, kOutput, kItem };
+
+enum class Code : std::uint8_t {
+  kEmbed,
+  kAngles,
+  kRmsNorm,
+  kPrepare,
+  kMatMul,
+  kHeadNorm,
+  kRope,
+  kStoreKv,
+  kAttention,
+  kSwiGlu,
+  kGather,
+};
+
+struct Instruction {
+  Code code{};
+  Split split{};
+  bool barrier = false;  // All workers meet before this instruction.
+  bool accumulate = false;
+  bool per_sample = false;  // Rows are samples, else tokens.
+  std::uint32_t layer = 0;
+  std::uint32_t num_heads = 0;
+  std::uint32_t width = 0;  // floats per row
+  float* out = nullptr;     // row 0; rows are out_stride floats apart
+  const float* in = nullptr;
+  const float* in2 = nullptr;
+  std::size_t out_stride = 0;
+  std::size_t in_stride = 0;
+  std::size_t in2_stride = 0;
+  const float* vector = nullptr;  // norm weights, or the bias of a product
+  PackedMatrix matrix{};
+  const MatKernel* kernel = nullptr;
+  const ActKernel* act = nullptr;   // kPrepare
+  std::byte* prepared = nullptr;    // kPrepare writes, kMatMul reads; null: `in` itself
+  std::size_t prepared_stride = 0;  // bytes
+};
+
+struct Program {
+  std::vector<Instruction> code;
+  float* logits = nullptr;        // [max_samples][logits_stride]
+  std::size_t logits_stride = 0;  // floats
+  std::uint32_t num_barriers = 0;
+};
+
+struct ProgramOptions {
+  const CpuKernels* kernels = nullptr;
+  std::uint32_t max_tokens = 0;
+  std::uint32_t max_samples = 0;
+};
+
+// Packs with all workers of `team`, reserves from `device`. Throws StartError.
+Program CompileProgram(const Graph& graph, const ProgramOptions& options, Device& device,
+                       WorkerTeam& team);
+
+}  // namespace kvrm

@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention and the store of K and V: the same bits however the history is cut, nothing from lanes
+// that are not attended, and the distance from the float32 model within a derived bound.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <memory>
+#include <string>
+
+#include "kernels/test_weights.h"
+#include "step/layout.h"
+
+namespace kvrm {
+namespace {
+
+// K and V of one sequence, as floats: [tokens][num_kv_heads][head_dim].
+struct History {
+  std::uint32_t tokens;
+  std::uint32_t num_kv_heads;
+  std::uint32_t head_dim;
+  std::vector<float> k;
+  std::vector<float> v;
+};
+
+History RandomHistory(Rng& rng, std::uint32_t tokens, std::uint32_t heads, std::uint32_t head_dim) {
+  History history = {tokens, heads, head_dim, {}, {}};
+  history.k = Normals(rng, std::size_t{tokens} * heads * head_dim);
+  history.v = Normals(rng, std::size_t{tokens} * heads * head_dim);
+  return history;
+}
+
+// The history stored in blocks, each an allocation of its exact size, so that a read beyond is seen
+// by the address sanitizer. What is never stored is all ones: NaN in every format.
+class Cache {
+ public:
+  Cache(const CpuKernels& table, const History& history, DType dtype, std::uint32_t block_tokens)
+      : layout_{2, history.num_kv_heads, history.head_dim, block_tokens, dtype} {
+    const std::uint32_t blocks = (history.tokens + block_tokens - 1) / block_tokens;
+    for (std::uint32_t b = 0; b < blocks; ++b)
+      blocks_.emplace_back(layout_.block_bytes(), std::uint8_t{0xff});
+    for (std::uint32_t t = 0; t < history.tokens; ++t) {
+      const std::size_t row = std::size_t{t} * history.num_kv_heads * history.head_dim;
+      std::uint8_t* block = blocks_[t / block_tokens].data();
+      const std::uint64_t tile = t % block_tokens / kTileTokens * layout_.tile_bytes();
+      table.store_kv({.k = &history.k[row],
+                      .v = &history.v[row],
+                      .k_tile = block + layout_.k_offset(1, 0) + tile,
+                      .v_tile = block + layout_.v_offset(1, 0) + tile,
+                      .head_bytes = layout_.head_bytes(),
+                      .lane = t % kTileTokens,
+                      .num_kv_heads = history.num_kv_heads,
+                      .head_dim = history.head_dim,
+                      .dtype = dtype});
+    }
+  }
+
+  // Attention of `group` heads over one kv head. Runs of one block each, or as long as they get.
+  std::vector<float> Attend(const CpuKernels& table, const std::vector<float>& q,
+                            std::uint32_t group, std::uint32_t head, std::uint32_t begin,
+                            std::uint32_t end) const {
+    std::vector<AttentionRun> runs;
+    for (const auto& block : blocks_)
+      runs.push_back({block.data(), 1});
+    return AttendRuns(table, q, group, head, begin, end, runs);
+  }
+
+  std::vector<float> AttendRuns(const CpuKernels& table, const std::vector<float>& q,
+                                std::uint32_t group, std::uint32_t head, std::uint32_t begin,
+                                std::uint32_t end, const std::vector<AttentionRun>& runs) const {
+    const std::uint32_t dim = layout_.head_dim;
+    std::vector<float> out(std::size_t{group} * dim);
+    std::vector<float> scratch(std::size_t{group} * (kAttentionUnit + dim + 4));
+    table.attention({.q = q.data(),
+                     .out = out.data(),
+                     .runs = runs.data(),
+                     .scratch = scratch.data(),
+                     .block_bytes = layout_.block_bytes(),
+                     .k_offset = layout_.k_offset(1, head),
+                     .v_offset = layout_.v_offset(1, head),
+                     .num_runs = static_cast<std::uint32_t>(runs.size()),
+                     .group = group,
+                     .head_dim = dim,
+                     .block_tokens = layout_.block_tokens,
+                     .begin = begin,
+                     .end = end,
+                     .scale = Scale(dim),
+                     .dtype = layout_.dtype});
+    return out;
+  }
+
+  static float Scale(std::uint32_t head_dim) {
+    return 1.0f / std::sqrt(static_cast<float>(head_dim));
+  }
+
+  // The same blocks side by side, as `cut` runs of unlike lengths.
+  std::vector<std::uint8_t> Contiguous() const {
+    std::vector<std::uint8_t> all;
+    for (const auto& block : blocks_)
+      all.insert(all.end(), block.begin(), block.end());
+    return all;
+  }
+  std::uint32_t num_blocks() const { return static_cast<std::uint32_t>(blocks_.size()); }
+  const KvLayout& layout() const { return layout_; }
+  const std::vector<std::uint8_t>& block(std::uint32_t i) const { return blocks_[i]; }
+
+ private:
+  KvLayout layout_;
+  std::vector<std::vector<std::uint8_t>> blocks_;
+};
+
+constexpr DType kKvTypes[] = {DType::kF32, DType::kF16, DType::kBf16};
+
+TEST(StoreKv, EveryTableStoresTheBytesOfTheScalarOne) {
+  for (const DType dtype : kKvTypes) {
+    for (const std::uint32_t dim : {2u, 8u, 16u, 46u, 64u, 128u}) {
+      Rng rng(dim);
+      History history = RandomHistory(rng, 37, 3, dim);
+      const float special[] = {0.0f, -0.0f, INFINITY, -INFINITY, 65519.0f, 65520.0f, 1e-7f, 3e-8f};
+      for (std::size_t i = 0; i < history.k.size(); i += 13)
+        history.k[i] = history.v[i] = special[i % 8];
+      const Cache expected(kScalarKernels, history, dtype, 32);
+      for (const CpuKernels* table : Tables()) {
+        const Cache cache(*table, history, dtype, 32);
+        for (std::uint32_t b = 0; b < cache.num_blocks(); ++b)
+          EXPECT_EQ(cache.block(b), expected.block(b)) << table->name << " head_dim " << dim;
+      }
+    }
+  }
+}
+
+TEST(Attention, BlockSizeRunsAndGroupNeverChangeABit) {
+  constexpr std::uint32_t kTokens = 211;
+  constexpr std::uint32_t kGroup = 7;
+  for (const CpuKernels* table : Tables()) {
+    for (const DType dtype : kKvTypes) {
+      for (const std::uint32_t dim : {8u, 64u, 80u}) {
+        Rng rng(dim);
+        const History history = RandomHistory(rng, kTokens, 2, dim);
+        const std::vector<float> q = Normals(rng, kGroup * dim);
+        const Cache small(*table, history, dtype, 16);
+        const Cache large(*table, history, dtype, 64);
+        for (const auto& [begin, end] : {std::pair{0u, 1u},
+                                         {0u, 64u},
+                                         {0u, kTokens},
+                                         {0u, 100u},
+                                         {37u, 101u},
+                                         {64u, 65u},
+                                         {130u, kTokens},
+                                         {63u, 64u}}) {
+          const std::vector<float> expected = small.Attend(*table, q, kGroup, 1, begin, end);
+          EXPECT_EQ(large.Attend(*table, q, kGroup, 1, begin, end), expected) << table->name;
+          const std::vector<std::uint8_t> all = small.Contiguous();
+          const std::uint8_t* base = all.data();
+          const std::uint64_t bytes = small.layout().block_bytes();
+          const std::vector<AttentionRun> runs = {
+              {base, 3}, {base + 3 * bytes, 6}, {base + 9 * bytes, small.num_blocks() - 9}};
+          EXPECT_EQ(small.AttendRuns(*table, q, kGroup, 1, begin, end, runs), expected);
+          for (std::uint32_t g = 0; g < kGroup; ++g) {
+            const std::vector<float> one(&q[g * dim], &q[g * dim] + dim);
+            const std::vector<float> alone = small.Attend(*table, one, 1, 1, begin, end);
+            EXPECT_TRUE(std::equal(alone.begin(), alone.end(), &expected[g * dim]))
+                << table->name << " head " << g << " of " << begin << ".." << end;
+          }
+        }
+      }
+    }
+  }
+}
+
+// Slots after `end` and before `begin` may hold anything: here NaN and Inf, for both formats.
+TEST(Attention, WhatIsNotAttendedHasNoInfluence) {
+  constexpr std::uint32_t kTokens = 96;
+  for (const CpuKernels* table : Tables()) {
+    for (const DType dtype : kKvTypes) {
+      Rng rng(11);
+      const History clean = RandomHistory(rng, kTokens, 1, 32);
+      const std::vector<float> q = Normals(rng, 3 * 32);
+      for (const auto& [begin, end] : {std::pair{0u, 1u}, {0u, 17u}, {5u, 71u}, {66u, 67u}}) {
+        History dirty = clean;
+        for (std::uint32_t t = 0; t < kTokens; ++t) {
+          if (t >= begin && t < end) continue;
+          for (std::uint32_t d = 0; d < 32; ++d) {
+            dirty.k[t * 32 + d] = t % 2 ? NAN : INFINITY;
+            dirty.v[t * 32 + d] = t % 3 ? NAN : -INFINITY;
+          }
+        }
+        EXPECT_EQ(Cache(*table, dirty, dtype, 16).Attend(*table, q, 3, 0, begin, end),
+                  Cache(*table, clean, dtype, 16).Attend(*table, q, 3, 0, begin, end))
+            << table->name << " " << begin << ".." << end;
+      }
+    }
+  }
+}
+
+// A score is off by at most delta = (head_dim + 2) u scale sum |q k|; then a weight by the factor
+// e^(2 delta) (its own score's and the maximum's) and the error of exp, 2e-7, and so is the sum
+// they are divided by; the sums of n weighted values and the corrections of each unit add one
+// rounding each. To first order, all of it times the greatest |v|.
+void CheckDistance(const CpuKernels& table, std::uint32_t tokens, std::uint32_t dim) {
+  Rng rng(tokens * 1000 + dim);
+  const History history = RandomHistory(rng, tokens, 1, dim);
+  const std::vector<float> q = Normals(rng, 2 * dim);
+  const CpuKernels& reference = *FindCpuKernels("reference");
+  const std::vector<float> truth =
+      Cache(reference, history, DType::kF32, 16).Attend(reference, q, 2, 0, 0, tokens);
+  const std::vector<float> out =
+      Cache(table, history, DType::kF32, 16).Attend(table, q, 2, 0, 0, tokens);
+  for (std::uint32_t g = 0; g < 2; ++g) {
+    double magnitude = 0, greatest = 0;
+    for (std::uint32_t t = 0; t < tokens; ++t) {
+      double sum = 0;
+      for (std::uint32_t d = 0; d < dim; ++d) {
+        sum += std::abs(static_cast<double>(q[g * dim + d] * history.k[t * dim + d]));
+        greatest = std::max(greatest, std::abs(static_cast<double>(history.v[t * dim + d])));
+      }
+      magnitude = std::max(magnitude, sum);
+    }
+    const double delta = (dim + 2) * kRounding * magnitude * static_cast<double>(Cache::Scale(dim));
+    const double units = tokens / kAttentionUnit + 1;
+    const double bound = 2 * (2 * delta + 2e-7 + (tokens + 2 * units + 2) * kRounding) * greatest;
+    for (std::uint32_t d = 0; d < dim; ++d)
+      EXPECT_LE(std::abs(static_cast<double>(out[g * dim + d] - truth[g * dim + d])), bound)
+          << table.name << " tokens " << tokens << " head_dim " << dim;
+  }
+}
+
+TEST(Attention, IsWithinItsDerivedBoundOfTheReference) {
+  for (const CpuKernels* table : Tables()) {
+    for (std::uint32_t tokens = 1; tokens < 140; tokens += 1 + tokens / 20)
+      CheckDistance(*table, tokens, 32);
+    for (const std::uint32_t dim : {2u, 6u, 8u, 18u, 46u, 80u, 96u, 128u, 256u, 512u})
+      CheckDistance(*table, 75, dim);
+  }
+}
+
+TEST(Attention, ManyQueryHeadsShareOneKvHead) {
+  Rng rng(13);
+  const History history = RandomHistory(rng, 70, 1, 64);
+  const std::vector<float> q = Normals(rng, 32 * 64);
+  for (const CpuKernels* table : Tables()) {
+    const Cache cache(*table, history, DType::kF16, 16);
+    const std::vector<float> all = cache.Attend(*table, q, 32, 0, 0, 70);
+    for (std::uint32_t g = 0; g < 32; ++g) {
+      const std::vector<float> alone =
+          cache.Attend(*table, {&q[g * 64], &q[g * 64] + 64}, 1, 0, 0, 70);
+      EXPECT_TRUE(std::equal(alone.begin(), alone.end(), &all[g * 64])) << table->name;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace kvrm

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kv/compaction.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+#include "kv/placement.h"
+
+namespace kvrm {
+namespace {
+
+std::uint32_t EndOf(const Extent& run) {
+  return Index(run.start) + run.num_blocks;
+}
+
+// Blocks that one action may move now.
+std::uint32_t Cap(const Pager& pager, const Transport& transport) {
+  return std::min(transport.num_blocks_left(), pager.num_spare());
+}
+
+}  // namespace
+
+Compactor::Compactor(std::uint32_t max_runs)
+    : max_runs_(max_runs), trigger_(TriggerFor(max_runs)) {}
+
+void Compactor::Plan(Pager& pager, Transport& transport) noexcept {
+  if (pager.num_crowded() == 0) return;
+  const std::uint32_t max_seqs = pager.max_seqs();
+  for (const bool stuck : {true, false}) {
+    for (std::uint32_t i = 0; i < max_seqs; ++i) {
+      const SeqId seq{(cursor_ + i) % max_seqs};
+      const std::uint32_t num_runs = pager.num_runs(seq);
+      if (num_runs <= trigger_ || (num_runs > max_runs_) != stuck) continue;
+      // Its row may have been built already (P8), or it had its action for this step.
+      if (pager.is_named(seq)) continue;
+      PlanSequence(seq, pager, transport);
+    }
+  }
+  cursor_ = (cursor_ + 1) % max_seqs;
+}
+
+void Compactor::PlanSequence(SeqId seq, Pager& pager, Transport& transport) noexcept {
+  if (transport.num_groups_left() == 0 || transport.num_blocks_left() == 0) return;
+  Action action = BestWindow(seq, pager, transport);
+  if (action.gain == 0) action = BestStart(seq, pager, transport);
+  if (action.target.num_blocks == 0) {
+    ++num_stalls_;
+    return;
+  }
+  pager.Remap(
+      seq, action.first_block, action.target,
+      [&transport](const Extent& source, const Extent& target) { transport.Add(source, target); });
+}
+
+// Over all windows of settled runs that fit the budget and a place.
+Compactor::Action Compactor::BestWindow(SeqId seq, const Pager& pager,
+                                        const Transport& transport) const noexcept {
+  const std::span<const Extent> runs = pager.runs(seq).first(pager.num_settled_runs(seq));
+  const std::uint32_t num_runs = pager.num_runs(seq);
+  const bool stuck = num_runs > max_runs_;
+  const std::uint32_t need = num_runs - trigger_;
+  const std::uint32_t cap = Cap(pager, transport);
+  const std::uint32_t longest = pager.free_runs().Longest().num_blocks;
+
+  Action best;
+  const auto consider = [&](std::uint32_t gain, std::uint32_t first_block, const Extent& target) {
+    const std::uint64_t cost = target.num_blocks;
+    const std::uint64_t best_cost = best.target.num_blocks;
+    const bool better = best.gain == 0 ? true
+                        : stuck        ? gain > best.gain || (gain == best.gain && cost < best_cost)
+                                       : gain * best_cost > best.gain * cost;
+    if (better) best = {first_block, target, gain};
+  };
+  std::uint32_t first_block = 0;
+  for (std::size_t i = 0; i < runs.size(); first_block += runs[i].num_blocks, ++i) {
+    const std::uint32_t behind = i > 0 ? EndOf(runs[i - 1]) : 0;
+    const std::uint32_t room = i > 0 ? pager.free_runs().LengthFrom(behind, cap) : 0;
+    std::uint32_t cost = 0;
+    std::uint32_t num_groups = 0;
+    std::uint32_t width = 0;
+    for (std::size_t j = i; j < runs.size() && width <= need; ++j) {
+      cost += runs[j].num_blocks;
+      num_groups += transport.GroupsFor(runs[j].num_blocks);
+      ++width;
+      if (cost > cap || num_groups > transport.num_groups_left()) break;
+      if (cost <= room) consider(width, first_block, {BlockId{behind}, cost});
+      if (cost <= longest && width > 1) consider(width - 1, first_block, {BlockId{0}, cost});
+    }
+  }
+  // Only the winner's place in the hole is worked out.
+  if (best.gain > 0 && best.target.start == kSentinelBlock)
+    best.target = Placement::Together(pager.free_runs(), best.target.num_blocks);
+  return best;
+}
+
+// The first part of a window that as a whole is beyond the budget.
+Compactor::Action Compactor::BestStart(SeqId seq, const Pager& pager,
+                                       const Transport& transport) const noexcept {
+  const std::span<const Extent> runs = pager.runs(seq).first(pager.num_settled_runs(seq));
+  const std::uint32_t num_runs = pager.num_runs(seq);
+  const std::uint64_t group_cap =
+      std::uint64_t{transport.num_groups_left()} * transport.max_group_blocks();
+  const auto cap =
+      static_cast<std::uint32_t>(std::min<std::uint64_t>(Cap(pager, transport), group_cap));
+  if (cap == 0) return {};
+  const std::uint32_t longest = pager.free_runs().Longest().num_blocks;
+  // Cutting a run in two makes one more of them for a while.
+  const bool may_cut = num_runs + 1 <= max_runs_ || num_runs > max_runs_;
+
+  Action best;
+  std::uint32_t best_rest =
+      ~std::uint32_t{0};  // blocks to move until the gain, this step's included
+  std::uint32_t first_block = 0;
+  for (std::size_t i = 0; i < runs.size(); first_block += runs[i].num_blocks, ++i) {
+    const std::uint32_t length = runs[i].num_blocks;
+    const std::uint32_t now = std::min(cap, length);
+    if (i > 0 && length < best_rest &&
+        pager.free_runs().LengthFrom(EndOf(runs[i - 1]), length) == length) {
+      best = {first_block, {BlockId{EndOf(runs[i - 1])}, now}, 0};
+      best_rest = length;
+    }
+    if (i + 1 < runs.size() && (may_cut || now == length)) {
+      const std::uint32_t both = length + runs[i + 1].num_blocks;
+      if (both <= longest && both < best_rest) {
+        best = {first_block, {Placement::Together(pager.free_runs(), both).start, now}, 0};
+        best_rest = both;
+      }
+    }
+  }
+  return best;
+}
+
+}  // namespace kvrm

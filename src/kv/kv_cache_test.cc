@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kv/kv_cache.h"
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <vector>
+
+#include "device/host_device.h"
+#include "step/step_builder.h"
+
+namespace kvrm {
+namespace {
+
+constexpr std::uint32_t kBlockTokens = 16;
+// 16 tokens of 8 bytes: one stamp per slot.
+constexpr KvLayout kLayout = {.num_layers = 1,
+                              .num_kv_heads = 1,
+                              .head_dim = 1,
+                              .block_tokens = kBlockTokens,
+                              .dtype = DType::kF32};
+
+KvCacheOptions Options(std::uint32_t num_blocks, std::uint32_t max_runs = 4) {
+  return {.layout = kLayout,
+          .num_blocks = num_blocks,
+          .max_seqs = 4,
+          .max_blocks_per_seq = num_blocks,
+          .max_runs = max_runs,
+          .max_groups = 8,
+          .max_move_bytes_per_step = 8 * kLayout.block_bytes()};
+}
+
+// A cache, its device and a ring, and steps that run the moment they are committed.
+struct Bench {
+  explicit Bench(const KvCacheOptions& options)
+      : cache(options, device),
+        builder({.max_rows = 4,
+                 .max_tokens = 1024,
+                 .max_runs = options.max_runs,
+                 .max_groups = options.max_groups,
+                 .block_tokens = kBlockTokens},
+                4) {}
+
+  // Commits a step in which each of `seqs` writes the rest of its target. Not yet retired.
+  StepView Commit(const std::vector<std::pair<SeqId, std::uint32_t>>& rows) {
+    CHECK(builder.Begin());
+    cache.Plan(builder, builder.building());
+    for (const auto& [seq, num_tokens] : rows) {
+      const std::uint32_t first = lengths[Index(seq)];
+      const std::vector<std::int32_t> tokens(num_tokens - first, 1);
+      builder.AddRow({.seq = seq,
+                      .first_position = first,
+                      .tokens = tokens,
+                      .runs = cache.Runs(seq),
+                      .num_samples = 1});
+      lengths[Index(seq)] = num_tokens;
+    }
+    const StepView view = builder.Commit(0, 4);
+    cache.Launch(view);
+    cache.Land();
+    builder.Latch();
+    return view;
+  }
+  void Retire() { cache.Retire(builder.Retire()); }
+  // Extends, runs and retires a step of one row.
+  StepView Write(SeqId seq, std::uint32_t num_tokens) {
+    CHECK(cache.Extend(seq, num_tokens));
+    const StepView view = Commit({{seq, num_tokens}});
+    Retire();
+    return view;
+  }
+  void Release(SeqId seq) {
+    cache.Release(seq);
+    lengths[Index(seq)] = 0;
+  }
+
+  HostDevice device;
+  KvCache cache;
+  StepBuilder builder;
+  std::array<std::uint32_t, 4> lengths = {};
+};
+
+constexpr SeqId kA{0};
+constexpr SeqId kB{1};
+constexpr SeqId kC{2};
+
+TEST(KvCache, ReservesThePoolOnce) {
+  Bench bench(Options(9));
+  ASSERT_EQ(bench.device.reservations().size(), 1u);
+  EXPECT_EQ(bench.device.reservations()[0].bytes, 9 * kLayout.block_bytes());
+  const KvStats stats = bench.cache.stats();
+  EXPECT_EQ(stats.num_blocks, 8u);
+  EXPECT_EQ(stats.num_free, 8u);
+  EXPECT_EQ(stats.reserved_bytes, 9 * kLayout.block_bytes());
+  EXPECT_EQ(stats.mapped_bytes, 0u);
+  EXPECT_EQ(stats.live_bytes, 0u);
+}
+
+TEST(KvCache, GrowsInPlaceAsOneRun) {
+  Bench bench(Options(9));
+  ASSERT_TRUE(bench.cache.Open(kA, 0));
+  for (std::uint32_t n = 1; n <= 4 * kBlockTokens; ++n) {
+    bench.Write(kA, n);
+    ASSERT_EQ(bench.cache.Runs(kA).size(), 1u);
+    bench.cache.CheckInvariants();
+  }
+  EXPECT_EQ(bench.cache.Runs(kA)[0].num_blocks, 4u);
+  EXPECT_EQ(bench.cache.stats().live_bytes, 64 * kLayout.token_bytes());
+  EXPECT_EQ(bench.cache.stats().mapped_bytes, 4 * kLayout.block_bytes());
+}
+
+TEST(KvCache, CreditIsHonouredAgainstOthers) {
+  Bench bench(Options(9));
+  ASSERT_TRUE(bench.cache.Open(kA, 6 * kBlockTokens));
+  EXPECT_EQ(bench.cache.num_available_tokens(), 2 * kBlockTokens);
+  EXPECT_FALSE(bench.cache.Open(kB, 3 * kBlockTokens));
+  ASSERT_TRUE(bench.cache.Open(kB, kBlockTokens));
+  EXPECT_FALSE(bench.cache.Extend(kB, 3 * kBlockTokens));
+  EXPECT_TRUE(bench.cache.Extend(kB, 2 * kBlockTokens));
+  EXPECT_FALSE(bench.cache.Reserve(kB, 3 * kBlockTokens));
+  EXPECT_TRUE(bench.cache.Extend(kA, 6 * kBlockTokens));
+  EXPECT_FALSE(bench.cache.Extend(kA, 7 * kBlockTokens));
+  bench.cache.CheckInvariants();
+}
+
+TEST(KvCache, ReleasedBlocksWaitForTheEpochsThatMayReadThem) {
+  Bench bench(Options(5));
+  ASSERT_TRUE(bench.cache.Open(kA, 4 * kBlockTokens));
+  ASSERT_TRUE(bench.cache.Extend(kA, 4 * kBlockTokens));
+  bench.Commit({{kA, 4 * kBlockTokens}});
+  bench.Release(kA);
+  EXPECT_EQ(bench.cache.stats().num_limbo, 4u);
+  EXPECT_FALSE(bench.cache.Open(kB, 1));
+  bench.cache.CheckInvariants();
+  bench.Retire();
+  EXPECT_EQ(bench.cache.stats().num_free, 4u);
+  EXPECT_TRUE(bench.cache.Open(kB, 4 * kBlockTokens));
+}
+
+TEST(KvCache, ReleasedBlocksAreFreeAtOnceWhenNothingIsInFlight) {
+  Bench bench(Options(5));
+  ASSERT_TRUE(bench.cache.Open(kA, 0));
+  bench.Write(kA, 64);
+  bench.Release(kA);
+  EXPECT_EQ(bench.cache.stats().num_free, 4u);
+}
+
+TEST(KvCache, BlocksOfAPreemptedSequenceAreUsableInTheSameStepWhenItIsNotInIt) {
+  Bench bench(Options(5));
+  ASSERT_TRUE(bench.cache.Open(kA, 0));
+  ASSERT_TRUE(bench.cache.Open(kB, 0));
+  bench.Write(kA, 48);
+  bench.Write(kB, 16);
+  ASSERT_TRUE(bench.builder.Begin());
+  bench.cache.Plan(bench.builder, bench.builder.building());
+  EXPECT_FALSE(bench.cache.Extend(kB, 17));
+  bench.cache.Release(kA);
+  EXPECT_TRUE(bench.cache.Extend(kB, 17));
+  bench.cache.CheckInvariants();
+}
+
+TEST(KvCache, BlocksOfASequenceReleasedFromTheStepUnderConstructionWaitForThatStep) {
+  Bench bench(Options(5));
+  ASSERT_TRUE(bench.cache.Open(kA, 0));
+  ASSERT_TRUE(bench.cache.Extend(kA, 16));
+  ASSERT_TRUE(bench.builder.Begin());
+  bench.cache.Plan(bench.builder, bench.builder.building());
+  const std::array<std::int32_t, 1> tokens = {1};
+  bench.builder.AddRow({.seq = kA, .tokens = tokens, .runs = bench.cache.Runs(kA)});
+  bench.cache.Release(kA);
+  EXPECT_EQ(bench.cache.stats().num_limbo, 1u);
+  bench.cache.Launch(bench.builder.Commit(0, 1));
+  bench.cache.CheckInvariants();
+  EXPECT_EQ(bench.cache.stats().live_bytes, 0u);
+  bench.builder.Latch();
+  bench.Retire();
+  EXPECT_EQ(bench.cache.stats().num_free, 4u);
+}
+
+TEST(KvCache, AbandonedStepReturnsWhatOnlyItCouldRead) {
+  Bench bench(Options(5));
+  ASSERT_TRUE(bench.cache.Open(kA, 0));
+  ASSERT_TRUE(bench.cache.Extend(kA, 16));
+  ASSERT_TRUE(bench.builder.Begin());
+  bench.cache.Plan(bench.builder, bench.builder.building());
+  ASSERT_EQ(bench.cache.Runs(kA).size(), 1u);
+  bench.cache.Release(kA);
+  EXPECT_EQ(bench.cache.stats().num_limbo, 1u);
+  bench.builder.Abandon();
+  bench.cache.Abandon();
+  EXPECT_EQ(bench.cache.stats().num_free, 4u);
+  EXPECT_TRUE(bench.cache.Open(kA, 64));
+}
+
+TEST(KvCache, TruncateKeepsWhatIsPromisedAndDropsTheRest) {
+  Bench bench(Options(9));
+  ASSERT_TRUE(bench.cache.Open(kA, 2 * kBlockTokens));
+  bench.Write(kA, 5 * kBlockTokens);
+  bench.cache.Truncate(kA, 3);
+  bench.cache.CheckInvariants();
+  EXPECT_EQ(bench.cache.stats().num_held, 2u);
+  EXPECT_EQ(bench.cache.stats().live_bytes, 3 * kLayout.token_bytes());
+  EXPECT_EQ(bench.cache.stats().num_promised, 0u);
+  EXPECT_EQ(bench.cache.Runs(kA)[0].num_blocks, 2u);
+}
+
+// Interleaves single blocks of A and B, then leaves holes where B was.
+void Fragment(Bench& bench, std::uint32_t num_blocks_each) {
+  for (std::uint32_t n = 1; n <= num_blocks_each; ++n) {
+    bench.Write(kA, n * kBlockTokens);
+    bench.Write(kB, n * kBlockTokens);
+  }
+}
+
+TEST(KvCache, CrowdedSequenceIsMovedTogetherAndThenNothingMoves) {
+  KvCacheOptions options = Options(64, 4);
+  options.placement_seed = 3;
+  Bench bench(options);
+  ASSERT_TRUE(bench.cache.Open(kA, 0));
+  ASSERT_TRUE(bench.cache.Extend(kA, 12 * kBlockTokens));
+  EXPECT_TRUE(bench.cache.Runs(kA).empty());  // Twelve scattered blocks: too many runs.
+  EXPECT_EQ(bench.cache.stats().num_run_overflows, 1u);
+  int num_steps = 0;
+  while (bench.cache.Runs(kA).empty()) {
+    bench.Commit({});
+    bench.Retire();
+    bench.cache.CheckInvariants();
+    ASSERT_LT(++num_steps, 10);
+  }
+  bench.Commit({{kA, 12 * kBlockTokens}});
+  bench.Retire();
+  const std::uint64_t num_groups = bench.cache.stats().num_groups;
+  for (int i = 0; i < 10; ++i) {
+    EXPECT_EQ(bench.Commit({}).header->num_groups, 0u);
+    bench.Retire();
+  }
+  EXPECT_EQ(bench.cache.stats().num_groups, num_groups);
+}
+
+TEST(KvCache, SteadyDecodeMovesNothing) {
+  Bench bench(Options(64, 4));
+  ASSERT_TRUE(bench.cache.Open(kA, 0));
+  ASSERT_TRUE(bench.cache.Open(kB, 0));
+  Fragment(bench, 16);
+  EXPECT_EQ(bench.cache.stats().num_groups, 0u);
+  EXPECT_EQ(bench.cache.Runs(kA).size(), 1u);
+  EXPECT_EQ(bench.cache.Runs(kB).size(), 1u);
+}
+
+TEST(KvCacheDeathTest, LaunchMustNotBeLeftOut) {
+  Bench bench(Options(9));
+  ASSERT_TRUE(bench.builder.Begin());
+  bench.cache.Plan(bench.builder, bench.builder.building());
+  bench.builder.Commit(0, 1);
+  ASSERT_TRUE(bench.builder.Begin());
+  EXPECT_DEATH(bench.cache.Plan(bench.builder, bench.builder.building()), "next");
+}
+
+TEST(KvCacheDeathTest, SequencesAreOpenedAndReleasedInTurn) {
+  Bench bench(Options(9));
+  EXPECT_DEATH(bench.cache.Extend(kC, 1), "open");
+  EXPECT_DEATH(bench.cache.Release(kC), "open");
+  EXPECT_DEATH(bench.cache.Runs(kC), "open");
+  EXPECT_DEATH(bench.cache.Open(SeqId{4}, 0), "max_seqs");
+  ASSERT_TRUE(bench.cache.Open(kC, 0));
+  EXPECT_DEATH(bench.cache.Open(kC, 0), "open");
+  EXPECT_DEATH(bench.cache.Extend(kC, 10 * kBlockTokens), "max_blocks_per_seq");
+  EXPECT_DEATH(bench.cache.Truncate(kC, 1), "target");
+  EXPECT_DEATH(bench.cache.Retire(StepId{1}), "committed_");
+}
+
+}  // namespace
+}  // namespace kvrm

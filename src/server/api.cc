@@ -1,0 +1,372 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/api.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <boost/json/serialize.hpp>
+#include <optional>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+
+#include "base/bounded_queue.h"
+#include "base/check.h"
+#include "base/log.h"
+#include "server/prepare.h"
+#include "server/routes.h"
+#include "server/version.h"
+
+namespace kvrm {
+namespace {
+
+constexpr std::size_t kMaxRequestIdBytes = 128;
+constexpr std::size_t kEventBatch = 256;
+// Events handled in one go before other connections get their turn.
+constexpr std::size_t kMaxEventBatches = 16;
+
+// The client's own id, where it is short and printable.
+std::string RequestIdOf(const HttpRequest& request) {
+  const std::string_view id = request.Field("x-request-id");
+  const bool clean = id.size() <= kMaxRequestIdBytes &&
+                     std::all_of(id.begin(), id.end(), [](char c) { return c > ' ' && c < 0x7f; });
+  return clean ? std::string(id) : std::string();
+}
+
+HttpResponse JsonResponse(std::string body, const std::string& request_id) {
+  HttpResponse response;
+  response.body = std::move(body);
+  if (!request_id.empty()) response.headers.emplace_back("X-Request-Id", request_id);
+  return response;
+}
+
+ApiError Refusal(int status, std::string message) {
+  return {.status = status, .message = std::move(message)};
+}
+
+JobKind JobKindOf(RouteId route) {
+  switch (route) {
+    case RouteId::kChat:
+      return JobKind::kChat;
+    case RouteId::kCompletion:
+      return JobKind::kCompletion;
+    case RouteId::kTokenize:
+      return JobKind::kTokenize;
+    default:
+      return JobKind::kDetokenize;
+  }
+}
+
+}  // namespace
+
+struct Server::State {
+  State(EnginePort engine_in, ModelPort model_in, const ServerOptions& options_in,
+        const Clock& clock_in);
+
+  std::optional<HttpResponse> OnHead(const HttpRequest& request);
+  void OnRequest(ExchangeId exchange, HttpRequest request);
+  void OnGone(ExchangeId exchange);
+  void OnWake();
+  void OnTick();
+  void Answer(ExchangeId exchange, const Route& route, const HttpRequest& request);
+  void Enqueue(ExchangeId exchange, JobKind kind, HttpRequest request);
+  void TakePrepared(Prepared prepared);
+  bool TakeEvents();
+  HttpCallbacks Callbacks();
+  ReplyPort Replies();
+  void RunWorker();
+  Prepared PrepareGuarded(const Job& job) const;
+
+  const EnginePort engine;
+  const ModelPort model;
+  const ServerOptions options;
+  const PrepareLimits prepare_limits;
+  const Clock& clock;
+
+  // I/O thread.
+  HttpServer http;
+  Generations generations;
+  Rng seeds;
+  std::unordered_map<std::uint64_t, bool> preparing;  // by exchange; false: the client has gone
+  std::uint64_t num_rejected = 0;
+  std::uint64_t num_dropped = 0;
+
+  // Between the threads. Both queues hold everything that can be preparing, so the worker's push
+  // always finds room.
+  BoundedQueue<std::unique_ptr<Job>> jobs;
+  BoundedQueue<std::unique_ptr<Prepared>> results;
+  std::atomic<std::uint32_t> num_jobs_pushed{0};
+  std::atomic<bool> stopping{false};
+  std::atomic<bool> draining{false};
+  std::atomic<bool> abort_wanted{false};
+  std::atomic<bool> is_drained{false};
+
+  std::thread io_thread;
+  std::thread worker_thread;
+};
+
+Server::State::State(EnginePort engine_in, ModelPort model_in, const ServerOptions& options_in,
+                     const Clock& clock_in)
+    : engine(std::move(engine_in)),
+      model(std::move(model_in)),
+      options(options_in),
+      prepare_limits{.api = options_in.limits,
+                     .max_context = engine.max_context,
+                     .default_max_tokens = options_in.default_max_tokens},
+      clock(clock_in),
+      http(options_in.http, clock_in, Callbacks()),
+      generations(engine, model, Replies(), clock_in, options_in.seed),
+      seeds(options_in.seed, "sampling-seeds"),
+      jobs(options_in.max_preparing),
+      results(options_in.max_preparing) {}
+
+HttpCallbacks Server::State::Callbacks() {
+  HttpCallbacks callbacks;
+  callbacks.on_head = [this](const HttpRequest& request) { return OnHead(request); };
+  callbacks.on_request = [this](ExchangeId exchange, HttpRequest request) {
+    OnRequest(exchange, std::move(request));
+  };
+  callbacks.on_gone = [this](ExchangeId exchange) { OnGone(exchange); };
+  callbacks.on_wake = [this] { OnWake(); };
+  callbacks.on_tick = [this] { OnTick(); };
+  callbacks.error_body = [](int status, std::string_view message) {
+    return ErrorBody(Refusal(status, std::string(message)));
+  };
+  return callbacks;
+}
+
+ReplyPort Server::State::Replies() {
+  ReplyPort reply;
+  reply.respond = [this](ExchangeId exchange, HttpResponse response) {
+    return http.Respond(exchange, std::move(response));
+  };
+  reply.start_stream = [this](ExchangeId exchange, const auto& headers) {
+    return http.StartStream(exchange, headers);
+  };
+  reply.write = [this](ExchangeId exchange, std::string_view bytes) {
+    return http.Write(exchange, bytes);
+  };
+  reply.finish = [this](ExchangeId exchange) { return http.Finish(exchange); };
+  return reply;
+}
+
+// Everything that can be refused without reading a body.
+std::optional<HttpResponse> Server::State::OnHead(const HttpRequest& request) {
+  const std::string request_id = RequestIdOf(request);
+  const Route* route = FindRoute(request.path);
+  if (route == nullptr && request.path != "*") {
+    return ErrorResponse(Refusal(404, "no such path"), request_id);
+  }
+  const std::string allow =
+      route == nullptr || route->is_post ? "OPTIONS, POST" : "GET, HEAD, OPTIONS";
+  if (request.method == "OPTIONS") {
+    HttpResponse response;
+    response.status = 204;
+    response.headers.emplace_back("Allow", route == nullptr ? "GET, HEAD, OPTIONS, POST" : allow);
+    return response;
+  }
+  const bool allowed = route->is_post ? request.method == "POST"
+                                      : request.method == "GET" || request.method == "HEAD";
+  if (!allowed) {
+    HttpResponse response =
+        ErrorResponse(Refusal(405, "this path takes " + allow + " only"), request_id);
+    response.headers.emplace_back("Allow", allow);
+    return response;
+  }
+  if (!route->is_public && !options.api_key.empty() &&
+      !KeyMatches(PresentedKey(request.Field("authorization"), request.Field("x-api-key")),
+                  options.api_key)) {
+    return ErrorResponse(Refusal(401, "Invalid API Key"), request_id);
+  }
+  if (!route->is_post) return std::nullopt;
+  if (draining) return ErrorResponse(Refusal(503, "the server is shutting down"), request_id);
+  if (preparing.size() >= options.max_preparing) {
+    ++num_rejected;
+    return ErrorResponse(Refusal(429, "the server is busy, try again later"), request_id);
+  }
+  return std::nullopt;
+}
+
+void Server::State::OnRequest(ExchangeId exchange, HttpRequest request) {
+  const Route* route = FindRoute(request.path);
+  CHECK(route != nullptr);  // OnHead let it pass
+  if (!route->is_post) return Answer(exchange, *route, request);
+  Enqueue(exchange, JobKindOf(route->id), std::move(request));
+}
+
+void Server::State::Answer(ExchangeId exchange, const Route& route, const HttpRequest& request) {
+  const std::string request_id = RequestIdOf(request);
+  std::string body;
+  switch (route.id) {
+    case RouteId::kHealth:
+      if (draining) {
+        http.Respond(exchange,
+                     ErrorResponse(Refusal(503, "the server is shutting down"), request_id));
+        return;
+      }
+      body = R"({"status":"ok"})";
+      break;
+    case RouteId::kVersion:
+      body = json::serialize(json::object{{"version", kVersion}});
+      break;
+    case RouteId::kModel:
+      if (ModelNameOf(request.path) != model.served_name) {
+        http.Respond(exchange, ErrorResponse(Refusal(404, "no such model"), request_id));
+        return;
+      }
+      body = ModelBody(model, engine.max_context);
+      break;
+    default:
+      body = ModelListBody(model, engine.max_context);
+      break;
+  }
+  http.Respond(exchange, JsonResponse(std::move(body), request_id));
+}
+
+void Server::State::Enqueue(ExchangeId exchange, JobKind kind, HttpRequest request) {
+  auto job = std::make_unique<Job>();
+  job->exchange = exchange;
+  job->kind = kind;
+  job->request_id = RequestIdOf(request);
+  job->body = std::move(request.body);
+  job->seed = seeds.Next();
+  job->now_unix = clock.UnixSeconds();
+  const std::string request_id = job->request_id;
+  if (preparing.size() >= options.max_preparing || !jobs.TryPush(std::move(job))) {
+    ++num_rejected;
+    http.Respond(exchange,
+                 ErrorResponse(Refusal(429, "the server is busy, try again later"), request_id));
+    return;
+  }
+  preparing.emplace(static_cast<std::uint64_t>(exchange), true);
+  num_jobs_pushed.fetch_add(1, std::memory_order_release);
+  num_jobs_pushed.notify_one();
+}
+
+void Server::State::OnGone(ExchangeId exchange) {
+  const auto found = preparing.find(static_cast<std::uint64_t>(exchange));
+  if (found != preparing.end()) found->second = false;
+  generations.OnGone(exchange);
+}
+
+void Server::State::OnWake() {
+  while (std::optional<std::unique_ptr<Prepared>> prepared = results.TryPop())
+    TakePrepared(std::move(**prepared));
+  if (TakeEvents()) http.Wake();
+  if (abort_wanted) generations.AbortAll();
+}
+
+void Server::State::TakePrepared(Prepared prepared) {
+  const auto found = preparing.find(static_cast<std::uint64_t>(prepared.exchange));
+  CHECK(found != preparing.end());
+  const bool wanted = found->second;
+  preparing.erase(found);
+  if (!wanted) {
+    ++num_dropped;
+    return;
+  }
+  if (abort_wanted) prepared.outcome = Refusal(503, "the server is shutting down");
+  if (auto* plan = std::get_if<GenerationPlan>(&prepared.outcome)) {
+    generations.Start(prepared.exchange, prepared.request_id, std::move(*plan));
+  } else if (auto* body = std::get_if<std::string>(&prepared.outcome)) {
+    http.Respond(prepared.exchange, JsonResponse(std::move(*body), prepared.request_id));
+  } else {
+    http.Respond(prepared.exchange,
+                 ErrorResponse(std::get<ApiError>(prepared.outcome), prepared.request_id));
+  }
+}
+
+// Returns whether more may wait.
+bool Server::State::TakeEvents() {
+  std::array<TokenEvent, kEventBatch> events;
+  for (std::size_t batch = 0; batch < kMaxEventBatches; ++batch) {
+    const std::size_t num_events = engine.poll(events);
+    for (std::size_t i = 0; i < num_events; ++i)
+      generations.OnEvent(events[i]);
+    if (num_events < events.size()) return false;
+  }
+  return true;
+}
+
+void Server::State::OnTick() {
+  if (draining && preparing.empty() && generations.num_active() == 0 &&
+      http.num_connections() == 0) {
+    is_drained = true;
+  }
+}
+
+// Whatever a body makes the parsers throw (memory, above all) is one request's error (F7).
+Prepared Server::State::PrepareGuarded(const Job& job) const {
+  try {
+    return Prepare(job, model, prepare_limits);
+  } catch (const std::exception& error) {
+    Log(LogLevel::kError, "prepare_exception", {{"what", error.what()}});
+    return {.exchange = job.exchange,
+            .request_id = job.request_id,
+            .outcome = Refusal(500, "the request could not be prepared")};
+  }
+}
+
+void Server::State::RunWorker() {
+  for (;;) {
+    const std::uint32_t seen = num_jobs_pushed.load(std::memory_order_acquire);
+    while (std::optional<std::unique_ptr<Job>> job = jobs.TryPop()) {
+      auto prepared = std::make_unique<Prepared>(PrepareGuarded(**job));
+      CHECK(results.TryPush(std::move(prepared)));
+      http.Wake();
+    }
+    if (stopping) return;
+    num_jobs_pushed.wait(seen, std::memory_order_acquire);
+  }
+}
+
+Server::Server(EnginePort engine, ModelPort model, const ServerOptions& options, const Clock& clock)
+    : state_(std::make_unique<State>(std::move(engine), std::move(model), options, clock)) {
+  State* state = state_.get();
+  state->engine.set_wake([state] { state->http.Wake(); });
+}
+
+Server::~Server() {
+  Stop();
+}
+
+std::uint16_t Server::Listen() {
+  return state_->http.Listen(state_->options.host, state_->options.port);
+}
+
+void Server::Start() {
+  state_->worker_thread = std::thread([this] { state_->RunWorker(); });
+  state_->io_thread = std::thread([this] { state_->http.Run(); });
+}
+
+void Server::BeginDrain() {
+  state_->draining = true;
+  state_->http.BeginDrain();
+}
+
+void Server::AbortAll() {
+  state_->abort_wanted = true;
+  state_->http.Wake();
+}
+
+bool Server::drained() const {
+  return state_->is_drained;
+}
+
+void Server::Stop() {
+  state_->stopping = true;
+  state_->num_jobs_pushed.fetch_add(1);
+  state_->num_jobs_pushed.notify_all();
+  state_->http.Stop();
+  if (state_->io_thread.joinable()) state_->io_thread.join();
+  if (state_->worker_thread.joinable()) state_->worker_thread.join();
+}
+
+ServerStats Server::stats() const {
+  return {.http = state_->http.stats(),
+          .generations = state_->generations.stats(),
+          .num_rejected = state_->num_rejected,
+          .num_dropped = state_->num_dropped};
+}
+
+}  // namespace kvrm

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/api_parse.h"
+
+#include <gtest/gtest.h>
+
+namespace kvrm {
+namespace {
+
+// The field a completion is refused for; "" when it is accepted, "?" when no field is named.
+std::string RefusedField(const std::string& members) {
+  const ApiResult<GenerationFields> result =
+      ParseCompletion(R"({"prompt":"a",)" + members + "}", {});
+  const ApiError* error = ErrorOf(result);
+  if (error == nullptr) return "";
+  EXPECT_EQ(error->status, 400);
+  EXPECT_NE(error->message.find(error->param), std::string::npos) << error->message;
+  return error->param.empty() ? "?" : error->param;
+}
+
+GenerationFields Accept(const std::string& body, bool chat = false) {
+  ApiResult<GenerationFields> result = chat ? ParseChat(body, {}) : ParseCompletion(body, {});
+  const ApiError* error = ErrorOf(result);
+  EXPECT_EQ(error, nullptr) << (error != nullptr ? error->message : "");
+  return error == nullptr ? std::get<GenerationFields>(std::move(result)) : GenerationFields();
+}
+
+TEST(ApiParse, ReadsSampling) {
+  const GenerationFields fields = Accept(
+      R"({"prompt":"a","temperature":0.5,"top_p":0.9,"top_k":40,"min_p":0.1,"seed":7,
+          "max_tokens":12,"stop":["x","y"],"stream":true,"stream_options":{"include_usage":true}})");
+  EXPECT_EQ(fields.sampling.temperature, 0.5);
+  EXPECT_EQ(fields.sampling.top_p, 0.9);
+  EXPECT_EQ(fields.sampling.top_k, 40);
+  EXPECT_EQ(fields.sampling.min_p, 0.1);
+  EXPECT_EQ(fields.sampling.seed, 7u);
+  EXPECT_EQ(fields.max_tokens, 12u);
+  EXPECT_EQ(fields.stop, (std::vector<std::string>{"x", "y"}));
+  EXPECT_TRUE(fields.stream);
+  EXPECT_TRUE(fields.include_usage);
+  EXPECT_TRUE(fields.ignored.empty());
+}
+
+TEST(ApiParse, NullIsAbsent) {
+  const GenerationFields fields = Accept(
+      R"({"prompt":"a","temperature":null,"stop":null,"seed":null,"logit_bias":null,"n":null})");
+  EXPECT_FALSE(fields.sampling.temperature.has_value());
+  EXPECT_FALSE(fields.sampling.seed.has_value());
+}
+
+TEST(ApiParse, WrongTypesAndRangesNameTheField) {
+  EXPECT_EQ(RefusedField(R"("temperature":"hot")"), "temperature");
+  EXPECT_EQ(RefusedField(R"("temperature":2.01)"), "temperature");
+  EXPECT_EQ(RefusedField(R"("temperature":-0.1)"), "temperature");
+  EXPECT_EQ(RefusedField(R"("temperature":1e999)"), "temperature");
+  EXPECT_EQ(RefusedField(R"("top_p":0)"), "top_p");
+  EXPECT_EQ(RefusedField(R"("top_p":1.5)"), "top_p");
+  EXPECT_EQ(RefusedField(R"("min_p":-1)"), "min_p");
+  EXPECT_EQ(RefusedField(R"("top_k":1.5)"), "top_k");
+  EXPECT_EQ(RefusedField(R"("top_k":-2)"), "top_k");
+  EXPECT_EQ(RefusedField(R"("top_k":4294967296)"), "top_k");
+  EXPECT_EQ(RefusedField(R"("max_tokens":0)"), "max_tokens");
+  EXPECT_EQ(RefusedField(R"("max_tokens":-1)"), "max_tokens");
+  EXPECT_EQ(RefusedField(R"("max_tokens":4294967296)"), "max_tokens");
+  EXPECT_EQ(RefusedField(R"("max_tokens":18446744073709551615)"), "max_tokens");
+  EXPECT_EQ(RefusedField(R"("max_tokens":10.0)"), "max_tokens");
+  EXPECT_EQ(RefusedField(R"("seed":1.5)"), "seed");
+  EXPECT_EQ(RefusedField(R"("seed":18446744073709551616)"), "seed");
+  EXPECT_EQ(RefusedField(R"("stream":1)"), "stream");
+  EXPECT_EQ(RefusedField(R"("stream_options":{"include_usage":1})"), "stream_options");
+  EXPECT_EQ(RefusedField(R"("stop":5)"), "stop");
+  EXPECT_EQ(RefusedField(R"("stop":["a",5])"), "stop");
+  EXPECT_EQ(RefusedField(R"("stop":["1","2","3","4","5","6","7","8","9"])"), "stop");
+  EXPECT_EQ(RefusedField("\"stop\":\"" + std::string(129, 'a') + "\""), "stop");
+  EXPECT_EQ(RefusedField(R"("stop_token_ids":[-1])"), "stop_token_ids");
+  EXPECT_EQ(RefusedField(R"("model":5)"), "model");
+}
+
+TEST(ApiParse, RefusesByNameWhatWouldChangeTheAnswer) {
+  for (const char* members :
+       {R"("n":2)", R"("best_of":2)", R"("logprobs":1)", R"("logprobs":true)",
+        R"("logit_bias":{"5":1})", R"("presence_penalty":0.5)", R"("frequency_penalty":-1)",
+        R"("repetition_penalty":1.1)", R"("repeat_penalty":1.1)", R"("tools":[{}])",
+        R"("tool_choice":"required")", R"("response_format":{"type":"json_object"})",
+        R"("suffix":"x")", R"("grammar":"root ::= x")", R"("chat_template":"{{x}}")",
+        R"("min_tokens":3)", R"("skip_special_tokens":false)"}) {
+    const std::string text = members;
+    EXPECT_EQ(RefusedField(text), text.substr(1, text.find('"', 1) - 1));
+  }
+  for (const char* members :
+       {R"("n":1)", R"("logprobs":false)", R"("logit_bias":{})", R"("presence_penalty":0)",
+        R"("repeat_penalty":1.0)", R"("tools":[])", R"("tool_choice":"auto")",
+        R"("response_format":{"type":"text"})", R"("suffix":"")", R"("skip_special_tokens":true)"})
+    EXPECT_EQ(RefusedField(members), "") << members;
+}
+
+TEST(ApiParse, IgnoresAndListsOtherFields) {
+  const GenerationFields fields = Accept(R"({"prompt":"a","user":"u","cache_prompt":true})");
+  EXPECT_EQ(fields.ignored, (std::vector<std::string>{"user", "cache_prompt"}));
+  std::string many = R"({"prompt":"a")";
+  for (int i = 0; i < 100; ++i)
+    many += ",\"" + std::string(200, 'x') + std::to_string(i) + "\":1";
+  const GenerationFields bounded = Accept(many + "}");
+  EXPECT_EQ(bounded.ignored.size(), 8u);
+  EXPECT_EQ(bounded.ignored[0].size(), 64u);
+}
+
+TEST(ApiParse, AliasesAndSeeds) {
+  EXPECT_EQ(Accept(R"({"prompt":"a","n_predict":5})").max_tokens, 5u);
+  EXPECT_FALSE(Accept(R"({"prompt":"a","n_predict":-1})").max_tokens.has_value());
+  EXPECT_EQ(Accept(R"({"prompt":"a","max_completion_tokens":6,"max_tokens":5})").max_tokens, 6u);
+  EXPECT_EQ(Accept(R"({"prompt":"a","top_k":-1})").sampling.top_k, 0);
+  EXPECT_EQ(Accept(R"({"prompt":"a","seed":18446744073709551615})").sampling.seed, UINT64_MAX);
+  EXPECT_EQ(Accept(R"({"prompt":"a","seed":9007199254740993})").sampling.seed, 9007199254740993u);
+  EXPECT_FALSE(Accept(R"({"prompt":"a","seed":-1})").sampling.seed.has_value());
+}
+
+TEST(ApiParse, PromptShapes) {
+  EXPECT_EQ(Accept(R"({"prompt":"a"})").prompts.size(), 1u);
+  EXPECT_EQ(Accept(R"({"prompt":["a","b"]})").prompts.size(), 2u);
+  const GenerationFields ids = Accept(R"({"prompt":[1,2,3]})");
+  ASSERT_EQ(ids.prompts.size(), 1u);
+  EXPECT_EQ(std::get<1>(ids.prompts[0]), (std::vector<std::int32_t>{1, 2, 3}));
+  EXPECT_EQ(Accept(R"({"prompt":[[1],[2,3]]})").prompts.size(), 2u);
+  for (const char* body :
+       {"{}", R"({"prompt":null})", R"({"prompt":5})", R"({"prompt":[]})", R"({"prompt":[1,"a"]})",
+        R"({"prompt":["a",1]})", R"({"prompt":[[1],"a"]})", R"({"prompt":[-1]})",
+        R"({"prompt":[1.0]})", R"({"prompt":[2147483648]})", R"({"prompt":[{}]})"}) {
+    const ApiResult<GenerationFields> result = ParseCompletion(body, {});
+    ASSERT_NE(ErrorOf(result), nullptr) << body;
+    EXPECT_EQ(ErrorOf(result)->param, "prompt") << body;
+  }
+  std::string many = R"({"prompt":["a")";
+  for (int i = 0; i < 32; ++i)
+    many += R"(,"a")";
+  const ApiResult<GenerationFields> result = ParseCompletion(many + "]}", {});
+  ASSERT_NE(ErrorOf(result), nullptr);
+}
+
+TEST(ApiParse, BodiesThatAreNoObjects) {
+  for (const char* body : {"", "[]", "1", "{", "{}x", "\xff", R"({"prompt":"\ud800"})"}) {
+    const ApiResult<GenerationFields> result = ParseCompletion(body, {});
+    ASSERT_NE(ErrorOf(result), nullptr) << body;
+    EXPECT_EQ(ErrorOf(result)->status, 400);
+  }
+  const std::string deep = std::string(100000, '[') + std::string(100000, ']');
+  const ApiResult<GenerationFields> result = ParseCompletion(R"({"x":)" + deep + "}", {});
+  EXPECT_NE(ErrorOf(result), nullptr);
+}
+
+TEST(ApiParse, MessagesAreBroughtToOneShape) {
+  const GenerationFields fields = Accept(
+      R"({"messages":[{"role":"developer","content":"be brief"},
+          {"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]},
+          {"role":"assistant","content":null},{"role":"tool","content":"x"}],
+          "chat_template_kwargs":{"enable_thinking":false}})",
+      true);
+  ASSERT_EQ(fields.messages.size(), 4u);
+  EXPECT_EQ(fields.messages[0].at("role").as_string(), "system");
+  EXPECT_EQ(fields.messages[1].at("content").as_string(), "ab");
+  EXPECT_TRUE(fields.messages[2].at("content").is_null());
+  EXPECT_EQ(fields.template_kwargs.at("enable_thinking"), false);
+  EXPECT_TRUE(fields.add_generation_prompt);
+}
+
+TEST(ApiParse, WrongMessagesAreNamed) {
+  const auto param = [](const char* body) {
+    const ApiResult<GenerationFields> result = ParseChat(body, {});
+    return ErrorOf(result) == nullptr ? std::string() : ErrorOf(result)->param;
+  };
+  EXPECT_EQ(param("{}"), "messages");
+  EXPECT_EQ(param(R"({"messages":[]})"), "messages");
+  EXPECT_EQ(param(R"({"messages":"hi"})"), "messages");
+  EXPECT_EQ(param(R"({"messages":["hi"]})"), "messages");
+  EXPECT_EQ(param(R"({"messages":[{"content":"hi"}]})"), "messages");
+  EXPECT_EQ(param(R"({"messages":[{"role":"root","content":"hi"}]})"), "messages");
+  EXPECT_EQ(param(R"({"messages":[{"role":"user","content":5}]})"), "messages");
+  EXPECT_EQ(
+      param(R"({"messages":[{"role":"user","content":[{"type":"image_url","image_url":{}}]}]})"),
+      "messages");
+  const std::string user = R"({"messages":[{"role":"user","content":"a"}],)";
+  EXPECT_EQ(param((user + R"("chat_template_kwargs":{"messages":1}})").c_str()),
+            "chat_template_kwargs");
+  EXPECT_EQ(param((user + R"("chat_template_kwargs":{"x":[]}})").c_str()), "chat_template_kwargs");
+  EXPECT_EQ(param((user + R"("echo":true})").c_str()), "echo");
+}
+
+TEST(ApiParse, TokenizeTakesBothSpellings) {
+  const auto llama = ParseTokenize(R"({"content":"a","with_pieces":true})", {});
+  ASSERT_EQ(ErrorOf(llama), nullptr);
+  EXPECT_FALSE(std::get<TokenizeFields>(llama).add_special);
+  EXPECT_TRUE(std::get<TokenizeFields>(llama).with_pieces);
+  const auto vllm = ParseTokenize(R"({"prompt":"a"})", {});
+  ASSERT_EQ(ErrorOf(vllm), nullptr);
+  EXPECT_TRUE(std::get<TokenizeFields>(vllm).add_special);
+  EXPECT_NE(ErrorOf(ParseTokenize("{}", {})), nullptr);
+  EXPECT_NE(ErrorOf(ParseTokenize(R"({"content":1})", {})), nullptr);
+  EXPECT_NE(ErrorOf(ParseDetokenize(R"({"tokens":"a"})", {})), nullptr);
+  EXPECT_NE(ErrorOf(ParseDetokenize(R"({"tokens":[1,-1]})", {})), nullptr);
+  const auto ids = ParseDetokenize(R"({"tokens":[1,2]})", {});
+  ASSERT_EQ(ErrorOf(ids), nullptr);
+  EXPECT_EQ(std::get<0>(ids).size(), 2u);
+}
+
+}  // namespace
+}  // namespace kvrm

@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/generations.h"
+
+#include <utility>
+
+#include "base/check.h"
+#include "base/log.h"
+
+namespace kvrm {
+
+struct Generations::Choice {
+  Choice(TextStream opened, const std::vector<std::string>& stops, std::string echo)
+      : stream(std::move(opened)), matcher(stops), pending_echo(std::move(echo)) {}
+
+  RequestId request{};
+  TextStream stream;
+  StopMatcher matcher;
+  std::string pending_echo;  // goes out before the first text
+  std::string text;          // of an answer that is not streamed
+  const char* finish_reason = nullptr;
+  bool begun = false;  // its first chunk is out
+};
+
+struct Generations::Generation {
+  ExchangeId exchange{};
+  ReplyHead head;
+  std::string request_id;
+  bool stream = false;
+  bool stream_started = false;
+  std::vector<Choice> choices;
+  std::size_t num_done = 0;
+  ReplyUsage usage;
+  std::int64_t started_ns = 0;
+};
+
+namespace {
+
+std::string ReplyId(bool chat, Rng& rng) {
+  static constexpr char kHex[] = "0123456789abcdef";
+  std::string id = chat ? "chatcmpl-" : "cmpl-";
+  for (int i = 0; i < 24; ++i)
+    id += kHex[rng.Below(16)];
+  return id;
+}
+
+ApiError SubmitError(const Error& error, std::size_t num_prompt_tokens, std::uint32_t max_context) {
+  ApiError api{.status = 500, .message = error.message};
+  switch (error.code) {
+    case ErrorCode::kInvalidArgument:
+    case ErrorCode::kUnsupported:
+      api.status = 400;
+      break;
+    case ErrorCode::kTooLarge:
+      api.status = 400;
+      api.excess = ContextExcess{num_prompt_tokens, max_context};
+      break;
+    case ErrorCode::kOverloaded:
+      api.status = 429;
+      break;
+    default:
+      break;
+  }
+  return api;
+}
+
+}  // namespace
+
+HttpResponse ErrorResponse(const ApiError& error, const std::string& request_id) {
+  HttpResponse response;
+  response.status = error.status;
+  response.body = ErrorBody(error);
+  if (error.status == 429 || error.status == 503) {
+    response.headers.emplace_back("Retry-After", "1");
+  }
+  if (error.status == 401) response.headers.emplace_back("WWW-Authenticate", "Bearer");
+  if (!request_id.empty()) response.headers.emplace_back("X-Request-Id", request_id);
+  return response;
+}
+
+Generations::Generations(const EnginePort& engine, const ModelPort& model, ReplyPort reply,
+                         const Clock& clock, std::uint64_t seed)
+    : engine_(engine),
+      model_(model),
+      reply_(std::move(reply)),
+      clock_(clock),
+      rng_(seed, "reply-ids") {}
+
+Generations::~Generations() = default;
+
+void Generations::Start(ExchangeId exchange, const std::string& request_id, GenerationPlan plan) {
+  auto owned = std::make_unique<Generation>();
+  Generation& generation = *owned;
+  generation.exchange = exchange;
+  generation.request_id = request_id;
+  generation.stream = plan.stream;
+  generation.started_ns = clock_.NowNs();
+  generation.head = {.id = ReplyId(plan.chat, rng_),
+                     .model = model_.served_name,
+                     .created_unix = clock_.UnixSeconds(),
+                     .chat = plan.chat,
+                     .include_usage = plan.include_usage};
+  if (generation.request_id.empty()) generation.request_id = generation.head.id;
+  ++stats_.num_started;
+  generations_.emplace(static_cast<std::uint64_t>(exchange), std::move(owned));
+
+  for (ChoicePlan& choice_plan : plan.choices) {
+    const std::size_t num_prompt_tokens = choice_plan.request.prompt.size();
+    generation.usage.num_prompt_tokens += num_prompt_tokens;
+    const Result<RequestId> submitted = engine_.submit(std::move(choice_plan.request));
+    if (!submitted) {
+      return Fail(generation,
+                  SubmitError(submitted.error(), num_prompt_tokens, engine_.max_context));
+    }
+    Choice& choice = generation.choices.emplace_back(model_.open_stream(), plan.stop,
+                                                     std::move(choice_plan.echo));
+    choice.request = *submitted;
+    wanted_[static_cast<std::uint64_t>(*submitted)] = {&generation, generation.choices.size() - 1};
+  }
+}
+
+void Generations::OnEvent(const TokenEvent& event) {
+  const auto found = wanted_.find(static_cast<std::uint64_t>(event.request));
+  if (found == wanted_.end()) {
+    ++stats_.num_late_events;  // G2
+    return;
+  }
+  const Place place = found->second;
+  if (event.finish == FinishReason::kError) {
+    return Fail(*place.generation,
+                {.status = 500, .message = "the model gave a non-finite result"});
+  }
+  if (event.finish == FinishReason::kAborted) {
+    return Fail(*place.generation, {.status = 503, .message = "the server is shutting down"});
+  }
+  try {
+    Advance(*place.generation, place.choice_idx, event);
+  } catch (const std::exception& error) {  // Memory, above all: one request's failure (R7).
+    Log(LogLevel::kError, "generation_exception", {{"what", error.what()}});
+    Fail(*place.generation, {.status = 500, .message = "the answer could not be built"});
+  }
+}
+
+void Generations::Advance(Generation& generation, std::size_t choice_idx, const TokenEvent& event) {
+  Choice& choice = generation.choices[choice_idx];
+  if (event.token >= 0) ++generation.usage.num_output_tokens;
+  std::string text;
+  // A stop token ends the output and is not part of its text.
+  if (event.token >= 0 && event.finish != FinishReason::kStop) {
+    text = choice.matcher.Push(choice.stream(event.token));
+  }
+  const bool engine_ended = event.finish != FinishReason::kNone;
+  if (engine_ended && !choice.matcher.matched()) {
+    text += choice.matcher.Push(choice.stream(std::nullopt));
+    text += choice.matcher.Finish();
+  }
+  Emit(generation, choice_idx, text);
+  if (choice.matcher.matched()) {
+    if (!engine_ended) Cancel(choice.request);
+    EndChoice(generation, choice_idx, "stop");
+  } else if (engine_ended) {
+    EndChoice(generation, choice_idx, event.finish == FinishReason::kStop ? "stop" : "length");
+  }
+}
+
+void Generations::Emit(Generation& generation, std::size_t choice_idx, const std::string& text) {
+  Choice& choice = generation.choices[choice_idx];
+  std::string out = std::exchange(choice.pending_echo, {}) + text;
+  if (!generation.stream) {
+    choice.text += out;
+    return;
+  }
+  std::string events;
+  if (!generation.stream_started) {
+    generation.stream_started = true;  // G3
+    reply_.start_stream(generation.exchange, {{"X-Request-Id", generation.request_id}});
+  }
+  if (!choice.begun && generation.head.chat) events += RoleEvent(generation.head, choice_idx);
+  choice.begun = true;
+  if (!out.empty()) events += TextEvent(generation.head, choice_idx, out);
+  if (!events.empty()) reply_.write(generation.exchange, events);
+}
+
+void Generations::EndChoice(Generation& generation, std::size_t choice_idx, const char* reason) {
+  Choice& choice = generation.choices[choice_idx];
+  CHECK(choice.finish_reason == nullptr);  // G1
+  choice.finish_reason = reason;
+  wanted_.erase(static_cast<std::uint64_t>(choice.request));
+  ++generation.num_done;
+  if (generation.stream) {
+    reply_.write(generation.exchange, FinishEvent(generation.head, choice_idx, reason));
+  }
+  if (generation.num_done == generation.choices.size()) Complete(generation);
+}
+
+void Generations::Complete(Generation& generation) {
+  if (generation.stream) {
+    std::string events;
+    if (generation.head.include_usage) events = UsageEvent(generation.head, generation.usage);
+    events += kDoneEvent;
+    reply_.write(generation.exchange, events);
+    reply_.finish(generation.exchange);
+  } else {
+    std::vector<FinishedChoice> choices;
+    for (const Choice& choice : generation.choices)
+      choices.push_back({choice.text, choice.finish_reason});
+    HttpResponse response;
+    response.body = ReplyBody(generation.head, choices, generation.usage);
+    response.headers.emplace_back("X-Request-Id", generation.request_id);
+    reply_.respond(generation.exchange, std::move(response));
+  }
+  ++stats_.num_completed;
+  Log(LogLevel::kInfo, "generation_complete",
+      {{"id", generation.request_id},
+       {"prompt_tokens", generation.usage.num_prompt_tokens},
+       {"output_tokens", generation.usage.num_output_tokens},
+       {"ms", (clock_.NowNs() - generation.started_ns) / 1000000}});
+  Release(generation);
+}
+
+void Generations::Fail(Generation& generation, const ApiError& error) {
+  if (generation.stream_started) {
+    reply_.write(generation.exchange, ErrorEvent(error) + std::string(kDoneEvent));
+    reply_.finish(generation.exchange);
+  } else {
+    reply_.respond(generation.exchange, ErrorResponse(error, generation.request_id));
+  }
+  ++stats_.num_failed;
+  Log(LogLevel::kWarning, "generation_failed",
+      {{"id", generation.request_id}, {"status", error.status}, {"error", error.message}});
+  Release(generation);
+}
+
+void Generations::OnGone(ExchangeId exchange) {
+  const auto found = generations_.find(static_cast<std::uint64_t>(exchange));
+  if (found == generations_.end()) return;
+  ++stats_.num_abandoned;
+  Log(LogLevel::kInfo, "generation_abandoned",
+      {{"id", found->second->request_id},
+       {"output_tokens", found->second->usage.num_output_tokens}});
+  Release(*found->second);
+}
+
+void Generations::AbortAll() {
+  while (!generations_.empty()) {
+    Fail(*generations_.begin()->second, {.status = 503, .message = "the server is shutting down"});
+  }
+}
+
+void Generations::Release(Generation& generation) {
+  for (const Choice& choice : generation.choices) {
+    if (choice.finish_reason != nullptr) continue;
+    if (wanted_.erase(static_cast<std::uint64_t>(choice.request)) > 0) Cancel(choice.request);
+  }
+  generations_.erase(static_cast<std::uint64_t>(generation.exchange));
+}
+
+void Generations::Cancel(RequestId request) {
+  ++stats_.num_cancels;
+  engine_.cancel(request);
+}
+
+}  // namespace kvrm

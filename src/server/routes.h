@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// Routes: one table of what exists, which methods it takes and whether it needs a key.
+//
+// A new route is closed by default (H3); route and key are decided from the same parsed path (H2).
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace kvrm {
+
+enum class RouteId : std::uint8_t {
+  kHealth,
+  kVersion,
+  kModels,
+  kModel,  // "/v1/models/NAME"
+  kChat,
+  kCompletion,
+  kTokenize,
+  kDetokenize,
+};
+
+struct Route {
+  std::string_view path;
+  RouteId id;
+  bool is_post = true;  // else GET and HEAD
+  bool is_public = false;
+};
+
+std::span<const Route> AllRoutes();
+// nullptr: there is no such path.
+const Route* FindRoute(std::string_view path);
+// The NAME in "/v1/models/NAME", percent signs decoded; nullopt when malformed.
+std::optional<std::string> ModelNameOf(std::string_view path);
+
+// Whether the request may pass. Takes the same time wherever the keys differ (H4).
+bool KeyMatches(std::string_view presented, std::string_view key);
+// The key a request presents, from "Bearer KEY" or X-Api-Key.
+std::string_view PresentedKey(std::string_view authorization, std::string_view x_api_key);
+
+}  // namespace kvrm

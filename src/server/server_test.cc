@@ -1,0 +1,682 @@
+// SPDX-License-Identifier: Apache-2.0
+// The whole server on a loopback socket: a scripted client in front, a scripted engine behind.
+#include <gtest/gtest.h>
+
+#include <boost/json/serialize.hpp>
+
+#include "base/json.h"
+#include "base/log.h"
+#include "base/rng.h"
+#include "server/api.h"
+#include "server/fakes_for_test.h"
+#include "server/routes.h"
+
+namespace kvrm {
+namespace {
+
+constexpr char kChatBody[] = R"({"messages":[{"role":"user","content":"hi"}]})";
+constexpr char kChatStream[] = R"({"messages":[{"role":"user","content":"hi"}],"stream":true})";
+
+json::value Parse(const std::string& text) {
+  Result<json::value> parsed = ParseJson(text);
+  EXPECT_TRUE(parsed.has_value()) << text;
+  return parsed ? *std::move(parsed) : json::value();
+}
+
+// The data of every event, comments left out.
+std::vector<std::string> Events(std::string_view body) {
+  std::vector<std::string> events;
+  while (!body.empty()) {
+    const std::size_t end = body.find("\n\n");
+    EXPECT_NE(end, std::string_view::npos) << "an event is cut";
+    if (end == std::string_view::npos) break;
+    const std::string_view event = body.substr(0, end);
+    if (event.starts_with("data: ")) {
+      events.emplace_back(event.substr(6));
+    } else {
+      EXPECT_EQ(event, ":");
+    }
+    body.remove_prefix(end + 2);
+  }
+  return events;
+}
+
+// The text of choice `index` over all chunks of a chat or completion stream.
+std::string StreamedText(const std::vector<std::string>& events, int index = 0) {
+  std::string text;
+  for (const std::string& event : events) {
+    if (event == "[DONE]") continue;
+    const json::value chunk = Parse(event);
+    for (const json::value& choice : chunk.at("choices").as_array()) {
+      if (choice.at("index") != index) continue;
+      const json::object& object = choice.as_object();
+      if (const json::value* plain = object.if_contains("text")) text += plain->as_string();
+      if (const json::value* delta = object.if_contains("delta")) {
+        const json::value* content = delta->as_object().if_contains("content");
+        if (content != nullptr) text += content->as_string();
+      }
+    }
+  }
+  return text;
+}
+
+class ServerTest : public testing::Test {
+ protected:
+  void SetUp() override { SetLogLevel(LogLevel::kError); }
+
+  void Start(ServerOptions options = {}) {
+    options.port = 0;
+    options.http.tick_ms = 2;
+    server_ = std::make_unique<Server>(engine_.Port(), FakeModel(), options, clock_);
+    port_ = server_->Listen();
+    server_->Start();
+  }
+  ServerStats Stop() {
+    server_->Stop();
+    return server_->stats();
+  }
+  ClientResponse Ask(const std::string& text) {
+    TestClient client(port_);
+    EXPECT_TRUE(client.Send(text));
+    return client.ReadResponse();
+  }
+  RequestId AwaitSubmitted(std::size_t count = 1) {
+    EXPECT_TRUE(WaitFor([&] { return engine_.num_submitted() >= count; }));
+    return FakeEngine::IdOf(count - 1);
+  }
+
+  FakeClock clock_;
+  FakeEngine engine_;
+  std::unique_ptr<Server> server_;
+  std::uint16_t port_ = 0;
+};
+
+TEST_F(ServerTest, SmallRoutesAnswer) {
+  Start();
+  const ClientResponse health = Ask(GetText("/health"));
+  EXPECT_EQ(health.status, 200);
+  EXPECT_EQ(health.body, R"({"status":"ok"})");
+  EXPECT_NE(health.head.find("Date: Tue, 14 Nov 2023 22:13:20 GMT\r\n"), std::string::npos);
+  const json::value models = Parse(Ask(GetText("/v1/models")).body);
+  EXPECT_EQ(models.at("object"), "list");
+  EXPECT_EQ(models.at("data").at(0).at("id"), "fake/model");
+  EXPECT_EQ(models.at("data").at(0).at("max_model_len"), 1000);
+  EXPECT_EQ(models.at("data").at(0).at("meta").at("n_vocab"), kFakeVocab);
+  EXPECT_EQ(Parse(Ask(GetText("/v1/models/fake%2Fmodel")).body).at("object"), "model");
+  EXPECT_EQ(Ask(GetText("/v1/models/other")).status, 404);
+  EXPECT_EQ(Ask(GetText("/version")).status, 200);
+}
+
+TEST_F(ServerTest, UnknownPathsAndWrongMethods) {
+  Start();
+  const ClientResponse missing = Ask(GetText("/nothing"));
+  EXPECT_EQ(missing.status, 404);
+  EXPECT_EQ(Parse(missing.body).at("error").at("type"), "not_found_error");
+  const ClientResponse wrong = Ask(GetText("/v1/chat/completions"));
+  EXPECT_EQ(wrong.status, 405);
+  EXPECT_NE(wrong.head.find("Allow: OPTIONS, POST\r\n"), std::string::npos);
+  EXPECT_EQ(Ask(PostText("/health", "{}")).status, 405);
+  const ClientResponse options = Ask("OPTIONS /health HTTP/1.1\r\nHost: a\r\n\r\n");
+  EXPECT_EQ(options.status, 204);
+  EXPECT_NE(options.head.find("Allow: GET, HEAD, OPTIONS\r\n"), std::string::npos);
+  EXPECT_EQ(Ask("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n").status, 204);
+  EXPECT_EQ(Ask("DELETE /health HTTP/1.1\r\nHost: a\r\n\r\n").status, 405);
+
+  TestClient head(port_);
+  head.Send("HEAD /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+  const ClientResponse response = head.ReadResponse(true);
+  EXPECT_EQ(response.status, 200);
+  EXPECT_NE(response.head.find("Content-Length: 15\r\n"), std::string::npos);
+  EXPECT_EQ(head.ReadAll(), "");
+}
+
+TEST_F(ServerTest, ChatAnswersWhole) {
+  engine_.SetReply("caf\xC3\xA9", FinishReason::kStop);
+  Start();
+  const ClientResponse response = Ask(PostText(
+      "/v1/chat/completions",
+      R"({"messages":[{"role":"user","content":"hi"}],"temperature":0,"seed":5,"max_tokens":9})",
+      "X-Request-Id: mine-1\r\n"));
+  EXPECT_EQ(response.status, 200);
+  EXPECT_NE(response.head.find("X-Request-Id: mine-1\r\n"), std::string::npos);
+  const json::value body = Parse(response.body);
+  EXPECT_TRUE(body.at("id").as_string().starts_with("chatcmpl-"));
+  EXPECT_EQ(body.at("object"), "chat.completion");
+  EXPECT_EQ(body.at("created"), 1700000000);
+  EXPECT_EQ(body.at("model"), "fake/model");
+  const json::value& choice = body.at("choices").at(0);
+  EXPECT_EQ(choice.at("message").at("role"), "assistant");
+  EXPECT_EQ(choice.at("message").at("content"), "caf\xC3\xA9");
+  EXPECT_EQ(choice.at("finish_reason"), "stop");
+  EXPECT_EQ(body.at("usage").at("prompt_tokens"), 19);  // "<user>hi<assistant>"
+  EXPECT_EQ(body.at("usage").at("completion_tokens"), 6);
+  EXPECT_EQ(body.at("usage").at("total_tokens"), 25);
+
+  const Request request = engine_.request(0);
+  EXPECT_EQ(request.sampling.temperature, 0.0f);
+  EXPECT_EQ(request.sampling.seed, 5u);
+  EXPECT_EQ(request.max_tokens, 9u);
+  EXPECT_EQ(request.stop_ids, std::vector<std::int32_t>{kFakeEos});
+}
+
+TEST_F(ServerTest, ChatStreams) {
+  engine_.SetReply("caf\xC3\xA9!", FinishReason::kLength);
+  Start();
+  const ClientResponse response = Ask(PostText(
+      "/v1/chat/completions",
+      R"({"messages":[{"role":"user","content":"hi"}],"stream":true,"stream_options":{"include_usage":true}})"));
+  EXPECT_EQ(response.status, 200);
+  EXPECT_TRUE(response.whole);
+  EXPECT_NE(response.head.find("Content-Type: text/event-stream\r\n"), std::string::npos);
+  const std::vector<std::string> events = Events(response.body);
+  ASSERT_GE(events.size(), 5u);
+  EXPECT_EQ(events.back(), "[DONE]");
+  EXPECT_EQ(StreamedText(events), "caf\xC3\xA9!");
+  const json::value first = Parse(events[0]);
+  EXPECT_EQ(first.at("object"), "chat.completion.chunk");
+  EXPECT_EQ(first.at("choices").at(0).at("delta").at("role"), "assistant");
+  EXPECT_TRUE(first.at("choices").at(0).at("finish_reason").is_null());
+  EXPECT_TRUE(first.at("usage").is_null());
+  const json::value last = Parse(events[events.size() - 3]);
+  EXPECT_EQ(last.at("choices").at(0).at("finish_reason"), "length");
+  EXPECT_TRUE(last.at("choices").at(0).at("delta").as_object().empty());
+  const json::value usage = Parse(events[events.size() - 2]);
+  EXPECT_TRUE(usage.at("choices").as_array().empty());
+  EXPECT_EQ(usage.at("usage").at("completion_tokens"), 6);
+  for (std::size_t i = 0; i + 1 < events.size(); ++i) {
+    const json::value chunk = Parse(events[i]);
+    EXPECT_EQ(chunk.at("id"), first.at("id"));
+    EXPECT_EQ(chunk.at("created"), first.at("created"));
+    EXPECT_EQ(chunk.at("model"), first.at("model"));
+  }
+}
+
+TEST_F(ServerTest, CompletionsTakeManyPromptsAndEcho) {
+  engine_.SetReply("yes", FinishReason::kStop);
+  Start();
+  const json::value body =
+      Parse(Ask(PostText("/v1/completions", R"({"prompt":["ab","cde"],"echo":true})")).body);
+  EXPECT_EQ(body.at("object"), "text_completion");
+  EXPECT_TRUE(body.at("id").as_string().starts_with("cmpl-"));
+  ASSERT_EQ(body.at("choices").as_array().size(), 2u);
+  EXPECT_EQ(body.at("choices").at(0).at("text"), "abyes");
+  EXPECT_EQ(body.at("choices").at(1).at("text"), "cdeyes");
+  EXPECT_EQ(body.at("choices").at(1).at("index"), 1);
+  EXPECT_EQ(body.at("usage").at("prompt_tokens"), 5);
+  EXPECT_EQ(body.at("usage").at("completion_tokens"), 8);
+
+  const std::vector<std::string> events = Events(
+      Ask(PostText("/completions", R"({"prompt":[[104,105],[106]],"stream":true,"echo":true})"))
+          .body);
+  EXPECT_EQ(StreamedText(events, 0), "hiyes");
+  EXPECT_EQ(StreamedText(events, 1), "jyes");
+}
+
+TEST_F(ServerTest, StopStringsEndTheOutputAndCancelTheRest) {
+  engine_.SetReply("one two three", FinishReason::kStop);
+  Start();
+  const json::value body =
+      Parse(Ask(PostText("/v1/completions", R"({"prompt":"a","stop":" tw"})")).body);
+  EXPECT_EQ(body.at("choices").at(0).at("text"), "one");
+  EXPECT_EQ(body.at("choices").at(0).at("finish_reason"), "stop");
+  EXPECT_TRUE(engine_.cancelled(FakeEngine::IdOf(0)));
+  EXPECT_EQ(body.at("usage").at("completion_tokens"), 6);
+
+  const std::vector<std::string> events = Events(
+      Ask(PostText("/v1/completions", R"({"prompt":"a","stop":["two","xx"],"stream":true})")).body);
+  EXPECT_EQ(StreamedText(events), "one ");
+  EXPECT_EQ(events.back(), "[DONE]");
+  EXPECT_EQ(Ask(GetText("/health")).status, 200);
+  EXPECT_GT(Stop().generations.num_late_events, 0u);  // what the engine had sent already
+}
+
+TEST_F(ServerTest, StreamShowsNothingOfAStopString) {
+  Start();
+  TestClient client(port_);
+  client.Send(PostText("/v1/completions", R"({"prompt":"a","stop":"</s>","stream":true})"));
+  const RequestId id = AwaitSubmitted();
+  engine_.SendText(id, "x</");
+  ASSERT_TRUE(client.ReadUntil("\"x\""));
+  EXPECT_EQ(client.buffer().find("</"), std::string::npos);
+  engine_.SendText(id, "s");
+  engine_.SendText(id, ">");
+  const std::vector<std::string> events = Events(client.ReadResponse().body);
+  EXPECT_EQ(StreamedText(events), "x");
+  EXPECT_TRUE(engine_.cancelled(id));
+}
+
+TEST_F(ServerTest, TokenizeAndDetokenize) {
+  Start();
+  const json::value plain = Parse(Ask(PostText("/tokenize", R"({"content":"hi"})")).body);
+  EXPECT_EQ(json::serialize(plain.at("tokens")), "[104,105]");
+  EXPECT_EQ(plain.at("count"), 2);
+  EXPECT_EQ(plain.at("max_model_len"), 1000);
+  const json::value pieces =
+      Parse(Ask(PostText("/tokenize", R"({"prompt":"a\u00e9","with_pieces":true})")).body);
+  EXPECT_EQ(json::serialize(pieces.at("tokens")),
+            R"([{"id":97,"piece":"a"},{"id":195,"piece":[195]},{"id":169,"piece":[169]}])");
+  EXPECT_EQ(Parse(Ask(PostText("/tokenize", kChatBody)).body).at("count"), 19);
+  const json::value text = Parse(Ask(PostText("/detokenize", R"({"tokens":[104,105]})")).body);
+  EXPECT_EQ(text.at("content"), "hi");
+  EXPECT_EQ(text.at("prompt"), "hi");
+  EXPECT_EQ(Ask(PostText("/detokenize", R"({"tokens":[257]})")).status, 400);
+}
+
+TEST_F(ServerTest, ErrorsNameTheField) {
+  Start();
+  const ClientResponse response =
+      Ask(PostText("/v1/completions", R"({"prompt":"a","temperature":3})"));
+  EXPECT_EQ(response.status, 400);
+  EXPECT_EQ(response.body, R"({"error":{"message":"temperature must be between 0 and 2",)"
+                           R"("type":"invalid_request_error","param":"temperature","code":400}})");
+  EXPECT_EQ(Ask(PostText("/v1/completions", R"({"prompt":""})")).status, 400);
+  EXPECT_EQ(Ask(PostText("/v1/completions", R"({"prompt":[257]})")).status, 400);
+  EXPECT_EQ(Ask(PostText("/v1/completions", "{")).status, 400);
+  EXPECT_EQ(engine_.num_submitted(), 0u);
+}
+
+TEST_F(ServerTest, PromptsBeyondTheContextSayHowLong) {
+  Start();
+  const ClientResponse response =
+      Ask(PostText("/v1/completions", "{\"prompt\":\"" + std::string(1000, 'a') + "\"}"));
+  EXPECT_EQ(response.status, 400);
+  const json::value error = Parse(response.body).at("error");
+  EXPECT_EQ(error.at("type"), "exceed_context_size_error");
+  EXPECT_EQ(error.at("n_prompt_tokens"), 1000);
+  EXPECT_EQ(error.at("n_ctx"), 1000);
+}
+
+TEST_F(ServerTest, FullQueueIs429WithRetryAfter) {
+  engine_.SetFull(true);
+  Start();
+  const ClientResponse response = Ask(PostText("/v1/chat/completions", kChatStream));
+  EXPECT_EQ(response.status, 429);
+  EXPECT_NE(response.head.find("Retry-After: 1\r\n"), std::string::npos);
+}
+
+TEST_F(ServerTest, EarlyFailureOfAStreamHasARealStatus) {
+  Start();
+  TestClient client(port_);
+  client.Send(PostText("/v1/chat/completions", kChatStream));
+  engine_.Send(AwaitSubmitted(), -1, FinishReason::kError);
+  const ClientResponse response = client.ReadResponse();
+  EXPECT_EQ(response.status, 500);
+  EXPECT_EQ(Parse(response.body).at("error").at("type"), "server_error");
+}
+
+TEST_F(ServerTest, LateFailureOfAStreamIsAnEvent) {
+  Start();
+  TestClient client(port_);
+  client.Send(PostText("/v1/chat/completions", kChatStream));
+  const RequestId id = AwaitSubmitted();
+  engine_.SendText(id, "a");
+  engine_.Send(id, -1, FinishReason::kError);
+  const ClientResponse response = client.ReadResponse();
+  EXPECT_EQ(response.status, 200);
+  const std::vector<std::string> events = Events(response.body);
+  ASSERT_GE(events.size(), 2u);
+  EXPECT_EQ(Parse(events[events.size() - 2]).at("error").at("code"), 500);
+  EXPECT_EQ(events.back(), "[DONE]");
+}
+
+TEST_F(ServerTest, ClientThatLeavesAStreamIsCancelled) {
+  Start();
+  TestClient client(port_);
+  client.Send(PostText("/v1/chat/completions", kChatStream));
+  const RequestId id = AwaitSubmitted();
+  engine_.SendText(id, "a");
+  ASSERT_TRUE(client.ReadUntil("\"a\""));
+  client.Close();
+  EXPECT_TRUE(WaitFor([&] { return engine_.cancelled(id); }));
+  EXPECT_EQ(Ask(GetText("/health")).status, 200);
+  const ServerStats stats = Stop();
+  EXPECT_EQ(stats.generations.num_abandoned, 1u);
+  EXPECT_EQ(stats.generations.num_late_events, 1u);  // its kAborted
+}
+
+TEST_F(ServerTest, ClientThatLeavesWhileItWaitsIsCancelled) {
+  Start();
+  TestClient reset(port_);
+  reset.Send(PostText("/v1/chat/completions", kChatBody));
+  const RequestId first = AwaitSubmitted(1);
+  reset.Reset();
+  EXPECT_TRUE(WaitFor([&] { return engine_.cancelled(first); }));
+  TestClient half(port_);
+  half.Send(PostText("/v1/chat/completions", kChatBody));
+  const RequestId second = AwaitSubmitted(2);
+  half.EndSending();
+  EXPECT_TRUE(WaitFor([&] { return engine_.cancelled(second); }));
+  EXPECT_TRUE(half.closed_by_server());
+}
+
+TEST_F(ServerTest, ClientThatDoesNotReadIsCut) {
+  ServerOptions options;
+  options.http.send_buffer_bytes = 4096;
+  options.http.max_output_bytes = 32 << 10;
+  Start(options);
+  TestClient client(port_, 4096);
+  client.Send(PostText("/v1/completions", R"({"prompt":"a","stream":true})"));
+  const RequestId id = AwaitSubmitted();
+  EXPECT_TRUE(WaitFor([&] {
+    engine_.SendText(id, "some more text for somebody who does not read it");
+    return engine_.cancelled(id);
+  }));
+  EXPECT_EQ(Stop().http.num_overflowed, 1u);
+}
+
+TEST_F(ServerTest, ClientThatStopsReadingTimesOut) {
+  ServerOptions options;
+  options.http.send_buffer_bytes = 4096;
+  options.http.max_output_bytes = 64 << 20;
+  Start(options);
+  TestClient client(port_, 4096);
+  client.Send(PostText("/v1/completions", R"({"prompt":"a","stream":true})"));
+  const RequestId id = AwaitSubmitted();
+  // Far more than the socket buffers hold.
+  for (int i = 0; i < 200; ++i) {
+    engine_.SendText(id, std::string(100, 'x'));
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  EXPECT_FALSE(engine_.cancelled(id));
+  clock_.AdvanceMs(30001);
+  EXPECT_TRUE(WaitFor([&] { return engine_.cancelled(id); }));
+  EXPECT_EQ(Stop().http.num_timed_out, 1u);
+}
+
+TEST_F(ServerTest, SilentStreamIsPinged) {
+  Start();
+  TestClient client(port_);
+  client.Send(PostText("/v1/chat/completions", kChatStream));
+  const RequestId id = AwaitSubmitted();
+  engine_.SendText(id, "a");
+  ASSERT_TRUE(client.ReadUntil("\"a\""));
+  clock_.AdvanceMs(15001);
+  EXPECT_TRUE(client.ReadUntil("\r\n:\n\n\r\n"));
+  engine_.Send(id, kFakeEos, FinishReason::kStop);
+  EXPECT_EQ(StreamedText(Events(client.ReadResponse().body)), "a");
+}
+
+TEST_F(ServerTest, SlowHeadAndSlowBodyAreRefused) {
+  Start();
+  TestClient head(port_);
+  head.Send("GET /health HTTP/1.1\r\n");
+  TestClient silent(port_);
+  TestClient body(port_);
+  body.Send("POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{");
+  // A request on a fourth connection shows that the others' bytes have arrived.
+  EXPECT_EQ(Ask(GetText("/health")).status, 200);
+  clock_.AdvanceMs(10001);
+  EXPECT_EQ(head.ReadResponse().status, 408);
+  EXPECT_EQ(silent.ReadAll(), "");
+  EXPECT_TRUE(body.buffer().empty());
+  clock_.AdvanceMs(110000);
+  EXPECT_EQ(body.ReadResponse().status, 408);
+  EXPECT_TRUE(body.closed_by_server());
+}
+
+TEST_F(ServerTest, ConnectionsAreKeptAndThenClosed) {
+  Start();
+  TestClient client(port_);
+  for (int i = 0; i < 3; ++i) {
+    client.Send(GetText("/health"));
+    EXPECT_EQ(client.ReadResponse().status, 200);
+  }
+  clock_.AdvanceMs(30001);
+  EXPECT_TRUE(client.closed_by_server());
+  EXPECT_EQ(Stop().http.num_timed_out, 0u);
+}
+
+TEST_F(ServerTest, RequestsPerConnectionAreLimited) {
+  ServerOptions options;
+  options.http.max_requests_per_connection = 2;
+  Start(options);
+  TestClient client(port_);
+  client.Send(GetText("/health"));
+  EXPECT_EQ(client.ReadResponse().head.find("Connection: close"), std::string::npos);
+  client.Send(GetText("/health"));
+  EXPECT_NE(client.ReadResponse().head.find("Connection: close"), std::string::npos);
+  EXPECT_TRUE(client.closed_by_server());
+}
+
+TEST_F(ServerTest, OldVersionsGetNoChunks) {
+  engine_.SetReply("abc", FinishReason::kStop);
+  Start();
+  TestClient client(port_);
+  const std::string body = kChatStream;
+  client.Send("POST /v1/chat/completions HTTP/1.0\r\nContent-Length: " +
+              std::to_string(body.size()) + "\r\n\r\n" + body);
+  const ClientResponse response = client.ReadResponse();
+  EXPECT_EQ(response.head.find("Transfer-Encoding"), std::string::npos);
+  EXPECT_NE(response.head.find("Connection: close"), std::string::npos);
+  EXPECT_EQ(StreamedText(Events(response.body)), "abc");
+}
+
+TEST_F(ServerTest, ByteByByteIsTheSameRequest) {
+  engine_.SetReply("abc", FinishReason::kStop);
+  Start();
+  TestClient client(port_);
+  client.SendByteByByte(PostText("/v1/chat/completions", kChatBody));
+  EXPECT_EQ(Parse(client.ReadResponse().body).at("choices").at(0).at("message").at("content"),
+            "abc");
+  client.SendByteByByte(
+      "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+      "10\r\n{\"messages\":[{\"r\r\n1e\r\nole\":\"user\",\"content\":\"hi\"}]}\r\n0\r\n\r\n");
+  EXPECT_EQ(client.ReadResponse().status, 400);  // 0x1e is one more than what follows
+  EXPECT_TRUE(client.closed_by_server());
+}
+
+TEST_F(ServerTest, ChunkedBodiesAreRead) {
+  engine_.SetReply("abc", FinishReason::kStop);
+  Start();
+  TestClient client(port_);
+  client.Send(
+      "POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+      "5\r\n{\"pro\r\n9\r\nmpt\":\"a\"}\r\n0\r\n\r\n");
+  EXPECT_EQ(client.ReadResponse().status, 200);
+  client.Send(GetText("/health"));
+  EXPECT_EQ(client.ReadResponse().status, 200);
+}
+
+// The cases that turned one framed request into two, or ended the process, in example servers.
+TEST_F(ServerTest, SmuggledRequestsGetOneAnswerAndNoSecond) {
+  Start();
+  const std::string hidden = "GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n";
+  for (const std::string& fields :
+       {std::string("Transfer-Encoding: gzip\r\n"), std::string("Transfer-Encoding: xchunked\r\n"),
+        std::string("Transfer-Encoding: chunked, gzip\r\n"),
+        std::string("Transfer-Encoding: gzip\r\nContent-Length: 0\r\n"),
+        std::string("Content-Length: 0, 0\r\n"),
+        std::string("Content-Length: 0\r\nTransfer-Encoding: chunked\r\n")}) {
+    TestClient client(port_);
+    client.Send("POST /tokenize HTTP/1.1\r\nHost: a\r\n" + fields + "\r\n" + hidden);
+    const std::string answer = client.ReadAll();
+    EXPECT_TRUE(answer.starts_with("HTTP/1.1 400 ")) << fields;
+    EXPECT_EQ(answer.find("HTTP/1.1", 1), std::string::npos) << fields;
+  }
+}
+
+TEST_F(ServerTest, HugeTrailersAndExtensionsEndOneConnectionOnly) {
+  Start();
+  const std::string head =
+      "POST /tokenize HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+  for (const std::string& body :
+       {"0\r\nX: " + std::string(70000, 'a') + "\r\n\r\n",
+        "5;" + std::string(70000, 'a') + "\r\nhello\r\n0\r\n\r\n", std::string(70000, '0')}) {
+    TestClient client(port_);
+    client.Send(head + body);
+    EXPECT_EQ(client.ReadResponse().status, 400);
+    EXPECT_TRUE(client.closed_by_server());
+  }
+  EXPECT_EQ(Ask(GetText("/health")).status, 200);
+}
+
+TEST_F(ServerTest, PipelinedRequestsAreNotServed) {
+  Start();
+  TestClient client(port_);
+  client.Send(GetText("/health") + GetText("/version") + GetText("/version"));
+  const std::string all = client.ReadAll();
+  EXPECT_TRUE(all.starts_with("HTTP/1.1 200 OK"));
+  EXPECT_NE(all.find("Connection: close"), std::string::npos);
+  EXPECT_EQ(all.find("HTTP/1.1", 1), std::string::npos);
+  TestClient refused(port_);
+  refused.Send(GetText("/nothing") + GetText("/version"));
+  EXPECT_EQ(refused.ReadAll().find("HTTP/1.1", 1), std::string::npos);
+}
+
+TEST_F(ServerTest, ContinueIsSentOnlyWhenTheBodyIsWanted) {
+  Start();
+  TestClient client(port_);
+  client.Send(
+      "POST /tokenize HTTP/1.1\r\nHost: a\r\nContent-Length: 15\r\nExpect: 100-continue\r\n\r\n");
+  ASSERT_TRUE(client.ReadUntil("HTTP/1.1 100 Continue\r\n\r\n"));
+  client.Send(R"({"content":"a"})");
+  EXPECT_TRUE(client.ReadUntil("HTTP/1.1 200 OK"));
+  TestClient refused(port_);
+  refused.Send(
+      "POST /nothing HTTP/1.1\r\nHost: a\r\nContent-Length: 15\r\nExpect: 100-continue\r\n\r\n");
+  EXPECT_EQ(refused.ReadResponse().status, 404);
+  EXPECT_TRUE(refused.closed_by_server());
+}
+
+TEST_F(ServerTest, ConnectionsBeyondTheLimitWait) {
+  ServerOptions options;
+  options.http.max_connections = 2;
+  Start(options);
+  auto first = std::make_unique<TestClient>(port_);
+  TestClient second(port_);
+  first->Send(GetText("/health"));
+  EXPECT_EQ(first->ReadResponse().status, 200);
+  second.Send(GetText("/health"));
+  EXPECT_EQ(second.ReadResponse().status, 200);
+  TestClient third(port_);
+  third.Send(GetText("/health"));
+  first.reset();
+  EXPECT_EQ(third.ReadResponse().status, 200);
+}
+
+TEST_F(ServerTest, EveryRouteButHealthNeedsTheKey) {
+  ServerOptions options;
+  options.api_key = "secret";
+  Start(options);
+  const auto status = [&](const Route& route, const std::string& fields) {
+    const std::string path = std::string(route.path) + (route.id == RouteId::kModel ? "x" : "");
+    return Ask((route.is_post ? "POST " : "GET ") + path + " HTTP/1.1\r\nHost: a\r\n" + fields +
+               "\r\n")
+        .status;
+  };
+  for (const Route& route : AllRoutes()) {
+    if (route.is_public) {
+      EXPECT_EQ(route.id, RouteId::kHealth);
+      EXPECT_EQ(status(route, ""), 200);
+      continue;
+    }
+    EXPECT_EQ(status(route, ""), 401) << route.path;
+    EXPECT_EQ(status(route, "Authorization: Bearer secre\r\n"), 401) << route.path;
+    EXPECT_EQ(status(route, "Authorization: Bearer secreT\r\n"), 401) << route.path;
+    EXPECT_EQ(status(route, "Authorization: Bearer secretsecret\r\n"), 401) << route.path;
+    EXPECT_NE(status(route, "Authorization: Bearer secret\r\n"), 401) << route.path;
+    EXPECT_NE(status(route, "X-Api-Key: secret\r\n"), 401) << route.path;
+  }
+}
+
+TEST_F(ServerTest, DrainFinishesWhatRunsAndRefusesTheRest) {
+  Start();
+  TestClient idle(port_);
+  TestClient client(port_);
+  client.Send(PostText("/v1/chat/completions", kChatStream));
+  TestClient late(port_);
+  late.Send("POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Le");
+  const RequestId id = AwaitSubmitted();
+  engine_.SendText(id, "a");
+  ASSERT_TRUE(client.ReadUntil("\"a\""));
+  server_->BeginDrain();
+  EXPECT_TRUE(idle.closed_by_server());
+  late.Send("ngth: 2\r\n\r\n{}");
+  EXPECT_EQ(late.ReadResponse().status, 503);
+  late.Close();
+  EXPECT_FALSE(server_->drained());
+  engine_.SendText(id, "b");
+  engine_.Send(id, kFakeEos, FinishReason::kStop);
+  EXPECT_EQ(StreamedText(Events(client.ReadResponse().body)), "ab");
+  client.Close();
+  EXPECT_TRUE(WaitFor([&] { return server_->drained(); }));
+}
+
+TEST_F(ServerTest, AbortAllAnswersEverybody) {
+  Start();
+  TestClient streaming(port_);
+  streaming.Send(PostText("/v1/chat/completions", kChatStream));
+  const RequestId first = AwaitSubmitted(1);
+  engine_.SendText(first, "a");
+  ASSERT_TRUE(streaming.ReadUntil("\"a\""));
+  TestClient waiting(port_);
+  waiting.Send(PostText("/v1/chat/completions", kChatBody));
+  AwaitSubmitted(2);
+  server_->BeginDrain();
+  server_->AbortAll();
+  EXPECT_EQ(waiting.ReadResponse().status, 503);
+  const std::vector<std::string> events = Events(streaming.ReadResponse().body);
+  EXPECT_EQ(events.back(), "[DONE]");
+  EXPECT_EQ(Parse(events[events.size() - 2]).at("error").at("code"), 503);
+  EXPECT_TRUE(engine_.cancelled(first));
+}
+
+TEST_F(ServerTest, BodyOverTheLimitIsRefusedBeforeItIsSent) {
+  Start();
+  TestClient client(port_);
+  client.Send("POST /tokenize HTTP/1.1\r\nHost: a\r\nContent-Length: 8388609\r\n\r\n");
+  EXPECT_EQ(client.ReadResponse().status, 413);
+}
+
+// Many clients at once, a third of which leave in the middle: every request ends exactly once.
+TEST_F(ServerTest, ManyClientsSomeOfWhomLeave) {
+  Start();
+  constexpr std::size_t kClients = 60;
+  std::vector<std::unique_ptr<TestClient>> clients;
+  for (std::size_t i = 0; i < kClients; ++i) {
+    clients.push_back(std::make_unique<TestClient>(port_));
+    clients[i]->Send(PostText("/v1/chat/completions", i % 2 == 0 ? kChatStream : kChatBody));
+    AwaitSubmitted(i + 1);  // so that request i is client i's
+  }
+  for (std::size_t i = 0; i < kClients; ++i)
+    engine_.SendText(FakeEngine::IdOf(i), "tok");
+  for (std::size_t i = 0; i < kClients; i += 3)
+    clients[i]->Reset();
+  for (std::size_t i = 0; i < kClients; i += 3)
+    EXPECT_TRUE(WaitFor([&] { return engine_.cancelled(FakeEngine::IdOf(i)); })) << i;
+  for (std::size_t i = 0; i < kClients; ++i)
+    engine_.Send(FakeEngine::IdOf(i), kFakeEos, FinishReason::kStop);
+  for (std::size_t i = 0; i < kClients; ++i) {
+    if (i % 3 == 0) continue;
+    const ClientResponse response = clients[i]->ReadResponse();
+    EXPECT_EQ(response.status, 200);
+    EXPECT_TRUE(response.whole);
+    if (i % 2 == 0) {
+      EXPECT_EQ(StreamedText(Events(response.body)), "tok");
+    }
+  }
+  const ServerStats stats = Stop();
+  EXPECT_EQ(stats.generations.num_started, kClients);
+  EXPECT_EQ(stats.generations.num_abandoned, kClients / 3);
+  EXPECT_EQ(stats.generations.num_completed, kClients - kClients / 3);
+  EXPECT_EQ(stats.generations.num_cancels, kClients / 3);
+  EXPECT_EQ(stats.http.num_exceptions, 0u);
+}
+
+TEST(Listen, RefusesWhatIsNoAddressAndTakenPorts) {
+  FakeClock clock;
+  FakeEngine engine;
+  ServerOptions options;
+  options.port = 0;
+  options.host = "example.org";
+  Server named(engine.Port(), FakeModel(), options, clock);
+  EXPECT_THROW(named.Listen(), StartError);
+  options.host = "localhost";
+  Server first(engine.Port(), FakeModel(), options, clock);
+  options.port = first.Listen();
+  Server second(engine.Port(), FakeModel(), options, clock);
+  EXPECT_THROW(second.Listen(), StartError);
+}
+
+}  // namespace
+}  // namespace kvrm

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/stop_matcher.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/check.h"
+
+namespace kvrm {
+
+StopMatcher::StopMatcher(std::vector<std::string> stops) : stops_(std::move(stops)) {
+  for (const std::string& stop : stops_)
+    CHECK(!stop.empty());
+}
+
+std::string StopMatcher::Push(std::string_view text) {
+  if (matched_) return {};
+  held_ += text;
+  std::size_t first_end = std::string::npos;
+  std::size_t first_begin = 0;
+  for (const std::string& stop : stops_) {
+    const std::size_t begin = held_.find(stop);
+    if (begin == std::string::npos) continue;
+    const std::size_t end = begin + stop.size();
+    if (end < first_end || (end == first_end && begin < first_begin)) {
+      first_end = end;
+      first_begin = begin;
+    }
+  }
+  if (first_end != std::string::npos) {
+    matched_ = true;
+    held_.resize(first_begin);
+    return std::exchange(held_, {});
+  }
+  const std::size_t num_certain = held_.size() - HeldBytes();
+  std::string certain = held_.substr(0, num_certain);
+  held_.erase(0, num_certain);
+  return certain;
+}
+
+std::string StopMatcher::Finish() {
+  return std::exchange(held_, {});
+}
+
+// The longest end of held_ that is a beginning of a stop string.
+std::size_t StopMatcher::HeldBytes() const {
+  std::size_t longest = 0;
+  for (const std::string& stop : stops_) {
+    const std::string_view text = held_;
+    for (std::size_t length = std::min(stop.size() - 1, text.size()); length > longest; --length) {
+      if (text.ends_with(std::string_view(stop).substr(0, length))) {
+        longest = length;
+        break;
+      }
+    }
+  }
+  return longest;
+}
+
+}  // namespace kvrm

@@ -1,0 +1,185 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Trains the demo model on generated documents, on one CPU core.
+
+    python3 train.py --seed 1 --steps 3400 --out checkpoint.pt
+
+Matrices are trained with Muon (momentum, orthogonalised), the embedding and the norms with AdamW.
+Sequences grow during the training: see PHASES. With --minutes, the schedule follows the clock where
+that is ahead of the steps, and the training ends on time.
+"""
+import argparse
+import math
+import os
+import random
+import sys
+import time
+
+for key, value in (("MALLOC_MMAP_THRESHOLD_", "4294967296"), ("MALLOC_TRIM_THRESHOLD_", "8589934592"),
+                   ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")):
+    if key not in os.environ:          # keep freed memory: half the time goes to page faults otherwise
+        os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "4294967296")
+        os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "8589934592")
+        os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+        os.execv(sys.executable, [sys.executable] + sys.argv)
+
+import torch
+
+import generate
+from model import Loss, Model
+from tokenizer import Tokenizer
+
+# Up to this share of the training: (sequence length, mix of plain, several, recall, chat, dense)
+PHASES = ((0.10, 256, (0.20, 0.00, 0.10, 0.10, 0.60)),
+          (0.50, 512, (0.27, 0.04, 0.40, 0.24, 0.05)),
+          (0.75, 1024, (0.20, 0.05, 0.45, 0.30, 0.0)),
+          (1.01, 2048, (0.15, 0.05, 0.50, 0.30, 0.0)))
+TOKENS_PER_STEP = 4096
+ANSWER_WEIGHT = 4.0
+
+
+class Packer:
+    """Rows of whole documents, filled by best fit from a small pool."""
+
+    def __init__(self, tok, seed):
+        self.tok, self.rng, self.pool = tok, random.Random(seed), []
+
+    def make(self, longest, mix):
+        ids, marks = self.tok.encode_document(generate.document(self.rng, longest, mix))
+        weight = [1.0] * len(ids)
+        start = 0
+        for at, mark in marks:
+            if mark == generate.DONE:
+                for i in range(start, at):
+                    weight[i] = ANSWER_WEIGHT
+            elif ord(mark) >= generate.ASK:
+                start = at
+        return ids[:longest + 1], weight[:longest + 1]
+
+    def batch(self, rows, length, mix):
+        ids = torch.zeros(rows, length + 1, dtype=torch.long)
+        weight = torch.zeros(rows, length + 1)
+        doc = torch.full((rows, length + 1), -1)
+        for r in range(rows):
+            at = n = 0
+            while at < length + 1:
+                while len(self.pool) < 48:
+                    self.pool.append(self.make(length, mix))
+                room = length + 1 - at
+                fits = [i for i, d in enumerate(self.pool) if len(d[0]) <= room]
+                i = max(fits, key=lambda j: len(self.pool[j][0])) if fits and n else \
+                    (self.rng.randrange(len(self.pool)) if not n else 0)
+                d, w = self.pool.pop(i)
+                m = min(room, len(d))
+                ids[r, at:at + m] = torch.tensor(d[:m])
+                weight[r, at:at + m] = torch.tensor(w[:m])
+                weight[r, at] = 0          # nothing predicts the beginning of a document
+                doc[r, at:at + m] = n
+                at, n = at + m, n + 1
+        return ids, weight, doc
+
+
+def orthogonal(g):
+    """About the nearest matrix with all singular values one (Newton-Schulz, quintic)."""
+    x = g / (g.norm() + 1e-7)
+    tall = x.shape[0] > x.shape[1]
+    if tall:
+        x = x.t()
+    for _ in range(5):
+        a = x @ x.t()
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x.t() if tall else x
+
+
+class Muon:
+    def __init__(self, params, lr):
+        self.params, self.lr, self.v = params, lr, [torch.zeros_like(p) for p in params]
+
+    def step(self, scale):
+        with torch.no_grad():
+            for p, v in zip(self.params, self.v):
+                v.mul_(0.95).add_(p.grad)
+                u = orthogonal(p.grad + 0.95 * v)
+                p.mul_(1 - self.lr * scale * 0.01)
+                p.add_(u, alpha=-self.lr * scale * max(1, p.shape[0] / p.shape[1]) ** 0.5)
+
+
+def main():
+    ap = argparse.ArgumentParser()
+    ap.add_argument("--vocab", default="vocab.json")
+    ap.add_argument("--out", default="checkpoint.pt")
+    ap.add_argument("--seed", type=int, default=1)
+    ap.add_argument("--steps", type=int, default=3400)
+    ap.add_argument("--minutes", type=float, default=0)
+    ap.add_argument("--lr", type=float, default=0.02)
+    ap.add_argument("--threads", type=int, default=1)
+    ap.add_argument("--float32", action="store_true")
+    ap.add_argument("--resume", default="")
+    args = ap.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    tok = Tokenizer.load(args.vocab)
+    model = Model(len(tok), fast=not args.float32)
+    print(f"{sum(p.numel() for p in model.parameters())} parameters", flush=True)
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and n != "token_embd"]
+    others = [p for n, p in model.named_parameters() if p.ndim == 1 or n == "token_embd"]
+    muon = Muon(matrices, args.lr)
+    adam = torch.optim.AdamW(others, lr=0.004, betas=(0.9, 0.98), weight_decay=0.0)
+    packer = Packer(tok, args.seed)
+    first, began, seen, phase, cpu0 = 0, time.time(), 0, None, 0.0
+    if args.resume:
+        state = torch.load(args.resume)
+        model.load_state_dict(state["model"])
+        adam.load_state_dict(state["adam"])
+        muon.v, first, seen, cpu0 = state["muon"], state["step"] + 1, state["tokens"], state["cpu"]
+        began -= state["wall"]
+        packer.rng.seed(args.seed * 1000003 + first)
+    logged = saved = time.time()
+    totals = [0.0, 0.0, 0.0, 0.0]
+    step, progress = first, 0.0
+    while True:
+        wall = time.time() - began
+        progress = max(step / args.steps, wall / 60 / args.minutes if args.minutes else 0)
+        done = progress >= 1
+        if done or time.time() - saved > 150:
+            torch.save(dict(model=model.state_dict(), adam=adam.state_dict(), muon=muon.v, step=step - 1, tokens=seen,
+                            config=model.config, wall=wall, cpu=cpu0 + time.process_time()), args.out + ".new")
+            os.replace(args.out + ".new", args.out)
+            saved = time.time()
+        if done:
+            break
+        share, length, mix = next(p for p in PHASES if progress < p[0])
+        if phase != length:
+            phase, packer.pool = length, []
+        scale = min(1, (step + 1) / 60) * min(1, (1 - progress) / 0.45 + 0.01)
+        ids, weight, doc = packer.batch(TOKENS_PER_STEP // length, length, mix)
+        hidden = model(ids[:, :-1].contiguous(), doc[:, :-1].contiguous())
+        target, w = ids[:, 1:].reshape(-1), weight[:, 1:].reshape(-1)
+        total, loss, right = Loss.apply(hidden, model.token_embd, target, w / w.sum(), model.fast)
+        model.zero_grad(set_to_none=True)
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(others, 1.0)
+        for group in adam.param_groups:
+            group["lr"] = 0.004 * scale
+        adam.step()
+        muon.step(scale)
+        with torch.no_grad():
+            asked = w == ANSWER_WEIGHT
+            plain = w == 1
+            totals[0] += (loss * plain).sum().item()
+            totals[1] += plain.sum().item()
+            totals[2] += right[asked].sum().item()
+            totals[3] += asked.sum().item()
+        seen += TOKENS_PER_STEP
+        if step % 25 == 0:
+            now = time.time()
+            rate = (25 if step > first else 1) * TOKENS_PER_STEP / (now - logged)
+            print(f"step {step} {progress:.3f} len {length} tokens {seen / 1e6:.2f}M loss {totals[0] / max(1, totals[1]):.4f} "
+                  f"answers {totals[2] / max(1, totals[3]):.4f} lr x{scale:.3f} {rate:.0f} tok/s", flush=True)
+            logged, totals = now, [0.0] * 4
+        step += 1
+    print(f"done: {step} steps, {seen} tokens, {cpu0 + time.process_time():.0f} cpu seconds", flush=True)
+
+
+if __name__ == "__main__":
+    main()
