@@ -267,7 +267,7 @@ def rule_virtual(tree):
 def rule_spdx(tree):
     for path in tree.files:
         name = os.path.basename(path)
-        if not (path.endswith(SOURCE + (".py",)) or name in ("CMakeLists.txt", "dev")):
+        if not (path.endswith(SOURCE + (".py", ".mjs", ".js")) or name in ("CMakeLists.txt", "dev")):
             continue
         if not any("SPDX-License-Identifier: Apache-2.0" in line
                    for line in tree.text(path).splitlines()[:3]):
