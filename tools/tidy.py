@@ -267,7 +267,7 @@ def rule_virtual(tree):
 def rule_spdx(tree):
     for path in tree.files:
         name = os.path.basename(path)
-        if not (path.endswith(SOURCE + (".py",)) or name in ("CMakeLists.txt", "dev")):
+        if not (path.endswith(SOURCE + (".py", ".mjs", ".js")) or name in ("CMakeLists.txt", "dev")):
             continue
         if not any("SPDX-License-Identifier: Apache-2.0" in line
                    for line in tree.text(path).splitlines()[:3]):
@@ -305,11 +305,11 @@ def rule_machine_words(tree):
 
 # Invariants: numbered in a header, cited where they are checked.
 
-INVARIANT_FOLDERS = ("src/base/", "src/step/", "src/kv/")
+INVARIANT_FOLDERS = ("src/base/", "src/step/", "src/kv/", "src/server/")
 
 
 def rule_invariants(tree):
-    """In base, step and kv: what is numbered is cited, what is cited is numbered.
+    """In these folders what is numbered is cited, what is cited is numbered.
 
     A definition is a header comment line `//   P1  text` (two spaces after the number). A citation
     is the number as a word in a comment of a source, or in a comment of a header elsewhere.
