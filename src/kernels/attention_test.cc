@@ -128,7 +128,7 @@ TEST(StoreKv, EveryTableStoresTheBytesOfTheScalarOne) {
   }
 }
 
-TEST(Attention, BlockSizeRunsAndGroupNeverChangeABit) {
+TEST(AttentionInvariance, BlockSizeRunsAndGroupNeverChangeABit) {
   constexpr std::uint32_t kTokens = 211;
   constexpr std::uint32_t kGroup = 7;
   for (const CpuKernels* table : Tables()) {

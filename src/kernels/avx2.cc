@@ -228,8 +228,8 @@ __m256i LoadQuants(const uint8_t* quants) {
     return _mm256_xor_si256(Load256(quants + 64 * kV), _mm256_set1_epi8(-128));
   } else {
     const __m256i packed = Load256(quants + 64 * (kV % 4));
-    const __m256i low =
-        _mm256_and_si256(MoveBit < kV < 4 ? 0 : 4, 0 > (packed), _mm256_set1_epi8(15));
+    constexpr int kNibble = kV < 4 ? 0 : 4;
+    const __m256i low = _mm256_and_si256(MoveBit<kNibble, 0>(packed), _mm256_set1_epi8(15));
     if constexpr (kQuantBytes<kType> == 320) {
       const __m256i high = MoveBit<kV, 4>(Load256(quants + 256));
       return _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi8(16)));
@@ -281,8 +281,8 @@ struct QuantTile {
       return _mm256_maddubs_epi16(weights, x);
   }
 
-  // Vectors [kBegin, kEnd) of block b, scaled by `scale` of 8 rows; `sum_offset` is where the sum
-  // of those activations lies in a Q8Scale.
+  // Vectors [kBegin, kEnd) of block b, scaled by `scale` of 8 rows. The zero point is subtracted as
+  // its multiple of the activations' sum: sum[0] for the first 4 vectors, sum[1] for the others.
   template <int kBegin, int kEnd>
   static inline __attribute__((always_inline)) void Part(State* s, size_t b, __m256 scale) {
     const size_t act = s->act_scales + b * sizeof(Q8Scale);
@@ -451,63 +451,7 @@ void PrepareQ8(const float* x, void* target, uint32_t cols) {
   }
 }
 
-constexpr uint32_t kTiles = kAttentionUnit / kGroup;  // per unit
-
-// Stands at one tile pair of the history, in token order.
-struct Cursor {
-  const AttentionArgs* args;
-  size_t tile_bytes;
-  uint32_t tiles_per_block;
-  uint32_t run;
-  uint32_t block;  // within the run
-  uint32_t tile;   // within the block
-};
-
-void EnterRun(Cursor* c) {
-  while (c->run < c->args->num_runs && c->block >= c->args->runs[c->run].num_blocks)
-    c->block -= c->args->runs[c->run++].num_blocks;
-}
-
-void NextTile(Cursor* c) {
-  if (++c->tile < c->tiles_per_block) return;
-  c->tile = 0;
-  ++c->block;
-  EnterRun(c);
-}
-
-// The tiles of one unit. Those without an attended position have no values and borrow some other
-// tile's keys, whose scores are then masked.
-struct Unit {
-  const uint8_t* k[kTiles];
-  const uint8_t* v[kTiles];
-  uint32_t begin[kTiles];  // attended lanes
-  uint32_t end[kTiles];
-};
-
-// Takes the tiles of the unit that holds `position` from the cursor, which stands at its tile.
-Unit TakeUnit(Cursor* c, uint32_t position) {
-  const AttentionArgs& args = *c->args;
-  const uint32_t start = position / kAttentionUnit * kAttentionUnit;
-  Unit unit;
-  const uint8_t* some = nullptr;
-  for (uint32_t i = 0; i < kTiles; ++i) {
-    const uint32_t first = start + i * kGroup;
-    const uint32_t begin = args.begin > first ? args.begin - first : 0;
-    const uint32_t end = args.end > first ? args.end - first : 0;
-    unit.begin[i] = begin < kGroup ? begin : kGroup;
-    unit.end[i] = end < kGroup ? end : kGroup;
-    unit.k[i] = unit.v[i] = nullptr;
-    if (unit.begin[i] >= unit.end[i]) continue;
-    const uint8_t* block = args.runs[c->run].base + c->block * args.block_bytes;
-    some = unit.k[i] = block + args.k_offset + c->tile * c->tile_bytes;
-    unit.v[i] = block + args.v_offset + c->tile * c->tile_bytes;
-    NextTile(c);
-  }
-  for (uint32_t i = 0; i < kTiles; ++i) {
-    if (unit.k[i] == nullptr) unit.k[i] = some;
-  }
-  return unit;
-}
+constexpr uint32_t kTiles = kUnitTiles;
 
 // Per query head, in args.scratch: kAttentionUnit scores or weights, and after those of all heads
 // the running maximum, sum and the correction of this unit.
@@ -519,7 +463,7 @@ struct Scratch {
 };
 
 // All ones in the attended lanes of half a tile.
-__m256i Attended(const Unit& unit, uint32_t vector) {
+__m256i Attended(const AttentionUnit& unit, uint32_t vector) {
   const uint32_t first = vector % 2 * kLanes;
   const uint32_t begin = unit.begin[vector / 2];
   const uint32_t end = unit.end[vector / 2];
@@ -532,7 +476,8 @@ __m256i Attended(const Unit& unit, uint32_t vector) {
 //
 // HAZARD: lanes outside the attended range hold stale or uninitialised slots, NaN and Inf among
 // them. They are replaced by selection, never by multiplication with zero.
-void Weigh(const AttentionArgs& args, const Unit& unit, uint32_t head, const Scratch& scratch) {
+void Weigh(const AttentionArgs& args, const AttentionUnit& unit, uint32_t head,
+           const Scratch& scratch) {
   float* weights = scratch.weights + size_t{head} * kAttentionUnit;
   __m256 greatest = _mm256_set1_ps(-kInfinity);
   for (uint32_t i = 0; i < 2 * kTiles; ++i) {
@@ -567,8 +512,8 @@ struct Heads {
   static constexpr uint32_t kVectorsAtOnce = 8 / kHeads;
 
   // Products of queries and keys of kTilesAtOnce tiles, into scratch.
-  static void Score(const AttentionArgs& args, const Unit& unit, uint32_t head, uint32_t tile,
-                    const Scratch& scratch) {
+  static void Score(const AttentionArgs& args, const AttentionUnit& unit, uint32_t head,
+                    uint32_t tile, const Scratch& scratch) {
     const float* q = args.q + size_t{head} * args.head_dim;
     __m256 dot[kHeads][2 * kTilesAtOnce];
     KVRM_UNROLL
@@ -600,8 +545,8 @@ struct Heads {
   // Folds the unit's values into `dims` dimensions from `dim` of the outputs, position by position:
   // whole vectors, or one with a tail.
   template <uint32_t kVectors>
-  static void Fold(const AttentionArgs& args, const Unit& unit, uint32_t head, uint32_t dim,
-                   uint32_t dims, const Scratch& scratch) {
+  static void Fold(const AttentionArgs& args, const AttentionUnit& unit, uint32_t head,
+                   uint32_t dim, uint32_t dims, const Scratch& scratch) {
     const __m256i mask = TailMask(dims);
     float* out = args.out + size_t{head} * args.head_dim + dim;
     __m256 sum[kHeads][kVectors];
@@ -637,7 +582,7 @@ struct Heads {
     }
   }
 
-  static void Attend(const AttentionArgs& args, const Unit& unit, uint32_t head,
+  static void Attend(const AttentionArgs& args, const AttentionUnit& unit, uint32_t head,
                      const Scratch& scratch) {
     for (uint32_t tile = 0; tile < kTiles; tile += kTilesAtOnce)
       Score(args, unit, head, tile, scratch);
@@ -664,18 +609,9 @@ void AttendType(const AttentionArgs& args) {
     scratch.sum[g] = 0;
   }
   __builtin_memset(args.out, 0, size_t{args.group} * args.head_dim * sizeof(float));
-  Cursor cursor = {&args,
-                   size_t{kGroup} * args.head_dim * kElementBytes<kType>,
-                   args.block_tokens / kGroup,
-                   0,
-                   0,
-                   0};
-  const uint32_t first = args.begin / kGroup;
-  cursor.tile = first % cursor.tiles_per_block;
-  cursor.block = first / cursor.tiles_per_block;
-  EnterRun(&cursor);
-  for (uint32_t p = args.begin; p < args.end; p = (p / kAttentionUnit + 1) * kAttentionUnit) {
-    const Unit unit = TakeUnit(&cursor, p);
+  UnitWalk walk = StartUnits(args);
+  AttentionUnit unit;
+  while (NextUnit(&walk, &unit)) {
     uint32_t g = 0;
     for (; args.group - g >= 4; g += 4)
       Heads<kType, 4>::Attend(args, unit, g, scratch);

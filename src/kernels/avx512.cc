@@ -45,15 +45,19 @@ T LoadAs(const uint8_t* p) {
 template <DType kType>
 constexpr uint32_t kElementBytes = kType == DType::kF32 ? 4 : 2;
 
+template <DType kType>
+__m512 Widen(__m256i bits) {
+  if constexpr (kType == DType::kF16) return _mm512_cvtph_ps(bits);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+
 // 16 elements as floats.
 template <DType kType>
 __m512 LoadFloats(const uint8_t* p) {
   if constexpr (kType == DType::kF32) {
     return _mm512_loadu_ps(p);
   } else {
-    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    if constexpr (kType == DType::kF16) return _mm512_cvtph_ps(bits);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+    return Widen<kType>(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
 }
 
@@ -63,9 +67,7 @@ __m512 LoadSome(__mmask16 mask, const uint8_t* p) {
   if constexpr (kType == DType::kF32) {
     return _mm512_maskz_loadu_ps(mask, p);
   } else {
-    const __m256i bits = _mm256_maskz_loadu_epi16(mask, p);
-    if constexpr (kType == DType::kF16) return _mm512_cvtph_ps(bits);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+    return Widen<kType>(_mm256_maskz_loadu_epi16(mask, p));
   }
 }
 
@@ -157,35 +159,32 @@ struct FloatTile {
   }
 };
 
+// As many times kTokens tokens as there are from `t` on; returns the first that is left. Eight
+// tokens of four groups would not fit the registers.
+template <DType kType, uint32_t kTokens>
+uint32_t FloatTokens(const MatMulArgs& args, uint32_t t, uint32_t out, uint32_t groups,
+                     Columns columns) {
+  constexpr uint32_t kGroups = kTokens == 8 ? 2 : 4;
+  const uint64_t bytes = TiledGroupBytes(kType, args.w.cols);
+  for (; args.num_tokens - t >= kTokens; t += kTokens) {
+    if (groups == 1) FloatTile<kType, kTokens, 1>::Run(args, bytes, t, out, columns);
+    for (uint32_t g = 0; g + kGroups <= groups; g += kGroups)
+      FloatTile<kType, kTokens, kGroups>::Run(args, bytes, t, out + g * kLanes, columns);
+  }
+  return t;
+}
+
 // Four groups at a time where there are four: a single token needs that many chains to hide the
 // latency of the multiply-add.
 template <DType kType>
 void FloatColumns(const MatMulArgs& args, Columns columns) {
-  const uint64_t bytes = TiledGroupBytes(kType, args.w.cols);
   for (uint32_t out = args.out_begin; out < args.out_end;) {
-    const bool four = args.out_end - out > 3 * kLanes;
-    uint32_t t = 0;
-    for (; args.num_tokens - t >= 8; t += 8) {
-      if (four) {
-        FloatTile<kType, 8, 2>::Run(args, bytes, t, out, columns);
-        FloatTile<kType, 8, 2>::Run(args, bytes, t, out + 2 * kLanes, columns);
-      } else {
-        FloatTile<kType, 8, 1>::Run(args, bytes, t, out, columns);
-      }
-    }
-    for (; args.num_tokens - t >= 4; t += 4) {
-      four ? FloatTile<kType, 4, 4>::Run(args, bytes, t, out, columns)
-           : FloatTile<kType, 4, 1>::Run(args, bytes, t, out, columns);
-    }
-    for (; args.num_tokens - t >= 2; t += 2) {
-      four ? FloatTile<kType, 2, 4>::Run(args, bytes, t, out, columns)
-           : FloatTile<kType, 2, 1>::Run(args, bytes, t, out, columns);
-    }
-    if (t < args.num_tokens) {
-      four ? FloatTile<kType, 1, 4>::Run(args, bytes, t, out, columns)
-           : FloatTile<kType, 1, 1>::Run(args, bytes, t, out, columns);
-    }
-    out += four ? 4 * kLanes : kLanes;
+    const uint32_t groups = args.out_end - out > 3 * kLanes ? 4 : 1;
+    uint32_t t = FloatTokens<kType, 8>(args, 0, out, groups, columns);
+    t = FloatTokens<kType, 4>(args, t, out, groups, columns);
+    t = FloatTokens<kType, 2>(args, t, out, groups, columns);
+    FloatTokens<kType, 1>(args, t, out, groups, columns);
+    out += groups * kLanes;
   }
 }
 
@@ -218,8 +217,8 @@ template <DType kType, int kV>
 __m512i LoadQuants(const uint8_t* quants) {
   if constexpr (kType == DType::kQ8_0) return _mm512_loadu_si512(quants + 64 * kV);
   const __m512i packed = _mm512_loadu_si512(quants + 64 * (kV % 4));
-  const __m512i low =
-      _mm512_and_si512(MoveBit < kV < 4 ? 0 : 4, 0 > (packed), _mm512_set1_epi8(15));
+  constexpr int kNibble = kV < 4 ? 0 : 4;
+  const __m512i low = _mm512_and_si512(MoveBit<kNibble, 0>(packed), _mm512_set1_epi8(15));
   // 0xf8: a | (b & c).
   if constexpr (kQuantBytes<kType> == 320) {
     const __m512i high = MoveBit<kV, 4>(_mm512_loadu_si512(quants + 256));
@@ -234,7 +233,7 @@ __m512i LoadQuants(const uint8_t* quants) {
 
 template <DType kType, uint32_t kTokens>
 struct QuantTile {
-  // What one group and up to kTokens tokens need on the way through the blocks.
+  // What one group and kTokens tokens need on the way through the blocks.
   struct State {
     const uint8_t* quants;
     const uint8_t* scales;
@@ -244,83 +243,62 @@ struct QuantTile {
     __m512 sum[kTokens];
   };
 
-  // dot[t] += vectors kV .. kEnd - 1 of the block times the activations at `x`, exactly.
+  // dot[t] += vectors kV .. kEnd - 1 of the block times the activations, exactly.
   template <int kV, int kEnd>
-  static inline __attribute__((always_inline)) void Dot(const uint8_t* quants,
-                                                        const uint8_t* const* x, size_t column,
-                                                        __m512i* dot) {
+  static inline __attribute__((always_inline)) void Dot(const State* s, const uint8_t* quants,
+                                                        size_t column, __m512i* dot) {
     if constexpr (kV < kEnd) {
       const __m512i weights = LoadQuants<kType, kV>(quants);
       KVRM_UNROLL
       for (uint32_t t = 0; t < kTokens; ++t)
         dot[t] = _mm512_dpbusd_epi32(dot[t], weights,
-                                     _mm512_set1_epi32(LoadAs<int32_t>(x[t] + column + 4 * kV)));
-      Dot<kV + 1, kEnd>(quants, x, column, dot);
+                                     _mm512_set1_epi32(LoadAs<int32_t>(s->x[t] + column + 4 * kV)));
+      Dot<kV + 1, kEnd>(s, quants, column, dot);
+    }
+  }
+
+  // Vectors [kBegin, kEnd) of block b, scaled by `scale` of 16 rows.
+  template <int kBegin, int kEnd>
+  static inline __attribute__((always_inline)) void Part(State* s, size_t b, __m512 scale) {
+    const size_t act = s->act_scales + b * sizeof(Q8Scale);
+    __m512i dot[kTokens];
+    KVRM_UNROLL
+    for (uint32_t t = 0; t < kTokens; ++t)
+      dot[t] = _mm512_setzero_si512();
+    Dot<kBegin, kEnd>(s, s->quants + b * kQuantBytes<kType>, b * kBlock, dot);
+    KVRM_UNROLL
+    for (uint32_t t = 0; t < kTokens; ++t) {
+      // The weights in the product are too large by the zero point, the product by its multiple of
+      // the activations' sum: sum[0] for the first 4 vectors, sum[1] for the others.
+      if constexpr (!kHasMinimum<kType>) {
+        const uint8_t* sums = s->x[t] + act + offsetof(Q8Scale, sum);
+        int32_t sum = LoadAs<int32_t>(sums + kBegin);
+        if constexpr (kEnd - kBegin == 8) sum += LoadAs<int32_t>(sums + 4);
+        const __m512i excess = _mm512_slli_epi32(_mm512_set1_epi32(sum), kZeroShift<kType>);
+        dot[t] = _mm512_sub_epi32(dot[t], excess);
+      }
+      const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(LoadAs<float>(s->x[t] + act)));
+      s->sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t]), both, s->sum[t]);
     }
   }
 
   static inline __attribute__((always_inline)) void Block(State* s, size_t b) {
-    const uint8_t* quants = s->quants + b * kQuantBytes<kType>;
-    const uint8_t* scale_bytes = s->scales + b * 32;
-    const size_t act = s->act_scales + b * sizeof(Q8Scale);
+    const uint8_t* scales = s->scales + b * 32;
     if constexpr (kType == DType::kQ6_K) {
       const __m512 d = LoadFloats<DType::kF16>(s->supers + b / 8 * 32);
-      Half<0>(s, quants, b, act, ByteScale(scale_bytes, d));
-      Half<1>(s, quants, b, act, ByteScale(scale_bytes + 16, d));
-      return;
-    }
-    __m512i dot[kTokens];
-    KVRM_UNROLL
-    for (uint32_t t = 0; t < kTokens; ++t)
-      dot[t] = _mm512_setzero_si512();
-    Dot<0, 8>(quants, s->x, b * kBlock, dot);
-    if constexpr (kHasMinimum<kType>) {
+      Part<0, 4>(s, b, ByteScale(scales, d));
+      Part<4, 8>(s, b, ByteScale(scales + 16, d));
+    } else if constexpr (kHasMinimum<kType>) {
       const uint8_t* super = s->supers + b / 8 * 64;
-      const __m512 scale = UnsignedScale(scale_bytes, LoadFloats<DType::kF16>(super));
-      const __m512 min = UnsignedScale(scale_bytes + 16, LoadFloats<DType::kF16>(super + 32));
+      Part<0, 8>(s, b, UnsignedScale(scales, LoadFloats<DType::kF16>(super)));
+      const __m512 min = UnsignedScale(scales + 16, LoadFloats<DType::kF16>(super + 32));
+      const size_t act = s->act_scales + b * sizeof(Q8Scale) + offsetof(Q8Scale, sum_scale);
       KVRM_UNROLL
-      for (uint32_t t = 0; t < kTokens; ++t) {
-        Scale(s, t, dot[t], scale, act);
-        s->sum[t] = _mm512_fnmadd_ps(
-            min, _mm512_set1_ps(LoadAs<float>(s->x[t] + act + offsetof(Q8Scale, sum_scale))),
-            s->sum[t]);
-      }
+      for (uint32_t t = 0; t < kTokens; ++t)
+        s->sum[t] = _mm512_fnmadd_ps(min, _mm512_set1_ps(LoadAs<float>(s->x[t] + act)), s->sum[t]);
     } else {
-      const __m512 scale = LoadFloats<DType::kF16>(scale_bytes);
-      KVRM_UNROLL
-      for (uint32_t t = 0; t < kTokens; ++t) {
-        const uint8_t* sums = s->x[t] + act + offsetof(Q8Scale, sum);
-        const int32_t both = LoadAs<int32_t>(sums) + LoadAs<int32_t>(sums + 4);
-        Scale(s, t, SubtractZero(dot[t], both), scale, act);
-      }
+      Part<0, 8>(s, b, LoadFloats<DType::kF16>(scales));
     }
-  }
-
-  template <int kHalf>
-  static inline __attribute__((always_inline)) void Half(State* s, const uint8_t* quants, size_t b,
-                                                         size_t act, __m512 scale) {
-    __m512i dot[kTokens];
-    KVRM_UNROLL
-    for (uint32_t t = 0; t < kTokens; ++t)
-      dot[t] = _mm512_setzero_si512();
-    Dot<4 * kHalf, 4 * kHalf + 4>(quants, s->x, b * kBlock, dot);
-    KVRM_UNROLL
-    for (uint32_t t = 0; t < kTokens; ++t) {
-      const uint8_t* sums = s->x[t] + act + offsetof(Q8Scale, sum);
-      Scale(s, t, SubtractZero(dot[t], LoadAs<int32_t>(sums + 4 * kHalf)), scale, act);
-    }
-  }
-
-  // The weights in the product are too large by the zero point, the product by its multiple of the
-  // activations' sum.
-  static __m512i SubtractZero(__m512i dot, int32_t sum) {
-    return _mm512_sub_epi32(dot, _mm512_slli_epi32(_mm512_set1_epi32(sum), kZeroShift<kType>));
-  }
-
-  static inline __attribute__((always_inline)) void Scale(State* s, uint32_t t, __m512i dot,
-                                                          __m512 scale, size_t act) {
-    const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(LoadAs<float>(s->x[t] + act)));
-    s->sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), both, s->sum[t]);
   }
 
   static __m512 UnsignedScale(const uint8_t* p, __m512 d) {
@@ -435,63 +413,7 @@ void PrepareQ8(const float* x, void* target, uint32_t cols) {
   }
 }
 
-constexpr uint32_t kTiles = kAttentionUnit / kLanes;  // per unit
-
-// Stands at one tile pair of the history, in token order.
-struct Cursor {
-  const AttentionArgs* args;
-  size_t tile_bytes;
-  uint32_t tiles_per_block;
-  uint32_t run;
-  uint32_t block;  // within the run
-  uint32_t tile;   // within the block
-};
-
-void EnterRun(Cursor* c) {
-  while (c->run < c->args->num_runs && c->block >= c->args->runs[c->run].num_blocks)
-    c->block -= c->args->runs[c->run++].num_blocks;
-}
-
-void NextTile(Cursor* c) {
-  if (++c->tile < c->tiles_per_block) return;
-  c->tile = 0;
-  ++c->block;
-  EnterRun(c);
-}
-
-// The tiles of one unit; those without an attended position are null and stay at the two ends.
-struct Unit {
-  const uint8_t* k[kTiles];
-  const uint8_t* v[kTiles];
-  uint32_t begin[kTiles];  // attended lanes
-  uint32_t end[kTiles];
-};
-
-// Takes the tiles of the unit that holds `position` from the cursor, which stands at its tile.
-Unit TakeUnit(Cursor* c, uint32_t position) {
-  const AttentionArgs& args = *c->args;
-  const uint32_t start = position / kAttentionUnit * kAttentionUnit;
-  Unit unit;
-  const uint8_t* some = nullptr;
-  for (uint32_t i = 0; i < kTiles; ++i) {
-    const uint32_t first = start + i * kLanes;
-    const uint32_t begin = args.begin > first ? args.begin - first : 0;
-    const uint32_t end = args.end > first ? args.end - first : 0;
-    unit.begin[i] = begin < kLanes ? begin : kLanes;
-    unit.end[i] = end < kLanes ? end : kLanes;
-    unit.k[i] = unit.v[i] = nullptr;
-    if (unit.begin[i] >= unit.end[i]) continue;
-    const uint8_t* block = args.runs[c->run].base + c->block * args.block_bytes;
-    some = unit.k[i] = block + args.k_offset + c->tile * c->tile_bytes;
-    unit.v[i] = block + args.v_offset + c->tile * c->tile_bytes;
-    NextTile(c);
-  }
-  // Scores of the others are computed from some tile that exists and then masked.
-  for (uint32_t i = 0; i < kTiles; ++i) {
-    if (unit.k[i] == nullptr) unit.k[i] = some;
-  }
-  return unit;
-}
+constexpr uint32_t kTiles = kUnitTiles;
 
 // Per query head, in args.scratch: kAttentionUnit weights, and after those of all heads the running
 // maximum, sum and the correction of this unit.
@@ -505,7 +427,7 @@ struct Scratch {
 template <DType kType, uint32_t kHeads>
 struct Heads {
   // Scores of one unit, the new maximum, and the weights relative to it.
-  static void Score(const AttentionArgs& args, const Unit& unit, uint32_t head,
+  static void Score(const AttentionArgs& args, const AttentionUnit& unit, uint32_t head,
                     const Scratch& scratch) {
     const float* q = args.q + size_t{head} * args.head_dim;
     __m512 dot[kHeads][kTiles];
@@ -535,8 +457,8 @@ struct Heads {
 
   // HAZARD: lanes outside the attended range hold stale or uninitialised slots, NaN and Inf among
   // them. They are replaced by selection, never by multiplication with zero.
-  static void Weigh(const AttentionArgs& args, const Unit& unit, uint32_t head, const __m512* dot,
-                    const Scratch& scratch) {
+  static void Weigh(const AttentionArgs& args, const AttentionUnit& unit, uint32_t head,
+                    const __m512* dot, const Scratch& scratch) {
     const __m512 lowest = _mm512_set1_ps(-kInfinity);
     __m512 scores[kTiles];
     __mmask16 mask[kTiles];
@@ -566,8 +488,8 @@ struct Heads {
   // Folds the unit's values into dimensions [dim, dim + 16 kVectors) of the outputs, position by
   // position; into those of `mask` of each vector, to be exact.
   template <uint32_t kVectors>
-  static void Fold(const AttentionArgs& args, const Unit& unit, uint32_t head, uint32_t dim,
-                   __mmask16 mask, const Scratch& scratch) {
+  static void Fold(const AttentionArgs& args, const AttentionUnit& unit, uint32_t head,
+                   uint32_t dim, __mmask16 mask, const Scratch& scratch) {
     float* out = args.out + size_t{head} * args.head_dim + dim;
     __m512 sum[kHeads][kVectors];
     KVRM_UNROLL
@@ -603,7 +525,7 @@ struct Heads {
     }
   }
 
-  static void Attend(const AttentionArgs& args, const Unit& unit, uint32_t head,
+  static void Attend(const AttentionArgs& args, const AttentionUnit& unit, uint32_t head,
                      const Scratch& scratch) {
     Score(args, unit, head, scratch);
     uint32_t dim = 0;
@@ -626,18 +548,9 @@ void AttendType(const AttentionArgs& args) {
     scratch.sum[g] = 0;
   }
   __builtin_memset(args.out, 0, size_t{args.group} * args.head_dim * sizeof(float));
-  Cursor cursor = {&args,
-                   size_t{kLanes} * args.head_dim * kElementBytes<kType>,
-                   args.block_tokens / kLanes,
-                   0,
-                   0,
-                   0};
-  const uint32_t first = args.begin / kLanes;
-  cursor.tile = first % cursor.tiles_per_block;
-  cursor.block = first / cursor.tiles_per_block;
-  EnterRun(&cursor);
-  for (uint32_t p = args.begin; p < args.end; p = (p / kAttentionUnit + 1) * kAttentionUnit) {
-    const Unit unit = TakeUnit(&cursor, p);
+  UnitWalk walk = StartUnits(args);
+  AttentionUnit unit;
+  while (NextUnit(&walk, &unit)) {
     uint32_t g = 0;
     for (; args.group - g >= 4; g += 4)
       Heads<kType, 4>::Attend(args, unit, g, scratch);

@@ -159,6 +159,29 @@ struct CpuKernels {
   void (*exp)(const float* x, float* y, uint32_t n);
 };
 
+// The tiles of one attention unit: those of positions [64 n, 64 n + 64), by lanes.
+inline constexpr uint32_t kUnitTiles = 4;
+struct AttentionUnit {
+  // Lanes [begin, end) of each tile are attended. A tile without any is not looked for: its k is
+  // that of another, so that it may be read and the outcome masked, and its v is null.
+  const uint8_t* k[kUnitTiles];
+  const uint8_t* v[kUnitTiles];
+  uint32_t begin[kUnitTiles];
+  uint32_t end[kUnitTiles];
+};
+
+// A walk over the units of `args`, in the order of the positions, which all tables take.
+struct UnitWalk {
+  const AttentionArgs* args;
+  uint32_t position;  // first attended position of the next unit
+  uint32_t run;       // where its tile is
+  uint32_t block;     // within the run
+  uint32_t tile;      // within the block
+};
+UnitWalk StartUnits(const AttentionArgs& args);
+// False when all positions have been taken.
+bool NextUnit(UnitWalk* walk, AttentionUnit* unit);
+
 // The layout the vector tables share: rows in groups of 16, interleaved so that one load meets 16
 // or 8 output elements and no sum is ever taken across lanes. The last group is padded with zeros.
 //

@@ -124,7 +124,7 @@ void CheckInvariance(const CpuKernels& table, DType type, std::uint32_t rows, st
   EXPECT_EQ(same, !control) << Name(table, type) << " rows " << rows << " cols " << cols;
 }
 
-TEST(MatMul, BatchAndPartitionNeverChangeABit) {
+TEST(MatMulInvariance, BatchAndPartitionNeverChangeABit) {
   for (const CpuKernels* table : Tables()) {
     for (const DType type : kAllTypes) {
       CheckInvariance(*table, type, 147, 256, 1);

@@ -8,8 +8,9 @@
 
 #include "base/check.h"
 #include "kernels/cpu_kernels.h"
-#include "kernels/kv_tiles.h"
+#include "kernels/kv_element.h"
 #include "kernels/quant_block.h"
+#include "step/layout.h"
 
 namespace kvrm {
 namespace {
@@ -70,41 +71,53 @@ void RmsNorm(const float* x, const float* w, float eps, float* y, std::uint32_t 
     y[i] = static_cast<float>(static_cast<double>(x[i]) * scale * static_cast<double>(w[i]));
 }
 
-double Score(const AttentionArgs& args, const KvTiles& tiles, std::uint32_t g, std::uint32_t lane) {
+double Score(const AttentionArgs& args, const std::uint8_t* k, std::uint32_t g,
+             std::uint32_t lane) {
   const float* q = args.q + std::size_t{g} * args.head_dim;
   double dot = 0;
-  for (std::uint32_t d = 0; d < args.head_dim; ++d)
+  for (std::size_t d = 0; d < args.head_dim; ++d)
     dot += static_cast<double>(q[d]) *
-           static_cast<double>(LoadElement(tiles.k(), d * kTileTokens + lane, args.dtype));
+           static_cast<double>(LoadElement(k, d * kTileTokens + lane, args.dtype));
   return dot * static_cast<double>(args.scale);
+}
+
+double GreatestScore(const AttentionArgs& args, std::uint32_t g) {
+  double greatest = -std::numeric_limits<double>::infinity();
+  UnitWalk walk = StartUnits(args);
+  AttentionUnit unit;
+  while (NextUnit(&walk, &unit)) {
+    for (std::uint32_t i = 0; i < kUnitTiles; ++i) {
+      for (std::uint32_t lane = unit.begin[i]; lane < unit.end[i]; ++lane)
+        greatest = std::max(greatest, Score(args, unit.k[i], g, lane));
+    }
+  }
+  return greatest;
 }
 
 // Two passes, the textbook way: the maximum, then the weighted mean of the values.
 void AttendHead(const AttentionArgs& args, std::uint32_t g) {
-  double maximum = -std::numeric_limits<double>::infinity();
-  KvTiles keys(args);
-  for (std::uint32_t p = args.begin; p < args.end; ++p) {
-    if (p > args.begin && p % kTileTokens == 0) keys.Next();
-    maximum = std::max(maximum, Score(args, keys, g, p % kTileTokens));
-  }
+  const double maximum = GreatestScore(args, g);
   double values[kMaxHeadDim] = {};
   double sum = 0;
-  KvTiles tiles(args);
-  for (std::uint32_t p = args.begin; p < args.end; ++p) {
-    if (p > args.begin && p % kTileTokens == 0) tiles.Next();
-    const std::uint32_t lane = p % kTileTokens;
-    const double weight = std::exp(Score(args, tiles, g, lane) - maximum);
-    sum += weight;
-    for (std::uint32_t d = 0; d < args.head_dim; ++d)
-      values[d] += weight * static_cast<double>(LoadElement(
-                                tiles.v(), std::size_t{lane} * args.head_dim + d, args.dtype));
+  UnitWalk walk = StartUnits(args);
+  AttentionUnit unit;
+  while (NextUnit(&walk, &unit)) {
+    for (std::uint32_t i = 0; i < kUnitTiles; ++i) {
+      for (std::uint32_t lane = unit.begin[i]; lane < unit.end[i]; ++lane) {
+        const double weight = std::exp(Score(args, unit.k[i], g, lane) - maximum);
+        sum += weight;
+        const std::size_t row = std::size_t{lane} * args.head_dim;
+        for (std::size_t d = 0; d < args.head_dim; ++d)
+          values[d] += weight * static_cast<double>(LoadElement(unit.v[i], row + d, args.dtype));
+      }
+    }
   }
-  for (std::uint32_t d = 0; d < args.head_dim; ++d)
+  for (std::size_t d = 0; d < args.head_dim; ++d)
     args.out[std::size_t{g} * args.head_dim + d] = static_cast<float>(values[d] / sum);
 }
 
 void Attention(const AttentionArgs& args) {
-  CHECK(args.begin < args.end && args.head_dim <= kMaxHeadDim);
+  CHECK(args.head_dim <= kMaxHeadDim);
   for (std::uint32_t g = 0; g < args.group; ++g)
     AttendHead(args, g);
 }

@@ -10,8 +10,9 @@
 #include "base/check.h"
 #include "base/float16.h"
 #include "kernels/cpu_kernels.h"
-#include "kernels/kv_tiles.h"
+#include "kernels/kv_element.h"
 #include "kernels/quant_block.h"
+#include "step/layout.h"
 
 namespace kvrm {
 namespace {
@@ -212,59 +213,52 @@ void StoreKv(const StoreKvArgs& args) {
   }
 }
 
-// Folds positions [begin, end) of one tile pair's unit into head `g`: scores first, then the new
-// maximum, then the values. `tiles` stands at the unit's first attended tile.
 struct Softmax {
   float maximum;
   float sum;
 };
 
-void AttendUnit(const AttentionArgs& args, KvTiles tiles, std::uint32_t g, std::uint32_t begin,
-                std::uint32_t end, float* scores, Softmax* state) {
+// Folds one unit into head `g`: scores first, then the new maximum, then the values.
+void AttendUnit(const AttentionArgs& args, const AttentionUnit& unit, std::uint32_t g,
+                Softmax* state) {
   const float* q = args.q + std::size_t{g} * args.head_dim;
   float* out = args.out + std::size_t{g} * args.head_dim;
-  KvTiles values = tiles;
+  float* scores = args.scratch;
   float maximum = state->maximum;
-  for (std::uint32_t p = begin; p < end; ++p) {
-    if (p > begin && p % kTileTokens == 0) tiles.Next();
-    float dot = 0;
-    for (std::uint32_t d = 0; d < args.head_dim; ++d)
-      dot += q[d] * LoadElement(tiles.k(), d * kTileTokens + p % kTileTokens, args.dtype);
-    scores[p - begin] = dot * args.scale;
-    maximum = std::max(maximum, scores[p - begin]);
+  for (std::uint32_t i = 0; i < kUnitTiles; ++i) {
+    for (std::uint32_t lane = unit.begin[i]; lane < unit.end[i]; ++lane) {
+      float dot = 0;
+      for (std::size_t d = 0; d < args.head_dim; ++d)
+        dot += q[d] * LoadElement(unit.k[i], d * kTileTokens + lane, args.dtype);
+      scores[i * kTileTokens + lane] = dot * args.scale;
+      maximum = std::max(maximum, dot * args.scale);
+    }
   }
   const float correction = std::exp(state->maximum - maximum);
   state->maximum = maximum;
   state->sum *= correction;
-  for (std::uint32_t d = 0; d < args.head_dim; ++d)
+  for (std::size_t d = 0; d < args.head_dim; ++d)
     out[d] *= correction;
-  for (std::uint32_t p = begin; p < end; ++p) {
-    if (p > begin && p % kTileTokens == 0) values.Next();
-    const float weight = std::exp(scores[p - begin] - maximum);
-    state->sum += weight;
-    const std::size_t lane = std::size_t{p % kTileTokens} * args.head_dim;
-    for (std::uint32_t d = 0; d < args.head_dim; ++d)
-      out[d] += weight * LoadElement(values.v(), lane + d, args.dtype);
+  for (std::uint32_t i = 0; i < kUnitTiles; ++i) {
+    for (std::size_t lane = unit.begin[i]; lane < unit.end[i]; ++lane) {
+      const float weight = std::exp(scores[i * kTileTokens + lane] - maximum);
+      state->sum += weight;
+      for (std::size_t d = 0; d < args.head_dim; ++d)
+        out[d] += weight * LoadElement(unit.v[i], lane * args.head_dim + d, args.dtype);
+    }
   }
 }
 
 void Attention(const AttentionArgs& args) {
-  CHECK(args.begin < args.end);
   for (std::uint32_t g = 0; g < args.group; ++g) {
     float* out = args.out + std::size_t{g} * args.head_dim;
     std::memset(out, 0, args.head_dim * sizeof(float));
     Softmax state = {-INFINITY, 0};
-    KvTiles tiles(args);
-    for (std::uint32_t begin = args.begin; begin < args.end;) {
-      const std::uint32_t unit_end = (begin / kAttentionUnit + 1) * kAttentionUnit;
-      const std::uint32_t end = std::min(unit_end, args.end);
-      AttendUnit(args, tiles, g, begin, end, args.scratch, &state);
-      const std::uint32_t steps = end / kTileTokens - begin / kTileTokens;
-      for (std::uint32_t i = 0; i < steps; ++i)
-        tiles.Next();
-      begin = end;
-    }
-    for (std::uint32_t d = 0; d < args.head_dim; ++d)
+    UnitWalk walk = StartUnits(args);
+    AttentionUnit unit;
+    while (NextUnit(&walk, &unit))
+      AttendUnit(args, unit, g, &state);
+    for (std::size_t d = 0; d < args.head_dim; ++d)
       out[d] /= state.sum;
   }
 }

@@ -26,25 +26,33 @@ Compactor::Compactor(std::uint32_t max_runs)
 void Compactor::Plan(Pager& pager, Transport& transport) noexcept {
   if (pager.num_crowded() == 0) return;
   const std::uint32_t max_seqs = pager.max_seqs();
-  for (const bool stuck : {true, false}) {
-    for (std::uint32_t i = 0; i < max_seqs; ++i) {
-      const SeqId seq{(cursor_ + i) % max_seqs};
-      const std::uint32_t num_runs = pager.num_runs(seq);
-      if (num_runs <= trigger_ || (num_runs > max_runs_) != stuck) continue;
-      // Its row may have been built already (P8), or it had its action for this step.
-      if (pager.is_named(seq)) continue;
+  for (std::uint32_t s = 0; s < max_seqs; ++s) {
+    const SeqId seq{(cursor_ + s) % max_seqs};
+    // A named one has its row built already (P8).
+    if (pager.num_runs(seq) > max_runs_ && !pager.is_named(seq))
       PlanSequence(seq, pager, transport);
-    }
   }
-  cursor_ = (cursor_ + 1) % max_seqs;
+  std::uint32_t num_looked_at = 0;
+  std::uint32_t s = 0;
+  for (; s < max_seqs && num_looked_at < kCrowdedPerStep; ++s) {
+    const SeqId seq{(cursor_ + s) % max_seqs};
+    const std::uint32_t num_runs = pager.num_runs(seq);
+    // A named one may also have had its action above.
+    if (num_runs <= trigger_ || num_runs > max_runs_ || pager.is_named(seq)) continue;
+    ++num_looked_at;
+    PlanSequence(seq, pager, transport);
+  }
+  cursor_ = (cursor_ + s) % max_seqs;
 }
 
 void Compactor::PlanSequence(SeqId seq, Pager& pager, Transport& transport) noexcept {
   if (transport.num_groups_left() == 0 || transport.num_blocks_left() == 0) return;
+  const std::uint32_t num_runs = pager.num_runs(seq);
   Action action = BestWindow(seq, pager, transport);
-  if (action.gain == 0) action = BestStart(seq, pager, transport);
+  // What gains nothing at once is only worth its bytes to one that is stuck or soon will be.
+  if (action.gain == 0 && num_runs + 2 > max_runs_) action = BestStart(seq, pager, transport);
   if (action.target.num_blocks == 0) {
-    ++num_stalls_;
+    if (num_runs > max_runs_) ++num_stalls_;
     return;
   }
   pager.Remap(
@@ -114,10 +122,14 @@ Compactor::Action Compactor::BestStart(SeqId seq, const Pager& pager,
   for (std::size_t i = 0; i < runs.size(); first_block += runs[i].num_blocks, ++i) {
     const std::uint32_t length = runs[i].num_blocks;
     const std::uint32_t now = std::min(cap, length);
-    if (i > 0 && length < best_rest &&
-        pager.free_runs().LengthFrom(EndOf(runs[i - 1]), length) == length) {
-      best = {first_block, {BlockId{EndOf(runs[i - 1])}, now}, 0};
-      best_rest = length;
+    if (i > 0 && length < best_rest) {
+      const std::uint32_t behind = EndOf(runs[i - 1]);
+      const std::uint32_t room = pager.free_runs().LengthFrom(behind, length);
+      // Room for all of it, or a gap right before it that wanders through it as it moves.
+      if (room == length || (room > 0 && behind + room == Index(runs[i].start))) {
+        best = {first_block, {BlockId{behind}, std::min(now, room)}, 0};
+        best_rest = length;
+      }
     }
     if (i + 1 < runs.size() && (may_cut || now == length)) {
       const std::uint32_t both = length + runs[i + 1].num_blocks;

@@ -76,7 +76,7 @@ struct KvStats {
   std::uint64_t num_moved_blocks = 0;  // since start
   std::uint64_t num_groups = 0;
   std::uint64_t num_run_overflows = 0;  // times a row needed more than max_runs runs
-  std::uint64_t num_stalls = 0;  // times a crowded sequence had budget and no hole that helps
+  std::uint64_t num_stalls = 0;  // times a row over max_runs had budget and no hole that helps
   std::uint32_t max_runs_seen = 0;
 };
 

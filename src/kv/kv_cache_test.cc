@@ -4,10 +4,43 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <cstdlib>
+#include <new>
 #include <vector>
 
 #include "device/host_device.h"
 #include "step/step_builder.h"
+
+namespace {
+thread_local std::uint64_t num_allocations = 0;
+
+void* Allocate(std::size_t bytes) {
+  ++num_allocations;
+  void* const memory = std::malloc(bytes);
+  if (memory == nullptr) std::abort();
+  return memory;
+}
+}  // namespace
+
+// Every allocation of this binary is counted, for the test that a running cache makes none.
+void* operator new(std::size_t bytes) {
+  return Allocate(bytes);
+}
+void* operator new[](std::size_t bytes) {
+  return Allocate(bytes);
+}
+void operator delete(void* memory) noexcept {
+  std::free(memory);
+}
+void operator delete[](void* memory) noexcept {
+  std::free(memory);
+}
+void operator delete(void* memory, std::size_t) noexcept {
+  std::free(memory);
+}
+void operator delete[](void* memory, std::size_t) noexcept {
+  std::free(memory);
+}
 
 namespace kvrm {
 namespace {
@@ -48,11 +81,8 @@ struct Bench {
     for (const auto& [seq, num_tokens] : rows) {
       const std::uint32_t first = lengths[Index(seq)];
       const std::vector<std::int32_t> tokens(num_tokens - first, 1);
-      builder.AddRow({.seq = seq,
-                      .first_position = first,
-                      .tokens = tokens,
-                      .runs = cache.Runs(seq),
-                      .num_samples = 1});
+      builder.AddRow(
+          {.seq = seq, .first_position = first, .tokens = tokens, .runs = cache.Runs(seq)});
       lengths[Index(seq)] = num_tokens;
     }
     const StepView view = builder.Commit(0, 4);
@@ -245,6 +275,92 @@ TEST(KvCache, SteadyDecodeMovesNothing) {
   EXPECT_EQ(bench.cache.stats().num_groups, 0u);
   EXPECT_EQ(bench.cache.Runs(kA).size(), 1u);
   EXPECT_EQ(bench.cache.Runs(kB).size(), 1u);
+}
+
+TEST(KvCache, NoCallAllocates) {
+  KvCacheOptions options = Options(64, 4);
+  options.placement_seed = 9;
+  Bench bench(options);
+  const std::array<std::int32_t, 24> tokens = {};
+  const std::array<SeqId, 3> seqs = {kA, kB, kC};
+  // All rows of a step, or none while one of them waits to be moved together.
+  const auto add_rows = [&](std::uint32_t first) {
+    for (const SeqId seq : seqs) {
+      if (bench.cache.Runs(seq).empty()) return false;
+    }
+    for (const SeqId seq : seqs) {
+      bench.builder.AddRow(
+          {.seq = seq, .first_position = first, .tokens = tokens, .runs = bench.cache.Runs(seq)});
+    }
+    return true;
+  };
+  const std::uint64_t before = num_allocations;
+  for (std::uint32_t round = 0; round < 30; ++round) {
+    for (const SeqId seq : seqs)
+      ASSERT_TRUE(bench.cache.Open(seq, 64) && bench.cache.Reserve(seq, 80));
+    for (std::uint32_t first = 0; first < 240; first += 24) {
+      for (const SeqId seq : seqs)
+        ASSERT_TRUE(bench.cache.Extend(seq, first + 24));
+      bool done = false;
+      for (int tries = 0; !done && tries < 40; ++tries) {
+        ASSERT_TRUE(bench.builder.Begin());
+        bench.cache.Plan(bench.builder, bench.builder.building());
+        done = add_rows(first);
+        bench.cache.Launch(bench.builder.Commit(0, 4));
+        bench.cache.Land();
+        bench.builder.Latch();
+        bench.Retire();
+      }
+      ASSERT_TRUE(done);
+    }
+    for (const SeqId seq : seqs) {
+      bench.cache.Truncate(seq, 17);
+      bench.cache.Release(seq);
+    }
+    static_cast<void>(bench.cache.stats());
+  }
+  EXPECT_EQ(num_allocations, before);
+  EXPECT_GT(bench.cache.stats().num_groups, 100u);
+}
+
+TEST(KvCache, MovedContentIsFoundWhereTheRunsSay) {
+  KvCacheOptions options = Options(64, 4);
+  options.placement_seed = 4;
+  Bench bench(options);
+  ASSERT_TRUE(bench.cache.Open(kA, 0));
+  std::uint64_t* const slots = reinterpret_cast<std::uint64_t*>(bench.cache.pool().data());
+  for (std::uint32_t n = 1; n <= 20 * kBlockTokens; ++n) {
+    ASSERT_TRUE(bench.cache.Extend(kA, n));
+    const StepView view = bench.Commit({{kA, n}});
+    slots[Index(view.slots[0])] = n - 1;
+    std::uint64_t position = 0;
+    for (const Extent& run : view.RowRuns(0)) {
+      for (std::uint32_t i = 0; i < run.num_blocks * kBlockTokens && position < n; ++i, ++position)
+        ASSERT_EQ(slots[Index(run.start) * kBlockTokens + i], position);
+    }
+    ASSERT_EQ(position, n);
+    bench.Retire();
+  }
+  EXPECT_GT(bench.cache.stats().num_moved_blocks, 5u);
+  EXPECT_LE(bench.cache.stats().max_runs_seen, 4u);
+  EXPECT_EQ(bench.cache.stats().num_run_overflows, 0u);
+}
+
+TEST(KvCache, SequenceAloneInHalfThePoolIsMovedTogetherWithinItsBudget) {
+  for (std::uint64_t seed = 1; seed <= 50; ++seed) {
+    KvCacheOptions options = Options(65, 4);
+    options.placement_seed = seed;
+    options.max_move_bytes_per_step = 4 * kLayout.block_bytes();
+    Bench bench(options);
+    ASSERT_TRUE(bench.cache.Open(kA, 0));
+    ASSERT_TRUE(bench.cache.Extend(kA, 32 * kBlockTokens));
+    std::uint32_t num_steps = 0;
+    while (bench.cache.Runs(kA).empty()) {
+      bench.Commit({});
+      bench.Retire();
+      ASSERT_LT(++num_steps, 200u) << seed;
+    }
+  }
 }
 
 TEST(KvCacheDeathTest, LaunchMustNotBeLeftOut) {

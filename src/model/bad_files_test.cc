@@ -178,6 +178,7 @@ TEST(BadFiles, GgufCutOffAtEveryByte) {
     TryGguf("cut off", image.substr(0, size));
   // Only the padding after the last tensor may be missing.
   const Tally& tally = Tallies()["gguf model: cut off"];
+  EXPECT_GE(tally.cases, 5000u);
   EXPECT_GE(tally.refused + w.alignment, tally.cases);
 }
 
@@ -378,6 +379,26 @@ TEST(BadFiles, GgufVocabularies) {
     w.FindPair("tokenizer.ggml.model")->value = GgufWriter::RawString(model);
     TryGguf("vocabulary", w.Build());
   }
+}
+
+// Headers that are nothing but entries cost the most memory for their size.
+TEST(BadFiles, GgufManySmallEntries) {
+  GgufWriter keys;
+  for (int i = 0; i < 65'536; ++i)
+    keys.AddBool(std::to_string(i), true);
+  TryGguf("many keys", keys.Build());
+  keys.AddBool("one more", true);
+  TryGguf("many keys", keys.Build());
+  GgufWriter tensors;
+  for (int i = 0; i < 65'537; ++i)
+    tensors.tensors.push_back({std::to_string(i), 0, {1}, "1234", 0, false});
+  TryGguf("many tensors", tensors.Build());
+  tensors.tensors.pop_back();
+  TryGguf("many tensors", tensors.Build());
+  const Tally& tally = Tallies()["gguf header: many keys"];
+  EXPECT_EQ(tally.cases, 2u);
+  EXPECT_EQ(tally.refused, 1u);
+  EXPECT_EQ(Tallies()["gguf header: many tensors"].refused, 1u);
 }
 
 TEST(BadFiles, GgufRandomBytes) {

@@ -27,6 +27,32 @@ bool IsKnownRole(std::string_view role) {
   return std::find(std::begin(kRoles), std::end(kRoles), role) != std::end(kRoles);
 }
 
+// Variables of a request may not stand in for what the server sets (reserved names), nor carry
+// structures a template would walk.
+Status CheckKwargs(const json::object& kwargs) {
+  constexpr std::size_t kMaxKwargs = 32;
+  if (kwargs.size() > kMaxKwargs) {
+    return Error{ErrorCode::kTooLarge,
+                 "chat_template_kwargs has more than " + std::to_string(kMaxKwargs) + " entries"};
+  }
+  static constexpr std::string_view kReserved[] = {
+      "messages",  "tools",       "documents", "add_generation_prompt", "bos_token", "eos_token",
+      "namespace", "range",       "dict",      "raise_exception",       "cycler",    "joiner",
+      "loop",      "strftime_now"};
+  for (const auto& item : kwargs) {
+    const std::string_view key(item.key().data(), item.key().size());
+    const std::string shown(key.substr(0, 64));
+    if (std::find(std::begin(kReserved), std::end(kReserved), key) != std::end(kReserved)) {
+      return Error{ErrorCode::kInvalidArgument, "chat_template_kwargs may not set '" + shown + "'"};
+    }
+    if (item.value().is_structured()) {
+      return Error{ErrorCode::kInvalidArgument,
+                   "chat_template_kwargs: '" + shown + "' must be a scalar"};
+    }
+  }
+  return Done{};
+}
+
 std::size_t InputBytes(const json::value& value, int depth) {
   if (depth > kMaxInputDepth) return 0;
   std::size_t bytes = 8;
@@ -142,6 +168,7 @@ Result<std::vector<RenderedPiece>> ChatTemplate::Render(const ChatInputs& inputs
 
 Result<std::vector<RenderedPiece>> ChatTemplate::Render(const ChatInputs& inputs,
                                                         const Clock& clock) const {
+  if (const Status allowed = CheckKwargs(inputs.kwargs); !allowed) return allowed.error();
   std::size_t input_bytes = InputBytes(inputs.tools, 1);
   for (const json::value& message : inputs.messages)
     input_bytes += InputBytes(message, 1);

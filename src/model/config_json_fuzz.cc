@@ -21,9 +21,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     return 0;
   }
   CHECK(config->num_layers >= 1 && config->num_layers <= 1024);
-  CHECK(config->hidden_dim % 32 == 0 && config->hidden_dim >= 32);
+  CHECK(config->hidden_dim >= 1 && config->hidden_dim <= 65'536);
   CHECK(config->num_heads % config->num_kv_heads == 0);
-  CHECK(config->head_dim >= 16 && config->head_dim <= 512);
+  CHECK(config->head_dim >= 2 && config->head_dim <= 512 && config->head_dim % 2 == 0);
   CHECK(config->rope_dim % 2 == 0 && config->rope_dim <= config->head_dim);
   CHECK(std::isfinite(config->rms_eps) && config->rms_eps > 0.0f);
   CHECK(std::isfinite(config->rope_base) && config->rope_base > 0.0f);

@@ -12,7 +12,8 @@ Interpreter::Interpreter(const Tree& tree, const Limits& limits, const Clock& cl
       clock_(clock),
       now_unix_(now_unix),
       deadline_ns_(clock.NowNs() + limits.max_ns),
-      heap_(limits.max_heap_bytes) {
+      heap_(limits.max_heap_bytes),
+      literals_(tree.nodes.size(), nullptr) {
   empty_.trusted = true;
   globals_ = heap_.NewScope();
   const auto function = [](Function f) {
@@ -130,7 +131,7 @@ Value Interpreter::EvalNode(const Node& node) {
     case NodeKind::kConstFloat:
       return Value::Float(node.real);
     case NodeKind::kConstString:
-      return MakeText(node.text, true);
+      return Literal(node);
     case NodeKind::kName:
       return EvalName(node.name);
     case NodeKind::kList:
@@ -175,8 +176,15 @@ Value Interpreter::EvalNode(const Node& node) {
   }
 }
 
+Value Interpreter::Literal(const Node& node) {
+  const std::size_t i = static_cast<std::size_t>(&node - tree_.nodes.data());
+  if (literals_[i] == nullptr) literals_[i] = MakeText(node.text, true).text;
+  return OfText(literals_[i]);
+}
+
 Value Interpreter::EvalName(NameId name) {
   for (const Scope* scope = scope_; scope != nullptr; scope = scope->parent) {
+    Step(scope->values.size() / 64);
     for (const auto& [id, value] : scope->values) {
       if (id == name) return value;
     }
@@ -368,7 +376,7 @@ Interpreter::Flow Interpreter::Exec(NodeId id) {
 Interpreter::Flow Interpreter::ExecNode(const Node& node) {
   switch (node.kind) {
     case NodeKind::kData:
-      Print(MakeText(node.text, true));
+      Print(Literal(node));
       break;
     case NodeKind::kPrint:
       Print(Eval(node.a));
@@ -525,6 +533,7 @@ void Interpreter::Assign(const Node& target, const Value& value) {
       return;
     }
     auto& items = object.name_space->items;
+    Step(items.size() / 64);
     for (auto& [name, old] : items) {
       if (name == target.text) {
         old = value;
@@ -547,6 +556,7 @@ void Interpreter::Assign(const Node& target, const Value& value) {
 }
 
 void Interpreter::SetVariable(NameId name, const Value& value) {
+  Step(scope_->values.size() / 64);
   for (auto& [id, old] : scope_->values) {
     if (id == name) {
       old = value;
@@ -588,6 +598,7 @@ bool Interpreter::BindMacro(const Closure& closure, const Arguments& arguments, 
   std::vector<const Value*> given(num_parameters, nullptr);
   for (std::size_t i = 0; i < num_parameters; ++i) {
     has_caller_parameter |= node.parameters[i].name == kNameCaller;
+    Step(used.size() / 64);
     given[i] = i < arguments.positional.size() ? &arguments.positional[i]
                                                : keyword(tree_.names[node.parameters[i].name]);
   }

@@ -127,6 +127,7 @@ class Interpreter {
   Value EvalNode(const Node& node);
   Value EvalLiteral(const Node& node);
   Value EvalName(NameId name);
+  Value Literal(const Node& node);
   Value EvalChain(const Node& node);
   Value EvalConcat(const Node& node);
   Value EvalCompare(const Node& node);
@@ -161,7 +162,7 @@ class Interpreter {
   const std::int64_t now_unix_;
   const std::int64_t deadline_ns_;
   Heap heap_;
-  std::vector<Text> literals_;  // By NodeId of a string literal; views into the tree.
+  std::vector<const Text*> literals_;  // By NodeId; null until first used.
   Text empty_;
   TextBuilder* out_ = nullptr;
   Scope* globals_ = nullptr;

@@ -121,6 +121,9 @@ Value Strip(Interpreter& in, const Text& text, const Value& chars, bool left, bo
 // Byte ranges of the parts between separators, or between runs of white space.
 using Ranges = std::vector<std::pair<std::size_t, std::size_t>>;
 
+// More parts than this are refused; the splitters stop one past it.
+constexpr std::size_t kMaxParts = 1u << 18;
+
 Ranges SplitSpaces(std::string_view view, std::int64_t max_splits) {
   Ranges parts;
   std::size_t pos = 0;
@@ -131,10 +134,10 @@ Ranges SplitSpaces(std::string_view view, std::int64_t max_splits) {
       pos += c.size;
     }
   };
-  for (skip(true); pos < view.size(); skip(true)) {
+  for (skip(true); pos < view.size() && parts.size() <= kMaxParts; skip(true)) {
     const std::size_t begin = pos;
     if (max_splits >= 0 && static_cast<std::int64_t>(parts.size()) >= max_splits) {
-      parts.emplace_back(begin, StripRight(view).size());
+      parts.emplace_back(begin, view.size());
       break;
     }
     skip(false);
@@ -160,8 +163,9 @@ Ranges SplitAt(std::string_view view, std::string_view separator, std::int64_t m
   Ranges parts;
   if (!from_right) {
     std::size_t begin = 0;
-    while (max_splits < 0 || static_cast<std::int64_t>(parts.size()) < max_splits) {
-      const std::size_t found = view.find(separator, begin);
+    while (parts.size() <= kMaxParts &&
+           (max_splits < 0 || static_cast<std::int64_t>(parts.size()) < max_splits)) {
+      const std::size_t found = FindText(view, separator, begin);
       if (found == std::string_view::npos) break;
       parts.emplace_back(begin, found);
       begin = found + separator.size();
@@ -170,8 +174,9 @@ Ranges SplitAt(std::string_view view, std::string_view separator, std::int64_t m
     return parts;
   }
   std::size_t end = view.size();
-  while (max_splits < 0 || static_cast<std::int64_t>(parts.size()) < max_splits) {
-    const std::size_t found = view.substr(0, end).rfind(separator);
+  while (parts.size() <= kMaxParts &&
+         (max_splits < 0 || static_cast<std::int64_t>(parts.size()) < max_splits)) {
+    const std::size_t found = FindLastText(view.substr(0, end), separator);
     if (found == std::string_view::npos) break;
     parts.emplace_back(found + separator.size(), end);
     end = found;
@@ -182,6 +187,10 @@ Ranges SplitAt(std::string_view view, std::string_view separator, std::int64_t m
 }
 
 Value PartsOf(Interpreter& in, const Text& text, const Ranges& ranges) {
+  if (ranges.size() > kMaxParts) {
+    return in.Fail("text is split into more than " + std::to_string(kMaxParts) + " parts",
+                   ErrorCode::kTooLarge);
+  }
   in.StepBytes(text.size);
   in.Charge(ranges.size() * (sizeof(Text) + 2 * sizeof(Value)));
   std::vector<Value> parts;
@@ -217,7 +226,7 @@ Value SplitLines(Interpreter& in, const Text& text, const Arguments& arguments) 
   const bool keep = in.Truthy(bound[0]);
   Ranges lines;
   std::size_t begin = 0;
-  for (std::size_t pos = 0; pos < text.size;) {
+  for (std::size_t pos = 0; pos < text.size && lines.size() <= kMaxParts;) {
     const CodePoint c = DecodeAt(text.view(), pos);
     const bool ends = (c.value >= 0x0A && c.value <= 0x0D) ||
                       (c.value >= 0x1C && c.value <= 0x1E) || c.value == 0x85 ||
@@ -242,7 +251,8 @@ Value Partition(Interpreter& in, const Text& text, const Arguments& arguments, b
   }
   in.StepBytes(text.size);
   const std::string_view separator = bound[0].text->view();
-  const std::size_t found = from_right ? text.view().rfind(separator) : text.view().find(separator);
+  const std::size_t found =
+      from_right ? FindLastText(text.view(), separator) : FindText(text.view(), separator);
   const Value empty = in.Part(text, 0, 0);
   const Value all = in.Part(text, 0, text.size);
   if (found == std::string_view::npos) {
@@ -284,7 +294,7 @@ Value Find(Interpreter& in, const Text& text, const Arguments& arguments, bool f
   in.StepBytes(text.size);
   const std::string_view view = window.text->view();
   const std::string_view wanted = bound[0].text->view();
-  const std::size_t found = from_right ? view.rfind(wanted) : view.find(wanted);
+  const std::size_t found = from_right ? FindLastText(view, wanted) : FindText(view, wanted);
   if (found == std::string_view::npos) {
     return must_exist ? in.Fail("substring not found") : Value::Int(-1);
   }
@@ -301,7 +311,12 @@ Value Count(Interpreter& in, const Text& text, const Arguments& arguments) {
   if (wanted.empty()) {
     return Value::Int(static_cast<std::int64_t>(CountCodePoints(text.view())) + 1);
   }
-  return Value::Int(static_cast<std::int64_t>(SplitAt(text.view(), wanted, -1, false).size()) - 1);
+  std::int64_t count = 0;
+  for (std::size_t pos = FindText(text.view(), wanted); pos != std::string_view::npos;
+       pos = FindText(text.view(), wanted, pos + wanted.size())) {
+    ++count;
+  }
+  return Value::Int(count);
 }
 
 Value Replace(Interpreter& in, const Text& text, const Arguments& arguments) {
@@ -318,7 +333,7 @@ Value Replace(Interpreter& in, const Text& text, const Arguments& arguments) {
   in.StepBytes(text.size);
   std::size_t pos = 0;
   while (left != 0 && !out.full()) {
-    const std::size_t found = text.view().find(old.view(), pos);
+    const std::size_t found = FindText(text.view(), old.view(), pos);
     if (found == std::string_view::npos) break;
     if (left > 0) --left;
     if (old.size == 0) {

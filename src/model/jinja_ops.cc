@@ -171,14 +171,12 @@ Value Interpreter::MakeDict(std::vector<std::pair<Value, Value>> items) {
   for (const auto& [key, item] : items) {
     if (!Step(0)) break;
     if (const Value* known = FindKey(*dict, key); known != nullptr) {
-      const auto place = std::find_if(dict->items.begin(), dict->items.end(),
-                                      [known](const auto& pair) { return &pair.second == known; });
-      place->second = item;
+      *const_cast<Value*>(known) = item;  // A part of *dict, which is ours.
       continue;
     }
     if (failed_) break;
-    if (key.Is(Kind::kString)) dict->index.emplace(key.text->view(), dict->items.size());
     dict->items.emplace_back(key, item);
+    dict->IndexLast();
   }
   return value;
 }
@@ -429,7 +427,10 @@ bool Interpreter::Less(const Value& a, const Value& b, int depth) {
 }
 
 const Value* Interpreter::FindKey(const Dict& dict, const Value& key) {
-  if (key.Is(Kind::kString)) return dict.FindText(key.text->view());
+  if (key.Is(Kind::kString)) {
+    StepBytes(key.text->size);
+    return dict.FindText(key.text->view());
+  }
   if (key.Is(Kind::kList) || key.Is(Kind::kDict)) {
     Fail(std::string("unhashable type: '") + KindName(key) + "'");
     return nullptr;
@@ -451,7 +452,7 @@ bool Interpreter::Contains(const Value& container, const Value& item) {
       return false;
     }
     StepBytes(container.text->size);
-    return container.text->view().find(item.text->view()) != std::string_view::npos;
+    return FindText(container.text->view(), item.text->view()) != std::string_view::npos;
   }
   if (container.Is(Kind::kDict)) return FindKey(*container.dict, item) != nullptr;
   std::vector<Value> items;
@@ -594,6 +595,7 @@ Value Interpreter::GetAttribute(const Value& object, std::string_view name) {
       if (const Value* value = object.dict->FindText(name); value != nullptr) return *value;
       break;
     case Kind::kNamespace:
+      Step(object.name_space->items.size() / 64);
       for (const auto& [key, value] : object.name_space->items) {
         if (key == name) return value;
       }
@@ -617,6 +619,11 @@ Value Interpreter::GetAttribute(const Value& object, std::string_view name) {
       break;
   }
   if (!found.Is(Kind::kMissing)) return found;
+  if (name.starts_with("__")) {
+    return MakeUndefined("access to attribute '" + std::string(name.substr(0, 64)) + "' of '" +
+                             KindName(object) + "' object is unsafe",
+                         true);
+  }
   return MakeUndefined(std::string("'") + KindName(object) + " object' has no attribute '" +
                        std::string(name.substr(0, 64)) + "'");
 }

@@ -24,6 +24,9 @@ class Parser {
 
   Result<Tree> Run() {
     tree_.root = Body({});
+    if (!failed_ && !unknown_.empty()) {
+      return Error{ErrorCode::kUnsupported, unknown_.front()};
+    }
     if (failed_) {
       return Error{error_code_, "line " + std::to_string(error_line_) + ": " + error_};
     }
@@ -470,8 +473,10 @@ class Parser {
 
   NodeId Expression() {
     const Nest nest(*this);
+    const std::size_t num_unknown = unknown_.size();
     NodeId value = Or();
     while (!failed_ && IsName("if")) {
+      unknown_.resize(num_unknown);  // What was read turns out to be a branch.
       Node node = Make(NodeKind::kCondition);
       Next();
       ++soft_;
@@ -770,6 +775,13 @@ class Parser {
     }
     return value;
   }
+  // An unknown name in a branch is an error only when the branch is taken: templates probe for what
+  // an engine offers.
+  void Unknown(const char* what, const Node& node) {
+    if (soft_ > 0 || failed_) return;
+    unknown_.push_back("line " + std::to_string(node.line) + ": no " + what + " named '" +
+                       node.text.substr(0, 32) + "'");
+  }
   NodeId FilterChain(NodeId value) {
     while (!failed_ && SkipOperator("|"))
       value = OneFilter(value);
@@ -779,11 +791,7 @@ class Parser {
     Node node = Make(NodeKind::kFilter);
     node.a = value;
     node.text = ExpectName("the name of a filter");
-    // An unknown filter in a branch is an error only when the branch is taken: templates probe for
-    // what an engine offers.
-    if (soft_ == 0 && !failed_ && !IsKnownFilter(node.text)) {
-      Fail("no filter named '" + node.text.substr(0, 32) + "'", ErrorCode::kUnsupported);
-    }
+    if (!IsKnownFilter(node.text)) Unknown("filter", node);
     if (IsOperator("(")) Arguments(node);
     return Add(std::move(node));
   }
@@ -805,9 +813,7 @@ class Parser {
     Node node = Make(NodeKind::kTest);
     node.a = value;
     node.text = ExpectName("the name of a test");
-    if (soft_ == 0 && !failed_ && !IsKnownTest(node.text)) {
-      Fail("no test named '" + node.text.substr(0, 32) + "'", ErrorCode::kUnsupported);
-    }
+    if (!IsKnownTest(node.text)) Unknown("test", node);
     if (IsOperator("(")) {
       Arguments(node);
     } else if (AtTestArgument()) {
@@ -827,6 +833,7 @@ class Parser {
   std::uint32_t nesting_ = 0;
   int loops_ = 0;
   int soft_ = 0;  // Enclosing conditions in this frame.
+  std::vector<std::string> unknown_;
   Uses uses_;
   bool failed_ = false;
   std::string error_;

@@ -3,6 +3,8 @@
 
 #include <charconv>
 #include <cmath>
+#include <cstring>
+#include <vector>
 
 namespace kvrm::jinja {
 namespace {
@@ -86,6 +88,38 @@ std::size_t CountCodePoints(std::string_view text) {
   for (const char c : text)
     count += (static_cast<unsigned char>(c) & 0xC0) != 0x80 ? 1 : 0;
   return count;
+}
+
+std::size_t FindText(std::string_view text, std::string_view wanted, std::size_t begin) {
+  if (begin > text.size()) return std::string_view::npos;
+  if (wanted.empty()) return begin;
+  // std::string_view::find is quadratic; memmem is not.
+  const void* found =
+      memmem(text.data() + begin, text.size() - begin, wanted.data(), wanted.size());
+  if (found == nullptr) return std::string_view::npos;
+  return static_cast<std::size_t>(static_cast<const char*>(found) - text.data());
+}
+
+// Knuth, Morris and Pratt, read backwards.
+std::size_t FindLastText(std::string_view text, std::string_view wanted) {
+  const std::size_t size = wanted.size();
+  if (size == 0) return text.size();
+  const auto at = [&](std::size_t i) { return wanted[size - 1 - i]; };
+  std::vector<std::size_t> border(size, 0);
+  for (std::size_t i = 1, matched = 0; i < size; ++i) {
+    while (matched > 0 && at(i) != at(matched))
+      matched = border[matched - 1];
+    if (at(i) == at(matched)) ++matched;
+    border[i] = matched;
+  }
+  std::size_t matched = 0;
+  for (std::size_t pos = text.size(); pos-- > 0;) {
+    while (matched > 0 && text[pos] != at(matched))
+      matched = border[matched - 1];
+    if (text[pos] == at(matched)) ++matched;
+    if (matched == size) return pos;
+  }
+  return std::string_view::npos;
 }
 
 bool IsSpace(std::uint32_t c) {

@@ -21,6 +21,11 @@ void AppendUtf8(std::uint32_t value, std::string& out);
 bool IsValidUtf8(std::string_view text);
 std::size_t CountCodePoints(std::string_view text);
 
+// The first (last) place of `wanted` at or after `begin`, npos: none. In linear time whatever the
+// two texts are: both may be hostile.
+std::size_t FindText(std::string_view text, std::string_view wanted, std::size_t begin = 0);
+std::size_t FindLastText(std::string_view text, std::string_view wanted);
+
 bool IsSpace(std::uint32_t c);  // str.isspace
 std::string_view StripRight(std::string_view text);
 

@@ -18,7 +18,6 @@
 #include <memory>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -146,10 +145,13 @@ struct List {
 };
 
 struct Dict {
-  std::vector<std::pair<Value, Value>> items;               // In order of insertion.
-  std::unordered_map<std::string_view, std::size_t> index;  // String keys.
+  std::vector<std::pair<Value, Value>> items;  // In order of insertion.
+  // The string keys, once there are more than a scan is worth. A tree, not a hash table: keys come
+  // from the request, and colliding ones must not cost more than others.
+  std::map<std::string_view, std::size_t> index;
 
   const Value* FindText(std::string_view key) const;
+  void IndexLast();  // After an item was added.
 };
 
 struct View {

@@ -186,7 +186,8 @@ std::vector<std::int32_t> Tokenizer::EncodePieces(std::span<const TextPiece> pie
     }
     text = joined;
   }
-  CHECK(text.size() < 0x80000000u);
+  CHECK(text.size() <
+        0x40000000u);  // Normalising grows text threefold at most; spans have 32 bits.
   Encoding encoding(tables_->vocabulary, tables_->scanner, text);
   std::size_t end = 0;
   for (std::size_t i = 0; i < pieces.size(); ++i) {

@@ -49,7 +49,7 @@ class Tokenizer {
   Tokenizer& operator=(Tokenizer&&) noexcept;
   ~Tokenizer();
 
-  // Requires: fewer than 2 GiB of text (also in EncodePieces).
+  // Requires: fewer than 1 GiB of text (also in EncodePieces).
   std::vector<std::int32_t> Encode(std::string_view text, const EncodeOptions& options) const;
   // As one text, except that special tokens are recognised in trusted pieces only: a control token
   // lies whole within trusted text. Tokens the vocabulary calls user-defined (words that are always

@@ -16,7 +16,7 @@ namespace {
 
 // A file may leave numbers unused, but not so many that a few bytes ask for a large table.
 constexpr std::size_t kMaxHoles = 65'536;
-constexpr std::size_t kMaxReplacements = 4;
+constexpr std::size_t kMaxReplacements = 16;
 constexpr std::size_t kMaxStages = 32;
 
 Error Wrong(const std::string& path, const std::string& what) {
@@ -259,10 +259,12 @@ Status JsonReader::ReadReplacement(const json::object& step, const std::string& 
     visible_spaces_ = true;
     return Done{};
   }
-  // Bounds what a short text can grow to: 3^4 times.
-  if (vocabulary_.replacements.size() == kMaxReplacements || content->size() > 3 * text->size()) {
-    return Unsupported(path,
-                       "more than 4 replacements, or one that grows the text over threefold,");
+  // A replacement that grows the text could grow it without bound together with the next one.
+  if (content->size() > text->size()) {
+    return Unsupported(path + ".content", "a replacement longer than what it replaces");
+  }
+  if (vocabulary_.replacements.size() == kMaxReplacements) {
+    return Unsupported(path, "a normalizer of over 16 replacements");
   }
   vocabulary_.replacements.emplace_back(*text, *content);
   return Done{};

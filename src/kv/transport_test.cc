@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+// Transport and Compactor: what becomes of moves, and which moves are chosen.
+#include "kv/transport.h"
+
+#include <gtest/gtest.h>
+
+#include "device/host_device.h"
+#include "kv/compaction.h"
+#include "kv/pager.h"
+
+namespace kvrm {
+namespace {
+
+constexpr Extent Blocks(std::uint32_t start, std::uint32_t num_blocks) {
+  return {BlockId{start}, num_blocks};
+}
+
+// Blocks of 1 MiB, so that a group holds four.
+struct Bench {
+  explicit Bench(std::uint64_t max_move_bytes = 64 << 20, std::uint64_t placement_seed = 0)
+      : pool(device.Reserve(64 << 20, "pool")),
+        pager({.num_blocks = 64,
+               .block_tokens = 16,
+               .max_seqs = 4,
+               .max_blocks_per_seq = 63,
+               .crowded_runs = Compactor::TriggerFor(4),
+               .placement_seed = placement_seed}),
+        transport(
+            {.block_bytes = 1 << 20, .max_groups = 6, .max_move_bytes_per_step = max_move_bytes},
+            pool, device, pager),
+        builder(
+            {.max_rows = 1, .max_tokens = 1, .max_runs = 4, .max_groups = 6, .block_tokens = 16},
+            2) {}
+  StepView Flush() {
+    CHECK(builder.Begin());
+    transport.Flush(builder);
+    return builder.Commit(0, 0);
+  }
+
+  HostDevice device;
+  std::span<std::byte> pool;
+  Pager pager;
+  Transport transport;
+  StepBuilder builder;
+};
+
+void ExpectGroup(const TransferGroup& group, std::uint32_t source, std::uint32_t target,
+                 std::uint32_t num_blocks) {
+  EXPECT_EQ(group.source, BlockId{source});
+  EXPECT_EQ(group.target, BlockId{target});
+  EXPECT_EQ(group.num_blocks, num_blocks);
+}
+
+TEST(Transport, MovesAdjacentAtBothEndsBecomeOneGroupInOrderOfTheirSources) {
+  Bench bench;
+  bench.transport.Add(Blocks(30, 1), Blocks(42, 1));
+  bench.transport.Add(Blocks(12, 1), Blocks(22, 1));  // Adjacent to the next two.
+  bench.transport.Add(Blocks(10, 2), Blocks(20, 2));
+  bench.transport.Add(Blocks(31, 1), Blocks(40, 1));  // Adjacent at its source alone.
+  const StepView view = bench.Flush();
+  ASSERT_EQ(view.groups.size(), 3u);
+  ExpectGroup(view.groups[0], 10, 20, 3);
+  ExpectGroup(view.groups[1], 30, 42, 1);
+  ExpectGroup(view.groups[2], 31, 40, 1);
+}
+
+TEST(Transport, LongMovesAreSplit) {
+  Bench bench;
+  EXPECT_EQ(bench.transport.GroupsFor(9), 3u);
+  bench.transport.Add(Blocks(1, 9), Blocks(40, 9));
+  EXPECT_EQ(bench.transport.num_groups_left(), 3u);
+  const StepView view = bench.Flush();
+  ASSERT_EQ(view.groups.size(), 3u);
+  ExpectGroup(view.groups[0], 1, 40, 4);
+  ExpectGroup(view.groups[1], 5, 44, 4);
+  ExpectGroup(view.groups[2], 9, 48, 1);
+}
+
+TEST(TransportDeathTest, TheBudgetIsKept) {
+  Bench bench(5 << 20);
+  EXPECT_EQ(bench.transport.num_blocks_left(), 5u);
+  bench.transport.Add(Blocks(1, 4), Blocks(40, 4));
+  EXPECT_EQ(bench.transport.num_blocks_left(), 1u);
+  EXPECT_DEATH(bench.transport.Add(Blocks(10, 2), Blocks(50, 2)), "num_blocks_left");
+}
+
+TEST(Transport, LaunchCopiesAndRenewsTheBudget) {
+  Bench bench(4 << 20);
+  bench.pool[std::size_t{7} << 20] = std::byte{42};
+  bench.transport.Add(Blocks(7, 1), Blocks(50, 1));
+  bench.transport.Launch(bench.Flush());
+  EXPECT_EQ(bench.transport.flying(), StepId{1});
+  bench.transport.Land();
+  EXPECT_EQ(bench.transport.flying(), StepId{});
+  EXPECT_EQ(bench.pool[std::size_t{50} << 20], std::byte{42});
+  EXPECT_EQ(bench.transport.num_blocks_left(), 4u);
+  EXPECT_EQ(bench.transport.num_groups_left(), 6u);
+  EXPECT_EQ(bench.transport.num_moved_blocks(), 1u);
+}
+
+TEST(Transport, WhatAnAbandonedStepHadPlannedGoesIntoTheNextOne) {
+  Bench bench;
+  bench.transport.Add(Blocks(7, 2), Blocks(50, 2));
+  ASSERT_TRUE(bench.builder.Begin());
+  bench.transport.Flush(bench.builder);
+  bench.builder.Abandon();
+  bench.transport.Add(Blocks(9, 1), Blocks(52, 1));
+  const StepView view = bench.Flush();
+  ASSERT_EQ(view.groups.size(), 1u);
+  ExpectGroup(view.groups[0], 7, 50, 3);
+}
+
+TEST(Compactor, CrowdedSequenceIsMovedTogetherOneBlockAStep) {
+  Bench bench(1 << 20, 7);
+  ASSERT_TRUE(bench.pager.Open(SeqId{0}, 0) && bench.pager.Extend(SeqId{0}, 12 * 16));
+  const std::uint32_t before = bench.pager.num_runs(SeqId{0});
+  ASSERT_GT(before, 8u);
+  Compactor compactor(4);
+  std::uint32_t num_steps = 0;
+  while (bench.pager.num_runs(SeqId{0}) > 4) {
+    compactor.Plan(bench.pager, bench.transport);
+    const StepView view = bench.Flush();
+    ASSERT_LE(view.groups.size(), 1u);
+    bench.transport.Launch(view);
+    bench.pager.Committed(view);
+    bench.builder.Latch();
+    bench.pager.Retired(bench.builder.Retire());
+    bench.pager.CheckInvariants();
+    ASSERT_LE(++num_steps, 2 * before);
+  }
+  EXPECT_EQ(compactor.num_stalls(), 0u);
+}
+
+TEST(Compactor, StallIsCountedWhenAllFreeBlocksArePromised) {
+  Bench bench(64 << 20, 7);
+  ASSERT_TRUE(bench.pager.Open(SeqId{0}, 0) && bench.pager.Extend(SeqId{0}, 12 * 16));
+  ASSERT_TRUE(bench.pager.Open(SeqId{1}, (63 - 12) * 16));
+  Compactor compactor(4);
+  compactor.Plan(bench.pager, bench.transport);
+  EXPECT_EQ(compactor.num_stalls(), 1u);
+  EXPECT_FALSE(bench.transport.has_planned());
+}
+
+}  // namespace
+}  // namespace kvrm
