@@ -243,6 +243,9 @@ void RequestParser::CheckConnection(std::string_view value) {
   while (!value.empty()) {
     const std::size_t comma = value.find(',');
     const std::string option = Lower(Trim(value.substr(0, comma)));
+    if (!std::all_of(option.begin(), option.end(), IsTokenChar)) {
+      return Fail(400, "malformed Connection");
+    }
     if (option == "close") request_.keep_alive = false;
     if (option == "keep-alive" && request_.version_minor == 0) request_.keep_alive = true;
     value = comma == std::string_view::npos ? std::string_view() : value.substr(comma + 1);

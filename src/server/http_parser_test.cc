@@ -138,6 +138,7 @@ std::vector<Case> Cases() {
       {"two hosts", Get("Host: b\r\n"), 400},
       {"host like a URL", "GET / HTTP/1.1\r\nHost: localhost/v1/models?\r\n\r\n", 400},
       {"two keys", Get("Authorization: Bearer a\r\nAuthorization: Bearer b\r\n"), 400},
+      {"connection that is no list of tokens", Get("Connection: keep-ali{e\r\n"), 400},
       {"unknown expectation", Post("Content-Length: 1\r\nExpect: foo\r\n", "x"), 417},
 
       {"chunk extension", Chunked("5;a=b\r\nhello\r\n0\r\n\r\n"), 400},

@@ -13,8 +13,9 @@ export class KvrmServer {
     const server = new KvrmServer();
     server.stdout = "";
     server.stderr = "";
+    // One worker: beside other work on a small machine, two would wait for each other.
     const port = args.includes("--port") ? [] : ["--port", "0"];
-    server.process = spawn(binary, ["serve", ...port, ...args], {
+    server.process = spawn(binary, ["serve", "--threads", "1", ...port, ...args], {
       stdio: ["ignore", "pipe", "pipe"],
     });
     server.exited = new Promise((resolve) => {
