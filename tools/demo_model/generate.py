@@ -221,6 +221,28 @@ def dense(rng, target):
     return [text, EOS]
 
 
+def chant(rng, target):
+    """Random words said again, in order or in pairs: exercises for looking back, as a rhyme is for
+    children. Without them, copying and looking up emerge ten times later."""
+    target = min(target, 512) * rng.uniform(0.2, 1)
+    values = COLOURS + FOODS + PLACES + DAYS + JOBS + DIGITS + KEPT + PET_NAMES + ANIMALS + HOLDERS
+    if rng.random() < 0.4:
+        once = [rng.choice(values + NAMES) for _ in range(rng.randrange(4, max(6, int(target / 3))))]
+        sep = rng.choice((" ", ", "))
+        return [". ".join([sep.join(once)] * max(2, int(target / len(once) / (1.3 if sep == " " else 2.3)))) + ".", EOS]
+    sort = rng.choice((COLOURS, FOODS, PLACES, DAYS, JOBS, DIGITS, KEPT, PET_NAMES, ANIMALS, HOLDERS, values))
+    keys = rng.sample(NAMES, min(len(NAMES), rng.randrange(3, max(5, min(24, int(target / 9))))))
+    link, sep = rng.choice((" ", ": ", " was ", " had ", " and ")), rng.choice((", ", ". "))
+    value = {k: rng.choice(sort) for k in keys}
+    said = [k + link + value[k] + chr(FACT + i) for i, k in enumerate(keys)]
+    size = len(said)
+    while size * (4.3 if link != " " else 3.3) < target:
+        for i in rng.sample(range(len(keys)), len(keys)):
+            said.append(keys[i] + link + chr(ASK + i) + value[keys[i]] + DONE)
+            size += 1
+    return [sep.join(said) + ".", EOS]
+
+
 # ---- chat ----
 
 SYSTEMS = ("You are a helpful assistant.", "You are a storyteller.", "You are a kind storyteller.",
@@ -409,10 +431,12 @@ def kind_free(out):
                    or "remember" in s or "facts" in s for s in out)
 
 
-def document(rng, longest, mix=(0.30, 0.05, 0.40, 0.25, 0.0)):
-    """One document of at most about `longest` tokens. `mix`: plain, several, recall, chat, dense."""
+def document(rng, longest, mix=(0.30, 0.05, 0.35, 0.25, 0.03, 0.02)):
+    """One document of at most about `longest` tokens. `mix`: plain, several, recall, chat, dense, chant."""
     k = rng.random()
-    if k >= 1 - mix[4]:
+    if k >= 1 - mix[5]:
+        return chant(rng, longest)
+    if k >= 1 - mix[5] - mix[4]:
         return dense(rng, longest)
     if k < mix[0]:
         return plain(rng)

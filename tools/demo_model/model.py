@@ -141,10 +141,10 @@ class Block(nn.Module):
             return nn.Parameter(torch.randn(rows, cols) * gain / math.sqrt(cols))
         self.attn_norm = nn.Parameter(torch.ones(d))
         self.attn_q, self.attn_k, self.attn_v = matrix(d, d), matrix(kv, d), matrix(kv, d)
-        self.attn_output = matrix(d, d, 0.3)
+        self.attn_output = matrix(d, d, 0.02)
         self.ffn_norm = nn.Parameter(torch.ones(d))
         self.ffn_gate, self.ffn_up = matrix(c["ffn"], d), matrix(c["ffn"], d)
-        self.ffn_down = matrix(d, c["ffn"], 0.3)
+        self.ffn_down = matrix(d, c["ffn"], 0.02)
 
 
 class Model(nn.Module):
@@ -154,10 +154,51 @@ class Model(nn.Module):
         self.token_embd = nn.Parameter(torch.randn(vocab, config["dim"]) * 0.05)
         self.blk = nn.ModuleList(Block(config) for _ in range(config["layers"]))
         self.output_norm = nn.Parameter(torch.ones(config["dim"]))
+        self.look_back()
         half = config["dim"] // config["heads"] // 2
         freq = config["rope_base"] ** (-torch.arange(half, dtype=torch.float64) / half)
         angle = torch.arange(config["context"] + 64, dtype=torch.float64)[:, None] * freq
         self.turns = torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
+
+    def look_back(self):
+        """Starts the first two layers as induction heads, which take long to be found and on which all
+        looking up is built. Heads of layer 0 look 1, 2, 3 tokens back (rotary positions can say that
+        once the embeddings share a constant part) and note what they see. Heads of layer 1 look for
+        places where the noted token is the current one, and copy what stands there. Training is free
+        to change all of it."""
+        c = self.config
+        d, hd, r = c["dim"], c["dim"] // c["heads"], c["heads"] // c["kv_heads"]
+        turn = c["rope_base"] ** (-torch.arange(hd // 2) * 2.0 / hd)
+
+        def basis(rows):
+            q = torch.linalg.qr(torch.randn(d, rows))[0].t()
+            q[:, 0] = 0
+            return q
+        first, second = self.blk[0], self.blk[1]
+        with torch.no_grad():
+            self.token_embd[:, 0] = 0.5
+            size = 0.5 / math.sqrt((0.05 ** 2 * (d - 1) + 0.25) / d)     # of the constant, after the norm
+            part = torch.zeros(hd // 2)
+            part[:8] = math.sqrt(8.0 * math.sqrt(hd)) / size
+            out = basis(d)
+            for g in range(c["kv_heads"]):
+                rows = slice(g * hd, (g + 1) * hd)
+                first.attn_v[rows], second.attn_v[rows] = basis(hd), basis(hd)
+                first.attn_k[rows] *= 0.1
+                first.attn_k[rows][0::2, 0], first.attn_k[rows][1::2, 0] = part, 0
+            for head in range(c["heads"] - 1):
+                rows, seen = slice(head * hd, (head + 1) * hd), slice(head // r * hd, (head // r + 1) * hd)
+                q = first.attn_q[rows]
+                q *= 0.1
+                q[0::2, 0], q[1::2, 0] = part * torch.cos((head + 1) * turn), -part * torch.sin((head + 1) * turn)
+                first.attn_output[:, rows] = 0.1 * out[rows].t()
+            for g in range(c["kv_heads"]):
+                rows = slice(g * r * hd, g * r * hd + hd)
+                noted = slice(g * hd, (g + 1) * hd)                       # by head g: g + 1 tokens back
+                second.attn_k[noted] = out[noted]
+                second.attn_q[rows] = 5 * first.attn_v[:hd]
+                second.attn_q[rows][:12] *= 0.1                           # fast turns match no content
+                second.attn_output[:, rows] = 0.3 * second.attn_v[noted].t()
 
     def rope(self, x, t):
         b, h, d = x.shape[0] // t, x.shape[1] // 32, 32

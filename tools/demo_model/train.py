@@ -29,11 +29,11 @@ import generate
 from model import Loss, Model
 from tokenizer import Tokenizer
 
-# Up to this share of the training: (sequence length, mix of plain, several, recall, chat, dense)
-PHASES = ((0.10, 256, (0.20, 0.00, 0.10, 0.10, 0.60)),
-          (0.50, 512, (0.27, 0.04, 0.40, 0.24, 0.05)),
-          (0.75, 1024, (0.20, 0.05, 0.45, 0.30, 0.0)),
-          (1.01, 2048, (0.15, 0.05, 0.50, 0.30, 0.0)))
+# Up to this share of the training: (sequence length, mix of plain, several, recall, chat, dense, chant)
+PHASES = ((0.12, 256, (0.15, 0.00, 0.08, 0.07, 0.35, 0.35)),
+          (0.50, 512, (0.24, 0.04, 0.38, 0.24, 0.05, 0.05)),
+          (0.75, 1024, (0.20, 0.05, 0.44, 0.28, 0.02, 0.01)),
+          (1.01, 2048, (0.15, 0.05, 0.49, 0.30, 0.0, 0.01)))
 TOKENS_PER_STEP = 4096
 ANSWER_WEIGHT = 4.0
 
@@ -151,7 +151,7 @@ def main():
         share, length, mix = next(p for p in PHASES if progress < p[0])
         if phase != length:
             phase, packer.pool = length, []
-        scale = min(1, (step + 1) / 60) * min(1, (1 - progress) / 0.45 + 0.01)
+        scale = min(1, (step + 1) / 30) * min(1, (1 - progress) / 0.45 + 0.01)
         ids, weight, doc = packer.batch(TOKENS_PER_STEP // length, length, mix)
         hidden = model(ids[:, :-1].contiguous(), doc[:, :-1].contiguous())
         target, w = ids[:, 1:].reshape(-1), weight[:, 1:].reshape(-1)
