@@ -150,7 +150,7 @@ class Block(nn.Module):
 class Model(nn.Module):
     def __init__(self, vocab, config=CONFIG, fast=False):
         super().__init__()
-        self.config, self.fast, self.chunk = dict(config), fast, 256
+        self.config, self.fast, self.chunk = dict(config), fast, 128
         self.token_embd = nn.Parameter(torch.randn(vocab, config["dim"]) * 0.05)
         self.blk = nn.ModuleList(Block(config) for _ in range(config["layers"]))
         self.output_norm = nn.Parameter(torch.ones(config["dim"]))
@@ -200,18 +200,20 @@ class Model(nn.Module):
                 second.attn_q[rows][:12] *= 0.1                           # fast turns match no content
                 second.attn_output[:, rows] = 0.3 * second.attn_v[noted].t()
 
-    def rope(self, x, t):
-        b, h, d = x.shape[0] // t, x.shape[1] // 32, 32
-        z = torch.view_as_complex(x.reshape(b, t, h, d // 2, 2))
-        return torch.view_as_real(z * self.turns[:t, None, :]).reshape(b, t, h, d)
+    def rope(self, x, turns):
+        b, t = turns.shape[:2]
+        d = self.config["dim"] // self.config["heads"]
+        z = torch.view_as_complex(x.reshape(b, t, -1, d // 2, 2))
+        return torch.view_as_real(z * turns).reshape(b, t, -1, d)
 
-    def forward(self, ids, document):
+    def forward(self, ids, document, place=None):
         """ids and document [b, t]: a token sees earlier tokens of the same document only.
-        Returns the normalised hidden states [b*t, dim]."""
+        `place` gives positions other than 0, 1, 2... Returns the normalised hidden states [b*t, dim]."""
         c, fast = self.config, self.fast
         b, t = ids.shape
         g, hd = c["kv_heads"], c["dim"] // c["heads"]
         r = c["heads"] // g
+        turns = self.turns[torch.arange(t).expand(b, t) if place is None else place][:, :, None]
         spans = []
         for lo in range(0, t, self.chunk):
             hi = min(t, lo + self.chunk)
@@ -223,7 +225,7 @@ class Model(nn.Module):
             h = Norm.apply(x, k.attn_norm, c["eps"])
             qkv = product(h, torch.cat((k.attn_q, k.attn_k, k.attn_v)), fast)
             qk, val = qkv.split(((c["heads"] + g) * hd, g * hd), 1)
-            q, key = self.rope(qk, t).split((c["heads"], g), 2)
+            q, key = self.rope(qk, turns).split((c["heads"], g), 2)
             q = (q / math.sqrt(hd)).view(b, t, g, r, hd).permute(0, 2, 3, 1, 4)
             key = key.permute(0, 2, 1, 3).reshape(b * g, t, hd)
             val = val.reshape(b, t, g, hd).permute(0, 2, 1, 3).reshape(b * g, t, hd)
