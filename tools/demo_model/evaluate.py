@@ -92,6 +92,7 @@ def recall(ref, seed, wanted, keep):
             right[b] += ok
             if b not in taken and len(kept[b]) < keep:       # one case of a document, not all
                 taken.add(b)
+                assert ref.encode(ref.tok.decode(ids[1:first])[1:]) == ids[:first]
                 kept[b].append(dict(prompt=ref.tok.decode(ids[1:first])[1:], answer=ref.tok.decode(ids[first:end]),
                                     answer_ids=ids[first:end], prompt_tokens=first, distance=distance, right=ok))
     return right, count, kept
@@ -116,7 +117,7 @@ def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("--model", default="../../models/kvrm-demo.gguf")
     ap.add_argument("--testdata", default="../../testdata/demo")
-    ap.add_argument("--cases", type=int, default=150)
+    ap.add_argument("--cases", type=int, default=110)
     ap.add_argument("--keep", type=int, default=12)
     ap.add_argument("--dry-run", action="store_true", help="print the figures, write nothing")
     args = ap.parse_args()
