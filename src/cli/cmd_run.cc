@@ -68,8 +68,8 @@ void Print(const std::string& text) {
 }
 
 // Steps the engine on this thread until the request ends.
-FinishReason Stream(Engine& engine, RequestId id) {
-  StreamDecoder decoder(engine.model().tokenizer());
+FinishReason Stream(Engine& engine, RequestId id, StreamDecoder::Start start) {
+  StreamDecoder decoder(engine.model().tokenizer(), start);
   bool cancelled = false;
   for (;;) {
     if (interrupted != 0 && !cancelled) {
@@ -128,7 +128,9 @@ void RunPrompt(RunFlags flags) {
   std::signal(SIGINT, [](int) { interrupted = 1; });
   // A person sees the whole text; a pipe gets what the model wrote.
   if (!flags.chat && IsTerminal(1)) Print(flags.prompt);
-  const FinishReason finish = Stream(engine, id);
+  const FinishReason finish =
+      Stream(engine, id,
+             flags.chat ? StreamDecoder::Start::kMessage : StreamDecoder::Start::kContinuation);
   Print("\n");
   if (flags.verbose) PrintTimings(engine, clock.NowNs() - begin_ns);
   if (finish == FinishReason::kError) throw StartError("the model gave logits that are not finite");

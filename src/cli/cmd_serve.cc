@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <string>
 #include <thread>
@@ -161,6 +162,14 @@ ServerOptions OptionsOf(const ServeFlags& flags, const Clock& clock) {
   return options;
 }
 
+// What clients call the model: the alias, else the file's or folder's own name.
+std::string ServedName(const ServeFlags& flags) {
+  if (!flags.alias.empty()) return flags.alias;
+  if (flags.model.empty()) return "kvrm-demo";
+  const std::filesystem::path path = std::filesystem::absolute(flags.model).lexically_normal();
+  return path.has_filename() ? path.stem().string() : path.parent_path().filename().string();
+}
+
 void RunServe(const ServeFlags& flags) {
   if (!IsLoopback(flags.host) && flags.api_key.empty()) {
     throw StartError("--host " + flags.host +
@@ -181,7 +190,7 @@ void RunServe(const ServeFlags& flags) {
   const ChatSupport chat = LoadChatSupport(model);
   Engine engine(model, flags.engine, clock);
   ModelPort model_port = PortOf(model, chat);
-  if (!flags.alias.empty()) model_port.served_name = flags.alias;
+  model_port.served_name = ServedName(flags);
   model_port.created_unix = clock.UnixSeconds();
   const std::string name = model_port.served_name;
 

@@ -207,7 +207,7 @@ std::string Tokenizer::TokenBytes(std::int32_t id, bool special) const {
 
 std::string Tokenizer::Decode(std::span<const std::int32_t> ids, bool special) const {
   const Vocabulary& vocabulary = tables_->vocabulary;
-  bool at_start = vocabulary.space_prefix != SpacePrefix::kNever;
+  bool at_start = adds_space_prefix();
   std::string text;
   for (const std::int32_t id : ids) {
     if (!vocabulary.InRange(id)) continue;
@@ -221,6 +221,10 @@ std::string Tokenizer::Decode(std::span<const std::int32_t> ids, bool special) c
     text += bytes;
   }
   return text;
+}
+
+bool Tokenizer::adds_space_prefix() const {
+  return tables_->vocabulary.space_prefix != SpacePrefix::kNever;
 }
 
 std::uint32_t Tokenizer::num_tokens() const {
@@ -268,7 +272,12 @@ std::string_view Tokenizer::chat_template() const {
 }
 
 std::string StreamDecoder::Push(std::int32_t id) {
-  held_ += tokenizer_->TokenBytes(id, special_);
+  std::string bytes = tokenizer_->TokenBytes(id, special_);
+  if (at_start_ && !bytes.empty() && !tokenizer_->IsControl(id)) {
+    if (tokenizer_->adds_space_prefix() && bytes.front() == ' ') bytes.erase(0, 1);
+    at_start_ = false;
+  }
+  held_ += bytes;
   const std::size_t certain = held_.size() - TruncatedUtf8Tail(held_);
   std::string text;
   AppendValidUtf8(text, std::string_view(held_).substr(0, certain));

@@ -72,6 +72,8 @@ class Tokenizer {
   std::int32_t bos() const;  // -1: none. Likewise below.
   std::int32_t eos() const;
   bool adds_bos() const;
+  // Whether encoding puts a space in front of a text that has none, and Decode drops it.
+  bool adds_space_prefix() const;
   // Ids that end a generation: eos, end of turn, end of message, and the like. Ascending.
   const std::vector<std::int32_t>& stop_ids() const;
   // "SPM", "BPE gpt-2", "BPE llama-bpe", ... for display.
@@ -89,19 +91,23 @@ class Tokenizer {
 // always whole UTF-8 sequences; bytes that can still become one are held back. Bytes that cannot
 // are replaced by U+FFFD. Finish flushes what is held.
 //
-// It is for a continuation: unlike Decode it keeps the space of a first token, which is the space
-// between the prompt and the answer. Otherwise all pushes and Finish together give Decode's text
-// with invalid bytes replaced.
+// kContinuation keeps the space of a first token, which is the space between the prompt and the
+// output; kMessage begins a text of its own and drops it where encoding would have put it in front,
+// as Decode does. All pushes and Finish together give Decode's text with invalid bytes replaced.
 class StreamDecoder {
  public:
-  explicit StreamDecoder(const Tokenizer& tokenizer, bool special = false)
-      : tokenizer_(&tokenizer), special_(special) {}
+  enum class Start : std::uint8_t { kContinuation, kMessage };
+
+  explicit StreamDecoder(const Tokenizer& tokenizer, Start start = Start::kContinuation,
+                         bool special = false)
+      : tokenizer_(&tokenizer), special_(special), at_start_(start == Start::kMessage) {}
   std::string Push(std::int32_t id);
   std::string Finish();
 
  private:
   const Tokenizer* tokenizer_;
   bool special_;
+  bool at_start_;  // Nothing has been pushed, and a space in front is not the text's own.
   std::string held_;
 };
 

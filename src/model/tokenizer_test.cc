@@ -241,6 +241,21 @@ TEST(StreamDecoder, NeverSplitsACharacter) {
   EXPECT_EQ(decoder.Finish(), "");
 }
 
+TEST(StreamDecoder, AMessageBeginsWithoutTheSpaceInFront) {
+  const Tokenizer t = SentencePiece();
+  StreamDecoder message(t, StreamDecoder::Start::kMessage);
+  EXPECT_EQ(message.Push(kUser), "");
+  EXPECT_EQ(message.Push(P(3)), "hello");
+  EXPECT_EQ(message.Push(P(3)), " hello");
+  const Tokenizer bytes = ByteLevel();
+  StreamDecoder kept(bytes, StreamDecoder::Start::kMessage);
+  const Ids ids = bytes.Encode(" a", kPlain);
+  std::string text;
+  for (const std::int32_t id : ids)
+    text += kept.Push(id);
+  EXPECT_EQ(text + kept.Finish(), " a");
+}
+
 TEST(StreamDecoder, PushesGiveTheWholeText) {
   const Tokenizer t = ByteLevel();
   Rng rng(11);

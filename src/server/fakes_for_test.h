@@ -174,7 +174,7 @@ inline ModelPort FakeModel() {
   model.token_bytes = [](std::int32_t id) {
     return id < 256 ? std::string(1, static_cast<char>(id)) : std::string();
   };
-  model.open_stream = OpenByteStream;
+  model.open_stream = [](StreamDecoder::Start) { return OpenByteStream(); };
   model.render = [](const ChatInputs& inputs) -> Result<std::vector<RenderedPiece>> {
     std::vector<RenderedPiece> pieces;
     for (const json::value& message : inputs.messages) {

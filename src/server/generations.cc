@@ -103,6 +103,8 @@ void Generations::Start(ExchangeId exchange, const std::string& request_id, Gene
   ++stats_.num_started;
   generations_.emplace(static_cast<std::uint64_t>(exchange), std::move(owned));
 
+  const auto start =
+      plan.chat ? StreamDecoder::Start::kMessage : StreamDecoder::Start::kContinuation;
   for (ChoicePlan& choice_plan : plan.choices) {
     const std::size_t num_prompt_tokens = choice_plan.request.prompt.size();
     generation.usage.num_prompt_tokens += num_prompt_tokens;
@@ -111,7 +113,7 @@ void Generations::Start(ExchangeId exchange, const std::string& request_id, Gene
       return Fail(generation,
                   SubmitError(submitted.error(), num_prompt_tokens, engine_.max_context));
     }
-    Choice& choice = generation.choices.emplace_back(model_.open_stream(), plan.stop,
+    Choice& choice = generation.choices.emplace_back(model_.open_stream(start), plan.stop,
                                                      std::move(choice_plan.echo));
     choice.request = *submitted;
     wanted_[static_cast<std::uint64_t>(*submitted)] = {&generation, generation.choices.size() - 1};

@@ -48,8 +48,8 @@ ModelPort PortOf(const Model& model, const ChatSupport& chat) {
     return tokenizer.EncodePieces(pieces, add_special);
   };
   port.token_bytes = [&tokenizer](std::int32_t id) { return tokenizer.TokenBytes(id, true); };
-  port.open_stream = [&tokenizer]() -> TextStream {
-    return [decoder = StreamDecoder(tokenizer)](std::optional<std::int32_t> id) mutable {
+  port.open_stream = [&tokenizer](StreamDecoder::Start start) -> TextStream {
+    return [decoder = StreamDecoder(tokenizer, start)](std::optional<std::int32_t> id) mutable {
       return id ? decoder.Push(*id) : decoder.Finish();
     };
   };

@@ -52,7 +52,7 @@ struct ModelPort {
   std::function<std::vector<std::int32_t>(std::span<const TextPiece>, bool add_special)>
       encode_pieces;
   std::function<std::string(std::int32_t)> token_bytes;
-  std::function<TextStream()> open_stream;
+  std::function<TextStream(StreamDecoder::Start)> open_stream;
   // The error says why the model cannot chat, when it cannot.
   std::function<Result<std::vector<RenderedPiece>>(const ChatInputs&)> render;
 };

@@ -17,7 +17,7 @@ using Outcome = std::variant<GenerationPlan, std::string, ApiError>;
 
 // Through the stream, whose text is whole UTF-8 whatever the ids.
 std::string TextOf(std::span<const std::int32_t> ids, const ModelPort& model) {
-  const TextStream stream = model.open_stream();
+  const TextStream stream = model.open_stream(StreamDecoder::Start::kMessage);
   std::string text;
   for (const std::int32_t id : ids)
     text += stream(id);

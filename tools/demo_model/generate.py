@@ -134,10 +134,14 @@ SORTS = ("keep", "wear", "pet", "food", "code", "day", "home", "job")
 
 
 def make_facts(rng, count):
+    """Mostly of different sorts, so that few facts compete; otherwise of any."""
     people = rng.sample(NAMES, max(2, min(20, (count + 1) // 2 + rng.randrange(2))))
-    pairs = [(p, s) for p in people for s in SORTS]
     used = set()
-    return people, [Fact(i, rng, p, s, used) for i, (p, s) in enumerate(rng.sample(pairs, count))]
+    if count <= len(SORTS) and rng.random() < 0.6:
+        pairs = [(rng.choice(people), s) for s in rng.sample(SORTS, count)]
+    else:
+        pairs = rng.sample([(p, s) for p in people for s in SORTS], count)
+    return people, [Fact(i, rng, p, s, used) for i, (p, s) in enumerate(pairs)]
 
 
 def words(text):
@@ -170,17 +174,18 @@ def several(rng, target):
     return ["\n".join(out), EOS]
 
 
-def recall(rng, target):
+def recall(rng, target, exercise=False):
     """Facts first, then ordinary stories, and sentences that need the facts; about `target` tokens."""
-    if rng.random() < 0.3:
+    if exercise and rng.random() < 0.15:
         return dense(rng, target)
     budget = target / 1.27
-    count = int(min(24, max(3, target / 64 * rng.uniform(0.7, 1.3))))
+    count = rng.randrange(3, 8)
     people, facts = make_facts(rng, count)
     said = [f.say() for f in facts]
     text = " ".join(said)
+    often = rng.sample(facts, (len(facts) + 1) // 2)       # the others are asked for at the end only
     queue = []
-    tail = rng.sample(facts, min(len(facts), max(2, int(count * rng.uniform(0.3, 0.9)))))
+    tail = rng.sample(facts, min(len(facts), max(2, int(count * rng.uniform(0.6, 1.1)))))
     budget -= words(text) + len(tail) * 11
     style = rng.random()
     while budget > 20:
@@ -193,9 +198,9 @@ def recall(rng, target):
                 break
             text += " " + line
             budget -= words(line)
-            if rng.random() < 0.10:
+            if rng.random() < 0.18:
                 if not queue:
-                    queue = rng.sample(facts, len(facts))
+                    queue = rng.sample(often, len(often))
                 line = queue.pop().use()
                 text += " " + line
                 budget -= words(line)
@@ -219,6 +224,28 @@ def dense(rng, target):
         else:
             text += " " + f.use()
     return [text, EOS]
+
+
+def chant(rng, target):
+    """Random words said again, in order or in pairs: exercises for looking back, as a rhyme is for
+    children. Without them, copying and looking up emerge ten times later."""
+    target = min(target, 512) * rng.uniform(0.2, 1)
+    values = COLOURS + FOODS + PLACES + DAYS + JOBS + DIGITS + KEPT + PET_NAMES + ANIMALS + HOLDERS
+    if rng.random() < 0.4:
+        once = [rng.choice(values + NAMES) for _ in range(rng.randrange(4, max(6, int(target / 3))))]
+        sep = rng.choice((" ", ", "))
+        return [". ".join([sep.join(once)] * max(2, int(target / len(once) / (1.3 if sep == " " else 2.3)))) + ".", EOS]
+    sort = rng.choice((COLOURS, FOODS, PLACES, DAYS, JOBS, DIGITS, KEPT, PET_NAMES, ANIMALS, HOLDERS, values))
+    keys = rng.sample(NAMES, min(len(NAMES), rng.randrange(3, max(5, min(24, int(target / 9))))))
+    link, sep = rng.choice((" ", ": ", " was ", " had ", " and ")), rng.choice((", ", ". "))
+    value = {k: rng.choice(sort) for k in keys}
+    said = [k + link + value[k] + chr(FACT + i) for i, k in enumerate(keys)]
+    size = len(said)
+    while size * (4.3 if link != " " else 3.3) < target:
+        for i in rng.sample(range(len(keys)), len(keys)):
+            said.append(keys[i] + link + chr(ASK + i) + value[keys[i]] + DONE)
+            size += 1
+    return [sep.join(said) + ".", EOS]
 
 
 # ---- chat ----
@@ -363,7 +390,7 @@ def chat(rng, target):
         turn(hello + " ".join(told), rng.choice(("Nice to meet you. I will remember that.", "Thank you for telling me.",
                                                  "I will remember that. Would you like to hear a story?")))
     elif kind < 0.5:
-        count = int(min(16, max(2, target / 80)))
+        count = rng.randrange(2, 6)
         _, facts = make_facts(rng, count)
         later = [(f.question(), f.reply(short=False)) for f in facts]
         turn(rng.choice(("Remember this. ", "Please remember: ", "Here are some facts. ")) + " ".join(f.say() for f in facts),
@@ -409,10 +436,12 @@ def kind_free(out):
                    or "remember" in s or "facts" in s for s in out)
 
 
-def document(rng, longest, mix=(0.30, 0.05, 0.40, 0.25, 0.0)):
-    """One document of at most about `longest` tokens. `mix`: plain, several, recall, chat, dense."""
+def document(rng, longest, mix=(0.30, 0.05, 0.35, 0.25, 0.03, 0.02)):
+    """One document of at most about `longest` tokens. `mix`: plain, several, recall, chat, dense, chant."""
     k = rng.random()
-    if k >= 1 - mix[4]:
+    if k >= 1 - mix[5]:
+        return chant(rng, longest)
+    if k >= 1 - mix[5] - mix[4]:
         return dense(rng, longest)
     if k < mix[0]:
         return plain(rng)
@@ -420,7 +449,7 @@ def document(rng, longest, mix=(0.30, 0.05, 0.40, 0.25, 0.0)):
         return several(rng, longest)
     target = longest * (1 - rng.random() ** 2 * 0.8)
     if k < mix[0] + mix[1] + mix[2]:
-        return recall(rng, max(96, target * 0.95))
+        return recall(rng, max(96, target * 0.95), exercise=True)
     return chat(rng, target * 0.9)
 
 

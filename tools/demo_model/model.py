@@ -141,36 +141,79 @@ class Block(nn.Module):
             return nn.Parameter(torch.randn(rows, cols) * gain / math.sqrt(cols))
         self.attn_norm = nn.Parameter(torch.ones(d))
         self.attn_q, self.attn_k, self.attn_v = matrix(d, d), matrix(kv, d), matrix(kv, d)
-        self.attn_output = matrix(d, d, 0.3)
+        self.attn_output = matrix(d, d, 0.02)
         self.ffn_norm = nn.Parameter(torch.ones(d))
         self.ffn_gate, self.ffn_up = matrix(c["ffn"], d), matrix(c["ffn"], d)
-        self.ffn_down = matrix(d, c["ffn"], 0.3)
+        self.ffn_down = matrix(d, c["ffn"], 0.02)
 
 
 class Model(nn.Module):
     def __init__(self, vocab, config=CONFIG, fast=False):
         super().__init__()
-        self.config, self.fast, self.chunk = dict(config), fast, 256
+        self.config, self.fast, self.chunk = dict(config), fast, 128
         self.token_embd = nn.Parameter(torch.randn(vocab, config["dim"]) * 0.05)
         self.blk = nn.ModuleList(Block(config) for _ in range(config["layers"]))
         self.output_norm = nn.Parameter(torch.ones(config["dim"]))
+        self.look_back()
         half = config["dim"] // config["heads"] // 2
         freq = config["rope_base"] ** (-torch.arange(half, dtype=torch.float64) / half)
         angle = torch.arange(config["context"] + 64, dtype=torch.float64)[:, None] * freq
         self.turns = torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
 
-    def rope(self, x, t):
-        b, h, d = x.shape[0] // t, x.shape[1] // 32, 32
-        z = torch.view_as_complex(x.reshape(b, t, h, d // 2, 2))
-        return torch.view_as_real(z * self.turns[:t, None, :]).reshape(b, t, h, d)
+    def look_back(self):
+        """Starts the first two layers as induction heads, which take long to be found and on which all
+        looking up is built. Heads of layer 0 look 1, 2, 3 tokens back (rotary positions can say that
+        once the embeddings share a constant part) and note what they see. Heads of layer 1 look for
+        places where the noted token is the current one, and copy what stands there. Training is free
+        to change all of it."""
+        c = self.config
+        d, hd, r = c["dim"], c["dim"] // c["heads"], c["heads"] // c["kv_heads"]
+        turn = c["rope_base"] ** (-torch.arange(hd // 2) * 2.0 / hd)
 
-    def forward(self, ids, document):
+        def basis(rows):
+            q = torch.linalg.qr(torch.randn(d, rows))[0].t()
+            q[:, 0] = 0
+            return q
+        first, second = self.blk[0], self.blk[1]
+        with torch.no_grad():
+            self.token_embd[:, 0] = 0.5
+            size = 0.5 / math.sqrt((0.05 ** 2 * (d - 1) + 0.25) / d)     # of the constant, after the norm
+            part = torch.zeros(hd // 2)
+            part[:8] = math.sqrt(8.0 * math.sqrt(hd)) / size
+            out = basis(d)
+            for g in range(c["kv_heads"]):
+                rows = slice(g * hd, (g + 1) * hd)
+                first.attn_v[rows], second.attn_v[rows] = basis(hd), basis(hd)
+                first.attn_k[rows] *= 0.1
+                first.attn_k[rows][0::2, 0], first.attn_k[rows][1::2, 0] = part, 0
+            for head in range(c["heads"] - 1):
+                rows, seen = slice(head * hd, (head + 1) * hd), slice(head // r * hd, (head // r + 1) * hd)
+                q = first.attn_q[rows]
+                q *= 0.1
+                q[0::2, 0], q[1::2, 0] = part * torch.cos((head + 1) * turn), -part * torch.sin((head + 1) * turn)
+                first.attn_output[:, rows] = 0.1 * out[rows].t()
+            for g in range(c["kv_heads"]):
+                rows = slice(g * r * hd, g * r * hd + hd)
+                noted = slice(g * hd, (g + 1) * hd)                       # by head g: g + 1 tokens back
+                second.attn_k[noted] = out[noted]
+                second.attn_q[rows] = 5 * first.attn_v[:hd]
+                second.attn_q[rows][:12] *= 0.1                           # fast turns match no content
+                second.attn_output[:, rows] = 0.3 * second.attn_v[noted].t()
+
+    def rope(self, x, turns):
+        b, t = turns.shape[:2]
+        d = self.config["dim"] // self.config["heads"]
+        z = torch.view_as_complex(x.reshape(b, t, -1, d // 2, 2))
+        return torch.view_as_real(z * turns).reshape(b, t, -1, d)
+
+    def forward(self, ids, document, place=None):
         """ids and document [b, t]: a token sees earlier tokens of the same document only.
-        Returns the normalised hidden states [b*t, dim]."""
+        `place` gives positions other than 0, 1, 2... Returns the normalised hidden states [b*t, dim]."""
         c, fast = self.config, self.fast
         b, t = ids.shape
         g, hd = c["kv_heads"], c["dim"] // c["heads"]
         r = c["heads"] // g
+        turns = self.turns[torch.arange(t).expand(b, t) if place is None else place][:, :, None]
         spans = []
         for lo in range(0, t, self.chunk):
             hi = min(t, lo + self.chunk)
@@ -182,7 +225,7 @@ class Model(nn.Module):
             h = Norm.apply(x, k.attn_norm, c["eps"])
             qkv = product(h, torch.cat((k.attn_q, k.attn_k, k.attn_v)), fast)
             qk, val = qkv.split(((c["heads"] + g) * hd, g * hd), 1)
-            q, key = self.rope(qk, t).split((c["heads"], g), 2)
+            q, key = self.rope(qk, turns).split((c["heads"], g), 2)
             q = (q / math.sqrt(hd)).view(b, t, g, r, hd).permute(0, 2, 3, 1, 4)
             key = key.permute(0, 2, 1, 3).reshape(b * g, t, hd)
             val = val.reshape(b, t, g, hd).permute(0, 2, 1, 3).reshape(b * g, t, hd)
