@@ -289,6 +289,8 @@ bool Server::State::TakeEvents() {
 }
 
 void Server::State::OnTick() {
+  // A wake that went missing costs its clients one tick, not their answer.
+  OnWake();
   if (draining && preparing.empty() && generations.num_active() == 0 &&
       http.num_connections() == 0) {
     is_drained = true;

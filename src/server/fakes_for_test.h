@@ -70,11 +70,13 @@ class FakeEngine {
     reply_finish_ = finish;
     has_reply_ = true;
   }
+  // Events are there to be polled, but nobody says so. Before the server starts.
+  void SetSilent() { silent_ = true; }
   void SetFull(bool full) { full_ = full; }
 
   void Send(RequestId request, std::int32_t token, FinishReason finish) {
     CHECK(events_.TryPush({.request = request, .token = token, .logprob = 0, .finish = finish}));
-    wake_();
+    if (!silent_) wake_();
   }
   void SendText(RequestId request, std::string_view text) {
     for (const char c : text)
@@ -131,6 +133,7 @@ class FakeEngine {
   std::string reply_;
   FinishReason reply_finish_ = FinishReason::kStop;
   bool has_reply_ = false;
+  bool silent_ = false;
   std::atomic<bool> full_{false};
   BoundedQueue<TokenEvent> events_{1 << 16};
   std::function<void()> wake_ = [] {};

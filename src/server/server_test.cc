@@ -294,6 +294,13 @@ TEST_F(ServerTest, FullQueueIs429WithRetryAfter) {
   EXPECT_NE(response.head.find("Retry-After: 1\r\n"), std::string::npos);
 }
 
+TEST_F(ServerTest, AnEngineThatForgetsToWakeIsHeardAtTheNextTick) {
+  engine_.SetReply("abc", FinishReason::kStop);
+  engine_.SetSilent();
+  Start();
+  EXPECT_EQ(Ask(PostText("/v1/chat/completions", kChatBody)).status, 200);
+}
+
 TEST_F(ServerTest, EarlyFailureOfAStreamHasARealStatus) {
   Start();
   TestClient client(port_);
