@@ -7,12 +7,15 @@
 #include <cstdlib>
 #include <map>
 #include <new>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "base/clock.h"
+#include "base/file.h"
 #include "base/rng.h"
+#include "model/gguf.h"
 #include "model/weights.h"
 
 namespace {
@@ -309,6 +312,43 @@ TEST(Engine, ManyThreadsSubmitAndCancel) {
   engine.Stop();
   loop.join();
   EXPECT_EQ(static_cast<int>(served.size()), accepted.load());
+}
+
+TEST(Engine, LogitsThatAreNotFiniteEndTheirRequestAlone) {
+  // One row of the embedding gets scales that are NaN; whoever's prompt has that token is affected,
+  // and nobody else: the output projection is a matrix of its own.
+  const std::string path = std::string(KVRM_SOURCE_DIR) + "/testdata/golden/llama-gqa-Q8_0.gguf";
+  std::string bytes = OrThrow(ReadFile(path, 1u << 24));
+  constexpr std::int32_t kPoison = 77;
+  {
+    const GgufFile file = OrThrow(GgufFile::Parse(std::as_bytes(std::span(bytes)), "poisoned"));
+    const GgufTensor& table = *file.FindTensor("token_embd.weight");
+    ASSERT_EQ(table.type, DType::kQ8_0);
+    const std::size_t row_bytes = table.dims[0] / 32 * 34;
+    std::byte* row = reinterpret_cast<std::byte*>(bytes.data()) +
+                     (table.data.data() - reinterpret_cast<const std::byte*>(bytes.data())) +
+                     kPoison * row_bytes;
+    for (std::size_t at = 0; at < row_bytes; at += 34)
+      row[at + 1] = std::byte{0x7e};
+  }
+  const Model model = OrThrow(Model::FromGgufBytes(std::as_bytes(std::span(bytes)), "poisoned"));
+  const auto serve = [&](std::vector<std::vector<std::int32_t>> prompts) {
+    Engine engine(model, Small(), kClock);
+    for (std::vector<std::int32_t>& prompt : prompts) {
+      CHECK(engine.Submit(
+          {.prompt = std::move(prompt), .max_tokens = 6, .sampling = {.temperature = 0.0f}}));
+    }
+    std::map<RequestId, Served> served = RunToEnd(engine);
+    EXPECT_EQ(engine.stats().num_free_blocks, engine.stats().num_blocks);
+    return served;
+  };
+  const Served alone = serve({{5, 6, 7}}).at(RequestId{1});
+  ASSERT_EQ(alone.finish, FinishReason::kLength);
+  const std::map<RequestId, Served> together = serve({{9, kPoison, 9}, {5, 6, 7}, {kPoison}});
+  EXPECT_EQ(together.at(RequestId{1}).finish, FinishReason::kError);
+  EXPECT_TRUE(together.at(RequestId{1}).tokens.empty());
+  EXPECT_EQ(together.at(RequestId{2}).tokens, alone.tokens);
+  EXPECT_EQ(together.at(RequestId{3}).finish, FinishReason::kError);
 }
 
 TEST(Engine, TheStartUpTableSumsWhatIsReserved) {
