@@ -4,76 +4,18 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
-#include <cstdlib>
 #include <map>
-#include <new>
 #include <span>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "base/clock.h"
+#include "base/counted_new_for_test.h"
 #include "base/file.h"
 #include "base/rng.h"
 #include "model/gguf.h"
 #include "model/weights.h"
-
-namespace {
-
-// Counts allocations of the thread that asks for it: the proof that a step makes none.
-thread_local bool counting = false;
-thread_local std::uint64_t num_allocations = 0;
-
-void* Allocate(std::size_t bytes, std::size_t alignment) {
-  if (counting) ++num_allocations;
-  void* memory = nullptr;
-  if (alignment <= alignof(std::max_align_t)) {
-    memory = std::malloc(bytes == 0 ? 1 : bytes);
-  } else {
-    memory = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-  }
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-
-}  // namespace
-
-void* operator new(std::size_t bytes) {
-  return Allocate(bytes, 1);
-}
-void* operator new[](std::size_t bytes) {
-  return Allocate(bytes, 1);
-}
-void* operator new(std::size_t bytes, std::align_val_t alignment) {
-  return Allocate(bytes, static_cast<std::size_t>(alignment));
-}
-void* operator new[](std::size_t bytes, std::align_val_t alignment) {
-  return Allocate(bytes, static_cast<std::size_t>(alignment));
-}
-void operator delete(void* memory) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, std::align_val_t) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory, std::align_val_t) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept {
-  std::free(memory);
-}
 
 namespace kvrm {
 namespace {
@@ -245,12 +187,13 @@ TEST(Engine, AStepAllocatesNothing) {
     request.sampling = {.temperature = 1.0f, .top_p = 0.9f, .top_k = 20, .seed = rng.Next()};
     ASSERT_TRUE(engine.Submit(request));
   }
+  std::uint64_t num_allocations = 0;
   std::uint64_t steps = 0;
   std::map<RequestId, Served> served;
   do {
-    counting = true;
+    const std::uint64_t before = ThreadNew().num_allocations;
     engine.Step();
-    counting = false;
+    num_allocations += ThreadNew().num_allocations - before;
     ++steps;
     Collect(engine, served);
   } while (engine.stats().num_running + engine.stats().num_waiting > 0);
