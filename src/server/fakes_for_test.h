@@ -25,6 +25,7 @@
 #include "base/bounded_queue.h"
 #include "base/check.h"
 #include "base/clock.h"
+#include "base/utf8.h"
 #include "server/ports.h"
 
 namespace kvrm {
@@ -138,13 +139,12 @@ class FakeEngine {
 // Bytes as tokens. The stream holds back an unfinished UTF-8 sequence, as the real one does.
 inline TextStream OpenByteStream() {
   return [held = std::string()](std::optional<std::int32_t> id) mutable -> std::string {
-    if (!id) return held.empty() ? "" : (held.clear(), "\xEF\xBF\xBD");
-    if (*id > 255) return "";
-    held.push_back(static_cast<char>(*id));
-    const auto lead = static_cast<unsigned char>(held[0]);
-    const std::size_t length = lead < 0x80 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
-    if (held.size() < length) return "";
-    return std::exchange(held, {});
+    if (id && *id < 256) held.push_back(static_cast<char>(*id));
+    const std::size_t num_certain = held.size() - (id ? TruncatedUtf8Tail(held) : 0);
+    std::string text;
+    AppendValidUtf8(text, std::string_view(held).substr(0, num_certain));
+    held.erase(0, num_certain);
+    return text;
   };
 }
 

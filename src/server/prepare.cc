@@ -2,12 +2,12 @@
 #include "server/prepare.h"
 
 #include <algorithm>
-#include <boost/json/parse.hpp>
 #include <boost/json/serialize.hpp>
 #include <span>
 #include <utility>
 
 #include "base/log.h"
+#include "base/utf8.h"
 
 namespace kvrm {
 namespace {
@@ -26,10 +26,7 @@ std::string TextOf(std::span<const std::int32_t> ids, const ModelPort& model) {
 
 // A token's bytes: a string where they are text on their own, else an array of numbers.
 json::value PieceValue(std::string_view bytes) {
-  boost::system::error_code error;
-  const json::string text(bytes);
-  json::value quoted = json::parse(json::serialize(text), error);
-  if (!error) return quoted;
+  if (IsValidUtf8(bytes)) return json::string(bytes);
   json::array numbers;
   for (const char c : bytes)
     numbers.push_back(static_cast<unsigned char>(c));
