@@ -37,7 +37,8 @@ void RunLogits(const LogitsFlags& flags) {
     }
   }
   ScorerOptions options = {.max_context = static_cast<std::uint32_t>(tokens.size()),
-                           .num_threads = flags.threads};
+                           .num_threads = flags.threads,
+                           .load_progress = ShowLoading()};
   if (flags.reference) {
     options.kernels = "reference";
     options.kv_dtype = DType::kF32;

@@ -39,7 +39,8 @@ void RunPerplexity(const PerplexityFlags& flags) {
   if (window < 2) throw StartError("--window must be at least 2 tokens");
   if (tokens.size() < 2) throw StartError(flags.file + " has fewer than 2 tokens");
 
-  ScorerOptions options = {.max_context = window, .num_threads = flags.threads};
+  ScorerOptions options = {
+      .max_context = window, .num_threads = flags.threads, .load_progress = ShowLoading()};
   if (flags.reference) {
     options.kernels = "reference";
     options.kv_dtype = DType::kF32;

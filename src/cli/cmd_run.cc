@@ -119,10 +119,13 @@ void RunPrompt(RunFlags flags) {
                       .min_p = flags.min_p,
                       .seed = flags.seed};
   request.stop_ids = model.tokenizer().stop_ids();
-  Engine engine(
-      model,
-      {.max_rows = 1, .max_context = flags.context, .max_queued = 1, .num_threads = flags.threads},
-      clock);
+  Engine engine(model,
+                {.max_rows = 1,
+                 .max_context = flags.context,
+                 .max_queued = 1,
+                 .num_threads = flags.threads,
+                 .load_progress = ShowLoading()},
+                clock);
   const std::int64_t begin_ns = clock.NowNs();
   const RequestId id = OrThrow(engine.Submit(std::move(request)));
   std::signal(SIGINT, [](int) { interrupted = 1; });

@@ -188,7 +188,9 @@ void RunServe(const ServeFlags& flags) {
   const SystemClock clock;
   const Model model = LoadModel(flags.model);
   const ChatSupport chat = LoadChatSupport(model);
-  Engine engine(model, flags.engine, clock);
+  EngineOptions engine_options = flags.engine;
+  engine_options.load_progress = ShowLoading();
+  Engine engine(model, engine_options, clock);
   ModelPort model_port = PortOf(model, chat);
   model_port.served_name = ServedName(flags);
   model_port.created_unix = clock.UnixSeconds();

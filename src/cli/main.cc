@@ -8,6 +8,17 @@
 #include "base/result.h"
 #include "cli/commands.h"
 
+namespace {
+
+bool HasCommand(const CLI::App& app, const char* name) {
+  for (const CLI::App* command : app.get_subcommands({})) {
+    if (command->check_name(name)) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
   CLI::App app("KVRM: serves large language models over a paged KV cache beneath a static graph",
                "kvrm");
@@ -21,6 +32,10 @@ int main(int argc, char** argv) {
   kvrm::AddLogitsCommand(app);
   kvrm::AddPerplexityCommand(app);
   kvrm::InstallMappedFileGuard();
+  if (argc > 1 && argv[1][0] != '-' && !HasCommand(app, argv[1])) {
+    std::fprintf(stderr, "kvrm: unknown command '%s'; kvrm --help lists them\n", argv[1]);
+    return 2;
+  }
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

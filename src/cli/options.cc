@@ -5,6 +5,7 @@
 
 #include <charconv>
 #include <cstdio>
+#include <memory>
 #include <utility>
 
 #include "base/clock.h"
@@ -52,6 +53,15 @@ std::vector<std::int32_t> ParseTokenIds(std::string_view text) {
     ids.push_back(id);
     at = result.ptr;
   }
+}
+
+std::function<void(std::uint64_t done, std::uint64_t total)> ShowLoading() {
+  constexpr std::uint64_t kMiB = 1u << 20;
+  return [progress = std::shared_ptr<Progress>()](std::uint64_t done, std::uint64_t total) mutable {
+    if (!progress) progress = std::make_shared<Progress>("loading weights, MiB", total / kMiB);
+    progress->Update(done / kMiB);
+    if (done >= total) progress.reset();
+  };
 }
 
 Progress::Progress(std::string label, std::uint64_t total)

@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -22,6 +23,9 @@ bool IsTerminal(int fd);
 
 // "1,2,3" or "1 2 3" to ids; throws StartError naming the first thing that is no id.
 std::vector<std::int32_t> ParseTokenIds(std::string_view text);
+
+// For EngineOptions::load_progress: a line on stderr while weights are packed, if a person waits.
+std::function<void(std::uint64_t done, std::uint64_t total)> ShowLoading();
 
 // One line on stderr, rewritten in place, on a terminal only and at most ten times a second.
 class Progress {

@@ -104,7 +104,8 @@ StepLoopOptions LoopOptions(const EngineOptions& options) {
           .placement_seed = options.placement_seed,
           .num_threads = options.num_threads,
           .kernels = options.kernels,
-          .kv_dtype = options.kv_dtype};
+          .kv_dtype = options.kv_dtype,
+          .progress = options.load_progress};
 }
 
 Error Invalid(std::string message) {

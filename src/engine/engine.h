@@ -35,6 +35,8 @@ struct EngineOptions {
   std::string kernels = {};          // "": as KVRM_ISA or the best; else a table's name
   std::uint64_t placement_seed = 0;  // not 0: scatter blocks over the pool (tests)
   DType kv_dtype = DType::kF16;
+  // Called while weights are packed, with bytes done and in all.
+  std::function<void(std::uint64_t done, std::uint64_t total)> load_progress = {};
 };
 
 // One line of the start-up table: who reserved how many bytes.

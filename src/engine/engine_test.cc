@@ -4,73 +4,18 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
-#include <cstdlib>
 #include <map>
-#include <new>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "base/clock.h"
+#include "base/counted_new_for_test.h"
+#include "base/file.h"
 #include "base/rng.h"
+#include "model/gguf.h"
 #include "model/weights.h"
-
-namespace {
-
-// Counts allocations of the thread that asks for it: the proof that a step makes none.
-thread_local bool counting = false;
-thread_local std::uint64_t num_allocations = 0;
-
-void* Allocate(std::size_t bytes, std::size_t alignment) {
-  if (counting) ++num_allocations;
-  void* memory = nullptr;
-  if (alignment <= alignof(std::max_align_t)) {
-    memory = std::malloc(bytes == 0 ? 1 : bytes);
-  } else {
-    memory = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-  }
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-
-}  // namespace
-
-void* operator new(std::size_t bytes) {
-  return Allocate(bytes, 1);
-}
-void* operator new[](std::size_t bytes) {
-  return Allocate(bytes, 1);
-}
-void* operator new(std::size_t bytes, std::align_val_t alignment) {
-  return Allocate(bytes, static_cast<std::size_t>(alignment));
-}
-void* operator new[](std::size_t bytes, std::align_val_t alignment) {
-  return Allocate(bytes, static_cast<std::size_t>(alignment));
-}
-void operator delete(void* memory) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, std::align_val_t) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory, std::align_val_t) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept {
-  std::free(memory);
-}
 
 namespace kvrm {
 namespace {
@@ -242,12 +187,13 @@ TEST(Engine, AStepAllocatesNothing) {
     request.sampling = {.temperature = 1.0f, .top_p = 0.9f, .top_k = 20, .seed = rng.Next()};
     ASSERT_TRUE(engine.Submit(request));
   }
+  std::uint64_t num_allocations = 0;
   std::uint64_t steps = 0;
   std::map<RequestId, Served> served;
   do {
-    counting = true;
+    const std::uint64_t before = ThreadNew().num_allocations;
     engine.Step();
-    counting = false;
+    num_allocations += ThreadNew().num_allocations - before;
     ++steps;
     Collect(engine, served);
   } while (engine.stats().num_running + engine.stats().num_waiting > 0);
@@ -309,6 +255,43 @@ TEST(Engine, ManyThreadsSubmitAndCancel) {
   engine.Stop();
   loop.join();
   EXPECT_EQ(static_cast<int>(served.size()), accepted.load());
+}
+
+TEST(Engine, LogitsThatAreNotFiniteEndTheirRequestAlone) {
+  // One row of the embedding gets scales that are NaN; whoever's prompt has that token is affected,
+  // and nobody else: the output projection is a matrix of its own.
+  const std::string path = std::string(KVRM_SOURCE_DIR) + "/testdata/golden/llama-gqa-Q8_0.gguf";
+  std::string bytes = OrThrow(ReadFile(path, 1u << 24));
+  constexpr std::int32_t kPoison = 77;
+  {
+    const GgufFile file = OrThrow(GgufFile::Parse(std::as_bytes(std::span(bytes)), "poisoned"));
+    const GgufTensor& table = *file.FindTensor("token_embd.weight");
+    ASSERT_EQ(table.type, DType::kQ8_0);
+    const std::size_t row_bytes = table.dims[0] / 32 * 34;
+    std::byte* row = reinterpret_cast<std::byte*>(bytes.data()) +
+                     (table.data.data() - reinterpret_cast<const std::byte*>(bytes.data())) +
+                     kPoison * row_bytes;
+    for (std::size_t at = 0; at < row_bytes; at += 34)
+      row[at + 1] = std::byte{0x7e};
+  }
+  const Model model = OrThrow(Model::FromGgufBytes(std::as_bytes(std::span(bytes)), "poisoned"));
+  const auto serve = [&](std::vector<std::vector<std::int32_t>> prompts) {
+    Engine engine(model, Small(), kClock);
+    for (std::vector<std::int32_t>& prompt : prompts) {
+      CHECK(engine.Submit(
+          {.prompt = std::move(prompt), .max_tokens = 6, .sampling = {.temperature = 0.0f}}));
+    }
+    std::map<RequestId, Served> served = RunToEnd(engine);
+    EXPECT_EQ(engine.stats().num_free_blocks, engine.stats().num_blocks);
+    return served;
+  };
+  const Served alone = serve({{5, 6, 7}}).at(RequestId{1});
+  ASSERT_EQ(alone.finish, FinishReason::kLength);
+  const std::map<RequestId, Served> together = serve({{9, kPoison, 9}, {5, 6, 7}, {kPoison}});
+  EXPECT_EQ(together.at(RequestId{1}).finish, FinishReason::kError);
+  EXPECT_TRUE(together.at(RequestId{1}).tokens.empty());
+  EXPECT_EQ(together.at(RequestId{2}).tokens, alone.tokens);
+  EXPECT_EQ(together.at(RequestId{3}).finish, FinishReason::kError);
 }
 
 TEST(Engine, TheStartUpTableSumsWhatIsReserved) {

@@ -22,7 +22,8 @@ StepLoopOptions LoopOptions(const ScorerOptions& options) {
           .kv_tokens = options.max_context,
           .num_threads = options.num_threads,
           .kernels = options.kernels,
-          .kv_dtype = options.kv_dtype};
+          .kv_dtype = options.kv_dtype,
+          .progress = options.load_progress};
 }
 
 }  // namespace

@@ -21,6 +21,7 @@ struct ScorerOptions {
   std::uint32_t num_threads = 0;  // 0: all cores
   std::string kernels = {};       // as EngineOptions
   DType kv_dtype = DType::kF16;
+  LoadProgress load_progress = {};
 };
 
 class Scorer {

@@ -78,11 +78,13 @@ StepLoop::StepLoop(const Model& model, const StepLoopOptions& options)
   const std::uint32_t num_workers = options.num_threads != 0
                                         ? options.num_threads
                                         : std::max(1u, std::thread::hardware_concurrency());
-  executor_ = std::make_unique<CpuExecutor>(
-      BuildDecoder(config, model.weights()),
-      CpuExecutorOptions{
-          .limits = limits_, .layout = layout, .num_workers = num_workers, .kernels = kernels_},
-      device_, cache_->pool());
+  executor_ = std::make_unique<CpuExecutor>(BuildDecoder(config, model.weights()),
+                                            CpuExecutorOptions{.limits = limits_,
+                                                               .layout = layout,
+                                                               .num_workers = num_workers,
+                                                               .kernels = kernels_,
+                                                               .progress = options.progress},
+                                            device_, cache_->pool());
 }
 
 void StepLoop::Begin() noexcept {

@@ -30,6 +30,7 @@ struct StepLoopOptions {
   std::uint32_t num_threads = 0;     // 0: all cores
   std::string kernels = {};          // "": the best; as KVRM_ISA
   DType kv_dtype = DType::kF16;
+  LoadProgress progress = {};
 };
 
 struct ReservedBytes;

@@ -18,6 +18,7 @@
 
 #include "device/device.h"
 #include "exec/executor.h"
+#include "exec/program.h"
 #include "exec/worker_team.h"
 #include "kernels/cpu_kernels.h"
 #include "model/graph.h"
@@ -31,6 +32,7 @@ struct CpuExecutorOptions {
   KvLayout layout;
   std::uint32_t num_workers = 1;
   const CpuKernels* kernels = nullptr;
+  LoadProgress progress = {};
 };
 
 class CpuExecutor final : public Executor {

@@ -83,6 +83,11 @@ class Compiler {
     return options_.kernels->mat[static_cast<int>(weight.type)];
   }
 
+  // Cache lines of their own.
+  std::uint64_t PackedBytes(const WeightTensor& weight) const {
+    return (KernelOf(weight).packed_bytes(weight.rows, weight.cols) + 63) / 64 * 64;
+  }
+
   static void Pack(void* argument, std::uint32_t worker) {
     const PackJob& job = *static_cast<const PackJob*>(argument);
     const std::uint32_t tiles = (job.rows + kOutTile - 1) / kOutTile;
@@ -104,10 +109,11 @@ class Compiler {
       packed_[op.weight->data.data()] = op.weight->data.data();
       if (kernel.packed_bytes == nullptr) continue;
       jobs.emplace_back(op.weight, bytes);
-      bytes += (kernel.packed_bytes(op.weight->rows, op.weight->cols) + 63) / 64 * 64;
+      bytes += PackedBytes(*op.weight);
     }
     if (jobs.empty()) return;
     const std::span<std::byte> memory = device_.Reserve(bytes, "packed weights");
+    std::uint64_t packed_bytes = 0;
     for (const auto& [weight, offset] : jobs) {
       PackJob job = {.kernel = &KernelOf(*weight),
                      .source = weight->data.data(),
@@ -118,6 +124,8 @@ class Compiler {
       team_.Start(&Pack, &job);
       team_.Join();
       packed_[weight->data.data()] = job.target;
+      packed_bytes += PackedBytes(*weight);
+      if (options_.progress) options_.progress(packed_bytes, bytes);
     }
   }
 

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "device/device.h"
@@ -64,10 +65,14 @@ struct Program {
   std::uint32_t num_barriers = 0;
 };
 
+// Called while weights are packed, with bytes done and in all.
+using LoadProgress = std::function<void(std::uint64_t done, std::uint64_t total)>;
+
 struct ProgramOptions {
   const CpuKernels* kernels = nullptr;
   std::uint32_t max_tokens = 0;
   std::uint32_t max_samples = 0;
+  LoadProgress progress = {};
 };
 
 // Packs with all workers of `team`, reserves from `device`. Throws StartError.

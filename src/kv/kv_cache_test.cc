@@ -4,43 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <array>
-#include <cstdlib>
-#include <new>
 #include <vector>
 
+#include "base/counted_new_for_test.h"
 #include "device/host_device.h"
 #include "step/step_builder.h"
-
-namespace {
-thread_local std::uint64_t num_allocations = 0;
-
-void* Allocate(std::size_t bytes) {
-  ++num_allocations;
-  void* const memory = std::malloc(bytes);
-  if (memory == nullptr) std::abort();
-  return memory;
-}
-}  // namespace
-
-// Every allocation of this binary is counted, for the test that a running cache makes none.
-void* operator new(std::size_t bytes) {
-  return Allocate(bytes);
-}
-void* operator new[](std::size_t bytes) {
-  return Allocate(bytes);
-}
-void operator delete(void* memory) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
 
 namespace kvrm {
 namespace {
@@ -294,7 +262,7 @@ TEST(KvCache, NoCallAllocates) {
     }
     return true;
   };
-  const std::uint64_t before = num_allocations;
+  const std::uint64_t before = ThreadNew().num_allocations;
   for (std::uint32_t round = 0; round < 30; ++round) {
     for (const SeqId seq : seqs)
       ASSERT_TRUE(bench.cache.Open(seq, 64) && bench.cache.Reserve(seq, 80));
@@ -319,7 +287,7 @@ TEST(KvCache, NoCallAllocates) {
     }
     static_cast<void>(bench.cache.stats());
   }
-  EXPECT_EQ(num_allocations, before);
+  EXPECT_EQ(ThreadNew().num_allocations, before);
   EXPECT_GT(bench.cache.stats().num_groups, 100u);
 }
 

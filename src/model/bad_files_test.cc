@@ -2,7 +2,6 @@
 // Malformed model files by the thousand: each is refused with one clear line or is harmless, none
 // crashes, and none makes the reader allocate out of proportion to its size (F1-F3, F5, F7).
 #include <gtest/gtest.h>
-#include <malloc.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -10,55 +9,14 @@
 #include <functional>
 #include <limits>
 #include <map>
-#include <new>
 #include <set>
 
+#include "base/counted_new_for_test.h"
 #include "base/rng.h"
 #include "model/config.h"
 #include "model/safetensors.h"
 #include "model/small_model.h"
 #include "model/weights.h"
-
-namespace {
-
-// Bytes in use through operator new by this thread, and the most since the last reset.
-thread_local std::int64_t live_bytes = 0;
-thread_local std::int64_t peak_bytes = 0;
-
-void* CountedNew(std::size_t size) {
-  void* pointer = std::malloc(size == 0 ? 1 : size);
-  if (pointer == nullptr) std::abort();
-  live_bytes += static_cast<std::int64_t>(malloc_usable_size(pointer));
-  peak_bytes = std::max(peak_bytes, live_bytes);
-  return pointer;
-}
-
-void CountedDelete(void* pointer) noexcept {
-  if (pointer == nullptr) return;
-  live_bytes -= static_cast<std::int64_t>(malloc_usable_size(pointer));
-  std::free(pointer);
-}
-
-}  // namespace
-
-void* operator new(std::size_t size) {
-  return CountedNew(size);
-}
-void* operator new[](std::size_t size) {
-  return CountedNew(size);
-}
-void operator delete(void* pointer) noexcept {
-  CountedDelete(pointer);
-}
-void operator delete[](void* pointer) noexcept {
-  CountedDelete(pointer);
-}
-void operator delete(void* pointer, std::size_t) noexcept {
-  CountedDelete(pointer);
-}
-void operator delete[](void* pointer, std::size_t) noexcept {
-  CountedDelete(pointer);
-}
 
 namespace kvrm {
 namespace {
@@ -78,10 +36,11 @@ std::map<std::string, Tally>& Tallies() {
 void Judge(const std::string& kind, std::size_t file_bytes, std::int64_t budget_bytes,
            const std::function<std::string()>& parse) {
   Tally& tally = Tallies()[kind];
-  const std::int64_t live_before = live_bytes;
-  peak_bytes = live_bytes;
+  CountedNew& counts = ThreadNew();
+  const std::int64_t live_before = counts.live_bytes;
+  counts.peak_bytes = live_before;
   const std::string message = parse();
-  const std::int64_t used = peak_bytes - live_before;
+  const std::int64_t used = counts.peak_bytes - live_before;
   ++tally.cases;
   EXPECT_LE(used, 4 * static_cast<std::int64_t>(file_bytes) + budget_bytes) << kind;
   if (message.empty()) return;

@@ -19,10 +19,11 @@ import random
 import numpy as np
 
 import generate
+import stories
 from reference import Reference
 from tokenizer import BOS
 
-HELDOUT_SEED, RECALL_SEED = 900001, 900002
+HELDOUT_SEED, RECALL_SEED, CHAT_SEED = 900001, 900002, 900003
 BUCKETS = ((0, 128), (128, 256), (256, 512), (512, 1024), (1024, 1900))
 WINDOW = 512
 
@@ -98,6 +99,28 @@ def recall(ref, seed, wanted, keep):
     return right, count, kept
 
 
+def chats(ref, seed):
+    """How often it answers a question about a story as the generator does (at least the same last
+    word), and how often its story is about the kind of hero, or has the name, that was asked for."""
+    rng = random.Random(seed)
+
+    def say(prompt, count):
+        return ref.tok.decode(ref.greedy(ref.encode(prompt), count)[0]).replace("<|end|>", "").strip()
+
+    right = kind_right = name_right = 0
+    for _ in range(60):
+        story = stories.tell(rng)
+        questions, answer = rng.choice(story.asks)
+        said = say(f"<|user|>Tell me a story.<|end|><|assistant|>{story.text}<|end|><|user|>{rng.choice(questions)}"
+                   "<|end|><|assistant|>", 40)
+        right += said.split()[-1:] == answer.split()[-1:]
+    for _ in range(40):
+        kind, name = stories.an(rng.choice(stories.ANIMALS)), rng.choice(stories.NAMES)
+        kind_right += kind.split()[1] in say(f"<|user|>Tell me a story about {kind}.<|end|><|assistant|>", 25)
+        name_right += name in say(f"<|user|>Tell me a story about {kind} called {name}.<|end|><|assistant|>", 25)
+    return dict(questions=round(right / 60, 4), kind=kind_right / 40, name=name_right / 40)
+
+
 VECTORS = ("Once upon a time", "Hello", "hello world", "", " ", "  two  spaces", "Mia's hat was red.", "\"Oh no!\" cried Tom.",
            "line one\nline two", "\n", "tab\there", "Question: Where did Mia live?\nAnswer: near the lake.", "1234 + 5678 = ?",
            "four seven two", "ALL CAPS", "unhappily", "naïve café", "Straße", "日本語", "Привет, мир", "🦊 fox", "a🙂b", "e\u0301",
@@ -131,6 +154,8 @@ def main():
     names = [f"{lo}-{hi}" for lo, hi in BUCKETS]
     for n, r, c, k in zip(names, right, count, kept):
         print(f"recall {n}: {r}/{c} = {r / c:.4f}; committed {sum(x['right'] for x in k)}/{len(k)}")
+    talk = chats(ref, CHAT_SEED)
+    print("chats:", talk)
     if args.dry_run:
         return
 
@@ -153,7 +178,7 @@ def main():
         recall={n: round(sum(x["right"] for x in k) / len(k), 4) for n, k in zip(names, kept)},
         recall_cases={n: len(k) for n, k in zip(names, kept)},
         recall_large={n: round(r / c, 4) for n, r, c in zip(names, right, count)},
-        recall_large_cases=dict(zip(names, count))))
+        recall_large_cases=dict(zip(names, count)), chats=talk))
     vectors = [dict(text=t, ids=ref.tok.encode(t)) for t in VECTORS]
     vectors += [dict(text=p, ids=ref.encode(p), special=True) for p in PROMPTS]
     dump("tokenizer.json", vectors)

@@ -228,7 +228,7 @@ def dense(rng, target):
 
 def chant(rng, target):
     """Random words said again, in order or in pairs: exercises for looking back, as a rhyme is for
-    children. Without them, copying and looking up emerge ten times later."""
+    children. They bring copying and looking up about early."""
     target = min(target, 512) * rng.uniform(0.2, 1)
     values = COLOURS + FOODS + PLACES + DAYS + JOBS + DIGITS + KEPT + PET_NAMES + ANIMALS + HOLDERS
     if rng.random() < 0.4:
