@@ -2,10 +2,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <filesystem>
 #include <limits>
 
 #include "base/bounded_queue.h"
 #include "base/checked_math.h"
+#include "base/file.h"
 #include "base/float16.h"
 #include "base/json.h"
 #include "base/rng.h"
@@ -61,6 +63,25 @@ TEST(BoundedQueue, RefusesWhenFullAndKeepsOrder) {
   for (int i = 0; i < 4; ++i)
     EXPECT_EQ(queue.TryPop(), i);
   EXPECT_EQ(queue.TryPop(), std::nullopt);
+}
+
+TEST(WriteFile, NeverReplacesADevice) {
+  const Status full = WriteFile("/dev/full", "text");
+  ASSERT_FALSE(full);
+  EXPECT_EQ(full.error().code, ErrorCode::kIo);
+  EXPECT_TRUE(std::filesystem::is_character_file("/dev/full"));
+  EXPECT_TRUE(WriteFile("/dev/null", "text"));
+  EXPECT_TRUE(std::filesystem::is_character_file("/dev/null"));
+}
+
+TEST(WriteFile, ReplacesAFileAsAWhole) {
+  const std::string path = testing::TempDir() + "write_file_test";
+  EXPECT_TRUE(WriteFile(path, "one"));
+  EXPECT_TRUE(WriteFile(path, "two"));
+  EXPECT_EQ(OrThrow(ReadFile(path, 100)), "two");
+  EXPECT_FALSE(ReadFile(path, 2));
+  EXPECT_FALSE(std::filesystem::exists(path + ".partial"));
+  EXPECT_FALSE(WriteFile("/nowhere/at/all", "x"));
 }
 
 TEST(Json, NamesTheByteAndRefusesDepthAndTails) {

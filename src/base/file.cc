@@ -109,19 +109,26 @@ Result<std::string> ReadFile(const std::string& path, std::uint64_t max_bytes) {
 }
 
 Status WriteFile(const std::string& path, std::string_view content) {
-  const std::string partial = path + ".partial";
-  const int fd = ::open(partial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (fd < 0) return OsError("cannot create", partial);
+  struct stat status = {};
+  const bool special = ::stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode);
+  const std::string partial = special ? path : path + ".partial";
+  const int fd = special ? ::open(path.c_str(), O_WRONLY | O_CLOEXEC)
+                         : ::open(partial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (fd < 0) return OsError(special ? "cannot open" : "cannot create", partial);
   while (!content.empty()) {
     const ssize_t put = ::write(fd, content.data(), content.size());
     if (put < 0 && errno == EINTR) continue;
     if (put <= 0) {
       Error error = OsError("cannot write", partial);
       ::close(fd);
-      ::unlink(partial.c_str());
+      if (!special) ::unlink(partial.c_str());
       return error;
     }
     content.remove_prefix(static_cast<std::size_t>(put));
+  }
+  if (special) {
+    if (::close(fd) != 0) return OsError("cannot finish", path);
+    return Done{};
   }
   if (::close(fd) != 0 || ::rename(partial.c_str(), path.c_str()) != 0) {
     Error error = OsError("cannot finish", path);

@@ -42,6 +42,7 @@ class MappedFile {
 Result<std::string> ReadFile(const std::string& path, std::uint64_t max_bytes);
 
 // Writes through a temporary name beside the target and renames, so a reader never sees half.
+// A device or a pipe is written to as it is, never replaced.
 Status WriteFile(const std::string& path, std::string_view content);
 
 void InstallMappedFileGuard();

@@ -37,7 +37,9 @@ void RunPerplexity(const PerplexityFlags& flags) {
   if (flags.max_tokens != 0 && tokens.size() > flags.max_tokens) tokens.resize(flags.max_tokens);
   const std::uint32_t window = std::min(flags.window, model.config().max_context);
   if (window < 2) throw StartError("--window must be at least 2 tokens");
-  if (tokens.size() < 2) throw StartError(flags.file + " has fewer than 2 tokens");
+  if (tokens.size() < 2) {
+    throw StartError(flags.file + " and --max-tokens leave fewer than 2 tokens to score");
+  }
 
   ScorerOptions options = {
       .max_context = window, .num_threads = flags.threads, .load_progress = ShowLoading()};
@@ -76,7 +78,7 @@ void AddPerplexityCommand(CLI::App& app) {
   auto flags = std::make_shared<PerplexityFlags>();
   CLI::App* command = app.add_subcommand("perplexity", "measure how well a model predicts a text");
   AddModelFlag(*command, &flags->model);
-  command->add_option("-f,--file", flags->file, "text file, UTF-8")->required();
+  command->add_option("-f,--file", flags->file, "text file")->required();
   command->add_option("-w,--window,-c,--ctx-size", flags->window,
                       "tokens predicted from one empty context");
   command->add_option("-n,--max-tokens", flags->max_tokens, "use the first so many; 0: all");

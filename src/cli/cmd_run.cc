@@ -4,8 +4,6 @@
 
 #include <csignal>
 #include <cstdio>
-#include <iostream>
-#include <iterator>
 #include <memory>
 
 #include "base/clock.h"
@@ -19,6 +17,8 @@ namespace kvrm {
 namespace {
 
 constexpr char kDefaultPrompt[] = "Once upon a time";
+constexpr std::size_t kMaxPromptBytes = 64u << 20;
+constexpr int kExitInterrupted = 130;  // As shells report a program that SIGINT ended.
 
 volatile std::sig_atomic_t interrupted = 0;
 
@@ -26,6 +26,7 @@ struct RunFlags {
   std::string model;
   std::string prompt;
   std::string system;
+  bool has_prompt = false;
   bool chat = false;
   bool verbose = false;
   std::uint32_t max_tokens = 256;
@@ -63,8 +64,9 @@ std::vector<std::int32_t> ChatPrompt(const Model& model, const RunFlags& flags) 
 }
 
 void Print(const std::string& text) {
-  std::fwrite(text.data(), 1, text.size(), stdout);
-  std::fflush(stdout);
+  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) {
+    throw StartError("cannot write standard output");
+  }
 }
 
 // Steps the engine on this thread until the request ends.
@@ -102,11 +104,24 @@ void PrintTimings(const Engine& engine, std::int64_t elapsed_ns) {
   }
 }
 
-void RunPrompt(RunFlags flags) {
-  if (flags.prompt.empty() && !IsTerminal(0)) {
-    flags.prompt.assign(std::istreambuf_iterator<char>(std::cin), {});
+std::string ReadPipe() {
+  std::string text;
+  char buffer[65536];
+  while (const std::size_t count = std::fread(buffer, 1, sizeof(buffer), stdin)) {
+    text.append(buffer, count);
+    if (text.size() > kMaxPromptBytes) {
+      throw StartError("standard input has more than " + std::to_string(kMaxPromptBytes) +
+                       " bytes");
+    }
   }
-  if (flags.prompt.empty()) flags.prompt = kDefaultPrompt;
+  return text;
+}
+
+void RunPrompt(RunFlags flags) {
+  if (!flags.has_prompt) {
+    flags.prompt = IsTerminal(0) ? kDefaultPrompt : ReadPipe();
+  }
+  if (flags.prompt.empty()) throw StartError("the prompt is empty");
   const Model model = LoadModel(flags.model);
   const SystemClock clock;
   Request request;
@@ -136,6 +151,7 @@ void RunPrompt(RunFlags flags) {
              flags.chat ? StreamDecoder::Start::kMessage : StreamDecoder::Start::kContinuation);
   Print("\n");
   if (flags.verbose) PrintTimings(engine, clock.NowNs() - begin_ns);
+  if (finish == FinishReason::kAborted) throw CLI::RuntimeError(kExitInterrupted);
   if (finish == FinishReason::kError) throw StartError("the model gave logits that are not finite");
 }
 
@@ -145,8 +161,8 @@ void AddRunCommand(CLI::App& app) {
   auto flags = std::make_shared<RunFlags>();
   CLI::App* command = app.add_subcommand("run", "continue a prompt, streamed to the terminal");
   AddModelFlag(*command, &flags->model);
-  command->add_option("prompt", flags->prompt,
-                      "text to continue; without it standard input, if it is a pipe");
+  CLI::Option* prompt = command->add_option(
+      "prompt", flags->prompt, "text to continue; without it standard input, if it is a pipe");
   command->add_flag("--chat", flags->chat, "send the prompt as a user's message");
   command->add_option("--system", flags->system, "with --chat: the system message");
   command->add_option("-n,--max-tokens,--n-predict", flags->max_tokens, "longest output")
@@ -162,7 +178,10 @@ void AddRunCommand(CLI::App& app) {
   command->add_option("-c,--ctx-size,--max-model-len", flags->context,
                       "tokens of context; 0: the model's");
   command->add_flag("-v,--verbose", flags->verbose, "timings and reserved memory on stderr");
-  command->callback([flags] { RunPrompt(*flags); });
+  command->callback([flags, prompt] {
+    flags->has_prompt = prompt->count() > 0;
+    RunPrompt(*flags);
+  });
 }
 
 }  // namespace kvrm

@@ -216,7 +216,7 @@ void AddEngineFlags(CLI::App& command, EngineOptions& engine) {
   command.add_option("-c,--ctx-size,--max-model-len", engine.max_context,
                      "tokens of context; 0: the model's");
   command.add_option("-p,--parallel,--max-num-seqs", engine.max_rows, "sequences decoded at once")
-      ->check(CLI::Range(1, 4096))
+      ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   command
       .add_option("-b,--batch-size,--max-num-batched-tokens", engine.max_step_tokens,

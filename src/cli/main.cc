@@ -38,6 +38,12 @@ int main(int argc, char** argv) {
   }
   try {
     app.parse(argc, argv);
+    // What was printed may still have to be written, to a disk that is full, say.
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+      throw kvrm::StartError("cannot write standard output");
+    }
+  } catch (const CLI::RuntimeError& error) {
+    return error.get_exit_code();
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   } catch (const kvrm::StartError& error) {

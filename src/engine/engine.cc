@@ -23,6 +23,9 @@ namespace {
 // otherwise reserve sixteen times the memory of a chat.
 constexpr std::uint32_t kDefaultContextMax = 32768;
 constexpr std::uint32_t kMaxGroups = 64;
+// A row that needs more runs than a descriptor holds waits this long for compaction: with the
+// budget below that is 1 GiB moved, beyond any one sequence.
+constexpr std::uint32_t kMaxCrowdedSteps = 64;
 // What compaction may move in one step. 16 MiB is about 1 ms of copying at 16 GB/s and so stays
 // below a step of the models this budget matters for.
 constexpr std::uint64_t kMaxMoveBytes = std::uint64_t{16} << 20;
@@ -56,6 +59,7 @@ std::uint64_t PhysicalMemoryBytes() {
 
 EngineOptions Resolved(EngineOptions options, const Model& model) {
   const ModelConfig& config = model.config();
+  CheckBlockTokens(options.block_tokens);
   if (options.max_rows == 0 || options.max_rows > 1024) {
     throw StartError("parallel sequences must be 1 to 1024, not " +
                      std::to_string(options.max_rows));
@@ -127,7 +131,7 @@ struct Engine::State {
                   loop.cache()),
         sampler(model_in.config().vocab_size),
         commands(2 * (std::size_t{options.max_queued} + options.max_rows)),
-        events(16 * EventsOfOneStep()),
+        events(16 * (EventsOfOneStep() + AbortsOfStop())),
         finished(std::size_t{options.max_queued} + options.max_rows) {
     scheduled.reserve(options.max_rows);
     for (const Reservation& r : loop.device().reservations()) {
@@ -137,39 +141,58 @@ struct Engine::State {
     PublishStats();
   }
 
-  // At most this many: one for each sequence that is cancelled and each row.
-  std::size_t EventsOfOneStep() const noexcept {
-    return std::size_t{options.max_queued} + 2 * std::size_t{options.max_rows};
+  // A step makes at most one event for each row; commands take what room is left beyond that.
+  std::size_t EventsOfOneStep() const noexcept { return options.max_rows; }
+
+  // Stop ends everything at once; that many cells are never used by anything else.
+  std::size_t AbortsOfStop() const noexcept {
+    return std::size_t{options.max_queued} + options.max_rows;
   }
 
-  bool EventsFit() const noexcept { return events.capacity() - events.size() >= EventsOfOneStep(); }
+  bool EventsFit(std::size_t count) const noexcept {
+    return events.capacity() - events.size() >= count + AbortsOfStop();
+  }
 
-  // A consumer that is gone loses events after Stop, and only then.
   void Emit(const TokenEvent& event) noexcept {
     TokenEvent copy = event;
-    const bool pushed = events.TryPush(std::move(copy));
-    CHECK(pushed || stop.load(std::memory_order_relaxed));
+    CHECK(events.TryPush(std::move(copy)));  // EventsFit was asked, or it is Stop's own share.
+    ++num_emitted;
   }
 
   void Finish(RequestId id) noexcept {
     std::unique_ptr<Sequence> sequence = scheduler.Remove(id);
     CHECK(sequence != nullptr);
-    num_accepted.fetch_sub(1, std::memory_order_release);
+    num_accepted.fetch_sub(1);
     // Memory goes back on the consumer's thread, not on the step path; there is room for all.
     finished.TryPush(std::move(sequence));
   }
 
-  // Takes what other threads asked for. Unknown or finished requests are a no-op (R3).
+  // Takes what other threads asked for, as long as there is room for what it may answer; the rest
+  // waits for the consumer. Unknown or finished requests are a no-op (R3).
   void DrainCommands() noexcept {
-    for (std::size_t i = 0; i < commands.capacity(); ++i) {
+    while (EventsFit(1)) {
       std::optional<Command> command = commands.TryPop();
       if (!command) return;
       if (command->add != nullptr) {
         scheduler.Add(std::move(command->add));
       } else if (std::unique_ptr<Sequence> sequence = scheduler.Remove(command->cancel)) {
-        num_accepted.fetch_sub(1, std::memory_order_release);
+        num_accepted.fetch_sub(1);
         Emit({.request = sequence->id, .finish = FinishReason::kAborted});
         finished.TryPush(std::move(sequence));
+      }
+    }
+  }
+
+  // What still runs or waits ends; everything accepted so far is here or in the queue of commands.
+  void AbortAll() noexcept {
+    while (num_accepted.load() > 0) {
+      while (std::optional<Command> command = commands.TryPop()) {
+        if (command->add != nullptr) scheduler.Add(std::move(command->add));
+      }
+      while (const Sequence* sequence = scheduler.Any()) {
+        const RequestId id = sequence->id;
+        Finish(id);
+        Emit({.request = id, .finish = FinishReason::kAborted});
       }
     }
   }
@@ -177,10 +200,14 @@ struct Engine::State {
   // Rows whose history needs more runs than a descriptor holds wait for compaction.
   void BuildRows(std::span<const PlannedRow> rows) noexcept {
     scheduled.clear();
+    bool crowded = false;
     for (const PlannedRow& row : rows) {
       const Sequence& sequence = *row.sequence;
       const std::span<const Extent> runs = loop.cache().Runs(sequence.seq);
-      if (runs.empty()) continue;
+      if (runs.empty()) {
+        crowded = true;
+        continue;
+      }
       const bool last = sequence.num_computed + row.num_tokens == sequence.length();
       loop.builder().AddRow(
           {.seq = sequence.seq,
@@ -190,6 +217,25 @@ struct Engine::State {
            .num_samples = last ? 1u : 0u});
       scheduled.push_back(row);
     }
+    num_crowded_steps = crowded ? num_crowded_steps + 1 : 0;
+  }
+
+  bool RunStep() noexcept {
+    // While a row waits to be moved together, free blocks are for that and not for newcomers.
+    const std::span<const PlannedRow> rows = scheduler.Pass(num_crowded_steps == 0);
+    loop.Begin();
+    BuildRows(rows);
+    const bool worked = loop.Commit();
+    if (worked) {
+      ++counts[kSteps];
+      TakeResults();
+    }
+    // Nothing can be moved, or not soon enough: the youngest starts over elsewhere.
+    if (!worked || num_crowded_steps >= kMaxCrowdedSteps) {
+      num_crowded_steps = 0;
+      return scheduler.PreemptYoungest() || worked;
+    }
+    return worked;
   }
 
   void TakeResults() noexcept {
@@ -267,6 +313,8 @@ struct Engine::State {
   std::function<void()> wake;
   std::array<std::uint64_t, kNumCounters> counts = {};  // engine thread
   std::array<std::atomic<std::uint64_t>, kNumCounters> published = {};
+  std::uint64_t num_emitted = 0;        // engine thread
+  std::uint32_t num_crowded_steps = 0;  // in a row, with a row that fitted no descriptor
   std::atomic<std::uint64_t> next_id{1};
   std::atomic<std::uint32_t> num_accepted{0};  // accepted and not ended
   std::atomic<std::uint32_t> signal{0};        // counts reasons to look again
@@ -314,19 +362,22 @@ Result<RequestId> Engine::Submit(Request request) {
   sequence->tokens = std::move(request.prompt);
   sequence->tokens.reserve(sequence->max_length);
 
-  if (s.stop.load(std::memory_order_acquire)) return Error{ErrorCode::kOverloaded, "draining"};
+  // Counted first and then looked at stop: either Run sees the count and waits for the command, or
+  // this sees stop. Both need the one order of sequentially consistent operations.
   const std::uint32_t limit = s.options.max_queued + s.options.max_rows;
-  if (s.num_accepted.fetch_add(1, std::memory_order_acq_rel) >= limit) {
-    s.num_accepted.fetch_sub(1, std::memory_order_release);
+  const bool full = s.num_accepted.fetch_add(1) >= limit;
+  if (full || s.stop.load()) {
+    s.num_accepted.fetch_sub(1);
     return Error{ErrorCode::kOverloaded,
-                 "the queue is full: " + std::to_string(limit) + " requests run or wait"};
+                 full ? "the queue is full: " + std::to_string(limit) + " requests run or wait"
+                      : "draining"};
   }
   const RequestId id{s.next_id.fetch_add(1, std::memory_order_relaxed)};
   sequence->id = id;
   Command command;
   command.add = std::move(sequence);
   if (!s.commands.TryPush(std::move(command))) {
-    s.num_accepted.fetch_sub(1, std::memory_order_release);
+    s.num_accepted.fetch_sub(1);
     return Error{ErrorCode::kOverloaded, "too many requests and cancellations at once"};
   }
   s.Wake();
@@ -367,50 +418,33 @@ void Engine::SetWake(std::function<void()> wake) {
 
 bool Engine::Step() noexcept {
   State& s = *state_;
-  if (!s.EventsFit()) return false;
-  const std::size_t events_before = s.events.size();
+  const std::uint64_t emitted_before = s.num_emitted;
   s.DrainCommands();
   bool worked = false;
-  if (s.scheduler.num_running() + s.scheduler.num_waiting() > 0) {
+  if (s.scheduler.num_running() + s.scheduler.num_waiting() > 0 &&
+      s.EventsFit(s.EventsOfOneStep())) {
     const std::int64_t begin_ns = s.clock.NowNs();
-    const std::span<const PlannedRow> rows = s.scheduler.Pass();
-    s.loop.Begin();
-    s.BuildRows(rows);
-    worked = s.loop.Commit();
-    if (worked) {
-      ++s.counts[kSteps];
-      s.TakeResults();
-    } else {
-      // No row fits a descriptor and nothing can be moved: the youngest starts over elsewhere.
-      worked = s.scheduler.PreemptYoungest();
-    }
+    worked = s.RunStep();
     s.counts[kStepNs] += static_cast<std::uint64_t>(s.clock.NowNs() - begin_ns);
   }
   s.PublishStats();
-  if (s.events.size() != events_before && s.wake) s.wake();
+  if (s.num_emitted != emitted_before && s.wake) s.wake();
   return worked;
 }
 
 void Engine::Run() {
   State& s = *state_;
-  while (!s.stop.load(std::memory_order_acquire)) {
+  while (!s.stop.load()) {
     const std::uint32_t seen = s.signal.load(std::memory_order_acquire);
     if (!Step()) s.signal.wait(seen, std::memory_order_acquire);
   }
-  do {
-    s.DrainCommands();
-    while (const Sequence* sequence = s.scheduler.Any()) {
-      const RequestId id = sequence->id;
-      s.Finish(id);
-      s.Emit({.request = id, .finish = FinishReason::kAborted});
-    }
-  } while (s.commands.size() > 0);
+  s.AbortAll();
   s.PublishStats();
   if (s.wake) s.wake();
 }
 
 void Engine::Stop() {
-  state_->stop.store(true, std::memory_order_release);
+  state_->stop.store(true);
   state_->Wake();
 }
 

@@ -222,6 +222,55 @@ TEST(Engine, StopEndsEverythingThatRunsOrWaits) {
   EXPECT_EQ(engine.stats().num_free_blocks, engine.stats().num_blocks);
 }
 
+TEST(Engine, EveryRequestAcceptedWhileItStopsEndsOnce) {
+  for (std::uint64_t round = 0; round < 20; ++round) {
+    EngineOptions options = Small();
+    options.max_queued = 64;
+    Engine engine(Demo(), options, kClock);
+    std::thread loop([&] { engine.Run(); });
+    std::atomic<std::uint64_t> num_accepted{0};
+    std::vector<std::thread> clients;
+    for (int c = 0; c < 2; ++c) {
+      clients.emplace_back([&] {
+        for (;;) {
+          const Result<RequestId> id = engine.Submit(Story(200));
+          if (id) num_accepted.fetch_add(1);
+          if (!id && id.error().message == "draining") return;
+        }
+      });
+    }
+    while (num_accepted.load() < 3 + round)
+      std::this_thread::yield();
+    engine.Stop();
+    for (std::thread& client : clients)
+      client.join();
+    loop.join();
+    std::map<RequestId, Served> served;
+    Collect(engine, served);
+    EXPECT_EQ(served.size(), num_accepted.load());
+    for (const auto& [id, s] : served)
+      EXPECT_EQ(s.num_terminal, 1);
+  }
+}
+
+// A consumer on another thread may empty the queue during a step by as much as the step fills it:
+// it must be woken all the same, or it sleeps on the last events of a request.
+TEST(Engine, EveryStepThatEmitsWakes) {
+  Engine engine(Demo(), Small(), kClock);
+  int wakes = 0;
+  engine.SetWake([&] { ++wakes; });
+  OrThrow(engine.Submit(Story(200)));
+  std::thread consumer([&] {
+    TokenEvent event;
+    while (event.finish == FinishReason::kNone)
+      engine.Poll({&event, 1});
+  });
+  while (engine.Step()) {
+  }
+  consumer.join();
+  EXPECT_EQ(wakes, 200);
+}
+
 TEST(Engine, ManyThreadsSubmitAndCancel) {
   EngineOptions options = Small();
   options.max_queued = 64;
@@ -320,6 +369,11 @@ TEST(Engine, ImpossibleOptionsNameTheNumber) {
   options = Small();
   options.block_tokens = 24;
   EXPECT_NE(message(options).find("24"), std::string::npos);
+  options.block_tokens = 0;
+  EXPECT_NE(message(options).find("block size"), std::string::npos);
+  options = Small();
+  options.num_threads = 5000;
+  EXPECT_NE(message(options).find("5000"), std::string::npos);
   options = Small();
   options.kv_tokens = 100;
   EXPECT_NE(message(options).find("100"), std::string::npos);

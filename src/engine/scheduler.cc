@@ -34,11 +34,11 @@ void Scheduler::Add(std::unique_ptr<Sequence> sequence) noexcept {
   InsertById(waiting_, std::move(sequence));
 }
 
-std::span<const PlannedRow> Scheduler::Pass() noexcept {
+std::span<const PlannedRow> Scheduler::Pass(bool admit) noexcept {
   rows_.clear();
   budget_ = options_.max_step_tokens;
   PlanRunning();
-  Admit();
+  if (admit) Admit();
   return rows_;
 }
 

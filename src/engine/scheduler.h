@@ -40,7 +40,8 @@ class Scheduler {
   // Requires: fewer than max_waiting + max_rows sequences in all.
   void Add(std::unique_ptr<Sequence> sequence) noexcept;
   // Plans one step; every planned row has its slots. Valid until the next call of any method.
-  std::span<const PlannedRow> Pass() noexcept;
+  // Without `admit` no new sequence is taken in.
+  std::span<const PlannedRow> Pass(bool admit) noexcept;
   // The only way out, for finished and cancelled sequences alike: releases the blocks.
   std::unique_ptr<Sequence> Remove(RequestId id) noexcept;  // null: not here
   // Takes the youngest running sequence's blocks back. False when none runs.

@@ -12,16 +12,17 @@ namespace {
 
 // One step is built while one runs; a third entry lets the previous one retire late.
 constexpr std::uint32_t kRingEntries = 3;
+constexpr std::uint32_t kMaxThreads = 1024;
 
 std::uint32_t BlocksOf(std::uint64_t tokens, std::uint32_t block_tokens) {
   return static_cast<std::uint32_t>((tokens + block_tokens - 1) / block_tokens);
 }
 
 void CheckOptions(const StepLoopOptions& options) {
-  if (options.limits.block_tokens == 0 || options.limits.block_tokens % kTileTokens != 0 ||
-      options.limits.block_tokens > 1024) {
-    throw StartError("block size must be a multiple of 16 from 16 to 1024 tokens, not " +
-                     std::to_string(options.limits.block_tokens));
+  CheckBlockTokens(options.limits.block_tokens);
+  if (options.num_threads > kMaxThreads) {
+    throw StartError("threads must be at most " + std::to_string(kMaxThreads) + ", not " +
+                     std::to_string(options.num_threads));
   }
   if (options.limits.max_tokens < options.limits.max_rows) {
     throw StartError("step tokens (" + std::to_string(options.limits.max_tokens) +
@@ -54,6 +55,13 @@ const CpuKernels* KernelsByName(const std::string& name) {
 }
 
 }  // namespace
+
+void CheckBlockTokens(std::uint32_t block_tokens) {
+  if (block_tokens == 0 || block_tokens % kTileTokens != 0 || block_tokens > 1024) {
+    throw StartError("block size must be a multiple of 16 from 16 to 1024 tokens, not " +
+                     std::to_string(block_tokens));
+  }
+}
 
 StepLoop::StepLoop(const Model& model, const StepLoopOptions& options)
     : limits_(Checked(options)),

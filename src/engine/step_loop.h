@@ -33,7 +33,8 @@ struct StepLoopOptions {
   LoadProgress progress = {};
 };
 
-struct ReservedBytes;
+// Throws StartError unless this many tokens can be a block.
+void CheckBlockTokens(std::uint32_t block_tokens);
 
 class StepLoop {
  public:

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "exec/worker_team.h"
 
+#include <string>
+#include <system_error>
+
 #include "base/check.h"
+#include "base/result.h"
 
 namespace kvrm {
 namespace {
@@ -25,12 +29,23 @@ void Await(const std::atomic<std::uint32_t>& value, std::uint32_t old) noexcept 
 WorkerTeam::WorkerTeam(std::uint32_t num_workers) : num_workers_(num_workers) {
   CHECK(num_workers >= 1);
   threads_.reserve(num_workers - 1);
-  for (std::uint32_t worker = 1; worker < num_workers; ++worker) {
-    threads_.emplace_back([this, worker] { Loop(worker); });
+  try {
+    for (std::uint32_t worker = 1; worker < num_workers; ++worker) {
+      threads_.emplace_back([this, worker] { Loop(worker); });
+    }
+  } catch (const std::system_error& error) {
+    const std::size_t num_started = threads_.size();
+    Quit();
+    throw StartError("only " + std::to_string(num_started + 1) + " of " +
+                     std::to_string(num_workers) + " worker threads could start: " + error.what());
   }
 }
 
 WorkerTeam::~WorkerTeam() {
+  Quit();
+}
+
+void WorkerTeam::Quit() noexcept {
   quit_ = true;
   run_.fetch_add(1, std::memory_order_release);
   run_.notify_all();

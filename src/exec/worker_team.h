@@ -20,7 +20,8 @@ class WorkerTeam {
   // A plain function pointer, so that starting a run cannot allocate.
   using Work = void (*)(void* argument, std::uint32_t worker);
 
-  // `num_workers` in all, the caller included. At least 1.
+  // `num_workers` in all, the caller included. At least 1. Throws StartError when the system gives
+  // fewer threads.
   explicit WorkerTeam(std::uint32_t num_workers);
   ~WorkerTeam();
   WorkerTeam(const WorkerTeam&) = delete;
@@ -37,6 +38,7 @@ class WorkerTeam {
 
  private:
   void Loop(std::uint32_t worker) noexcept;
+  void Quit() noexcept;
 
   const std::uint32_t num_workers_;
   Work work_ = nullptr;
