@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Movement is invisible: 200 random requests give bit-identical tokens and logprobs alone, in
-// batches, with prompts cut into chunks, on one and two threads, in pools that scatter or preempt.
+// batches, with prompts cut into chunks, on one and two threads, in pools that scatter, preempt or
+// move blocks together.
 //
 // The table of runs covers every pair of (rows, chunk, threads, pool, block size). The negative
 // control is this same test linked with kernels built to break the promise (CMakeLists.txt): there
@@ -24,7 +25,7 @@ namespace {
 constexpr std::size_t kNumRequests = 200;
 constexpr std::uint32_t kMaxContext = 128;
 
-enum class Pool { kAmple, kScattered, kTight };
+enum class Pool { kAmple, kScattered, kTight, kCrowded };
 
 struct Setting {
   std::uint32_t rows;
@@ -44,6 +45,7 @@ constexpr Setting kSettings[] = {
     {7, 64, 2, Pool::kTight, 16},     {32, 0, 2, Pool::kAmple, 32},
     {32, 1, 1, Pool::kTight, 16},     {32, 7, 2, Pool::kScattered, 32},
     {32, 64, 1, Pool::kAmple, 16},    {32, 0, 1, Pool::kTight, 32},
+    {7, 7, 2, Pool::kCrowded, 16},    {32, 64, 1, Pool::kCrowded, 16},
 };
 
 struct Output {
@@ -94,6 +96,12 @@ EngineOptions OptionsOf(const Setting& setting) {
       options.kv_tokens = std::uint64_t{setting.rows} * kMaxContext;
       options.placement_seed = 77 + setting.rows;
       break;
+    case Pool::kCrowded:
+      // Blocks anywhere and few runs a row: histories are moved together all the time.
+      options.kv_tokens = std::uint64_t{2} * setting.rows * kMaxContext;
+      options.placement_seed = 5;
+      options.max_runs = 3;
+      break;
     case Pool::kTight:
       // Room for one typical sequence beside the one that must always fit.
       options.kv_tokens = kMaxContext + 32;
@@ -136,25 +144,30 @@ TEST(Invariance, TokensAndLogprobsAreThoseOfTheRunAlone) {
   EngineStats stats;
   const std::vector<Output> alone = Serve(*model, requests, kAlone, &stats);
   std::uint64_t num_preemptions = 0;
-  std::printf("%5s %6s %8s %10s %6s %6s %9s %9s\n", "rows", "chunk", "threads", "pool", "block",
-              "steps", "preempted", "different");
+  std::uint64_t num_moved_blocks = 0;
+  std::printf("%5s %6s %8s %10s %6s %6s %9s %9s %9s\n", "rows", "chunk", "threads", "pool", "block",
+              "steps", "preempted", "moved", "different");
   for (const Setting& setting : kSettings) {
     const std::vector<Output> outputs = Serve(*model, requests, setting, &stats);
     std::size_t num_different = 0;
     for (std::size_t i = 0; i < requests.size(); ++i)
       num_different += outputs[i] != alone[i];
     const char* const pool = setting.pool == Pool::kAmple       ? "ample"
+                             : setting.pool == Pool::kCrowded   ? "crowded"
                              : setting.pool == Pool::kScattered ? "scattered"
                                                                 : "tight";
-    std::printf("%5u %6u %8u %10s %6u %6llu %9llu %9zu\n", setting.rows, setting.chunk,
+    std::printf("%5u %6u %8u %10s %6u %6llu %9llu %9llu %9zu\n", setting.rows, setting.chunk,
                 setting.threads, pool, setting.block_tokens,
                 static_cast<unsigned long long>(stats.num_steps),
-                static_cast<unsigned long long>(stats.num_preemptions), num_different);
+                static_cast<unsigned long long>(stats.num_preemptions),
+                static_cast<unsigned long long>(stats.num_moved_blocks), num_different);
     num_preemptions += stats.num_preemptions;
+    num_moved_blocks += stats.num_moved_blocks;
     EXPECT_EQ(num_different, 0u) << "output differs from the run alone";
     EXPECT_EQ(stats.num_free_blocks, stats.num_blocks) << "blocks leaked";
   }
   EXPECT_GT(num_preemptions, 50u) << "the tight pools were meant to preempt";
+  EXPECT_GT(num_moved_blocks, 50u) << "the crowded pools were meant to move blocks";
 }
 
 }  // namespace
