@@ -4,6 +4,9 @@
 // Contract common to all: addresses are aligned to 64 bytes at least; Submit never blocks on the
 // copies themselves; copies of one Submit may land in any order and must not overlap; a flight is
 // done once all of its copies are visible to the executor.
+//
+// These few verbs are what an accelerator must offer beneath KvCache: memory, "copy a list of
+// groups", and, for the mapped view only, "show these bytes there as well".
 // Threading: engine thread only.
 #pragma once
 
@@ -13,13 +16,23 @@
 
 namespace kvrm {
 
+// One contiguous copy (num_pieces 1), or one strided 2-D copy of `num_pieces` pieces of `bytes`.
 struct CopyOp {
   const std::byte* source = nullptr;
   std::byte* target = nullptr;
-  std::size_t bytes = 0;
+  std::size_t bytes = 0;  // of one piece
+  std::uint32_t num_pieces = 1;
+  std::size_t source_stride = 0;  // bytes from piece to piece
+  std::size_t target_stride = 0;
 };
 
 enum class FlightId : std::uint64_t {};
+
+// Memory of the pool, and behind it, in one range of addresses, the windows that views show.
+struct PoolMemory {
+  std::span<std::byte> pool;
+  std::span<std::byte> windows;  // begins where `pool` ends; empty when none was asked for
+};
 
 class Device {
  public:
@@ -27,12 +40,22 @@ class Device {
   // Reserves zeroed memory for the life of the device. Start-up only; throws StartError with the
   // number of bytes when it cannot.
   virtual std::span<std::byte> Reserve(std::size_t bytes, const char* owner) = 0;
+  // The pool's memory. Windows are memory of their own, or with `mapped` addresses only, to which
+  // Map gives parts of the pool. Start-up only; throws StartError as above, also when `mapped` is
+  // asked of a device without virtual memory, or `map_unit` bytes are no whole number of OS pages.
+  virtual PoolMemory ReservePool(std::size_t pool_bytes, std::size_t window_bytes, bool mapped,
+                                 std::size_t map_unit) = 0;
   // Starts the copies. Flights are numbered upwards.
   virtual FlightId Submit(std::span<const CopyOp> copies) noexcept = 0;
   // Whether every copy of the flight has landed.
   virtual bool Landed(FlightId flight) noexcept = 0;
   // Blocks until it has.
   virtual void Wait(FlightId flight) noexcept = 0;
+  // Shows [pool_offset, + bytes) of the pool at [window_offset, + bytes) of the windows, whatever
+  // was shown there. False, and what is shown there undefined, when the system refuses.
+  // Requires: ReservePool with `mapped`, all three multiples of map_unit.
+  virtual bool Map(std::size_t window_offset, std::size_t pool_offset,
+                   std::size_t bytes) noexcept = 0;
 };
 
 }  // namespace kvrm

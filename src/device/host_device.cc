@@ -51,9 +51,24 @@ std::span<std::byte> HostDevice::Reserve(std::size_t bytes, const char* owner) {
   return mapping.first(bytes);
 }
 
+PoolMemory HostDevice::ReservePool(std::size_t pool_bytes, std::size_t window_bytes, bool mapped,
+                                   std::size_t) {
+  CHECK(!mapped);
+  const std::span<std::byte> memory = Reserve(pool_bytes + window_bytes, "kv pool");
+  return {memory.first(pool_bytes), memory.subspan(pool_bytes)};
+}
+
+bool HostDevice::Map(std::size_t, std::size_t, std::size_t) noexcept {
+  return false;
+}
+
 FlightId HostDevice::Submit(std::span<const CopyOp> copies) noexcept {
-  for (const CopyOp& copy : copies)
-    std::memcpy(copy.target, copy.source, copy.bytes);
+  for (const CopyOp& copy : copies) {
+    for (std::size_t i = 0; i < copy.num_pieces; ++i) {
+      std::memcpy(copy.target + i * copy.target_stride, copy.source + i * copy.source_stride,
+                  copy.bytes);
+    }
+  }
   return FlightId{++num_flights_};
 }
 

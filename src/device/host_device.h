@@ -42,6 +42,9 @@ class HostDevice final : public Device {
   HostDevice& operator=(const HostDevice&) = delete;
 
   std::span<std::byte> Reserve(std::size_t bytes, const char* owner) override;
+  PoolMemory ReservePool(std::size_t pool_bytes, std::size_t window_bytes, bool mapped,
+                         std::size_t map_unit) override;
+  bool Map(std::size_t window_offset, std::size_t pool_offset, std::size_t bytes) noexcept override;
   FlightId Submit(std::span<const CopyOp> copies) noexcept override;
   bool Landed(FlightId flight) noexcept override;
   void Wait(FlightId flight) noexcept override;

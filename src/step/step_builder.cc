@@ -25,6 +25,7 @@ struct EntryOffsets {
   std::size_t token_ids = 0;
   std::size_t positions = 0;
   std::size_t slots = 0;
+  std::size_t mirrors = 0;
   std::size_t row_start = 0;
   std::size_t row_seq = 0;
   std::size_t num_runs = 0;
@@ -43,6 +44,7 @@ struct EntryOffsets {
     token_ids = place(sizeof(std::int32_t) * limits.max_tokens);
     positions = place(sizeof(std::int32_t) * limits.max_tokens);
     slots = place(sizeof(SlotId) * limits.max_tokens);
+    mirrors = place(limits.mirrored ? sizeof(SlotId) * limits.max_tokens : 0);
     row_start = place(sizeof(std::uint32_t) * (std::size_t{limits.max_rows} + 1));
     row_seq = place(sizeof(SeqId) * limits.max_rows);
     num_runs = place(sizeof(std::uint32_t) * limits.max_rows);
@@ -125,7 +127,8 @@ struct StepBuilder::Ring {
             static_cast<std::byte*>(::operator new (memory_bytes, std::align_val_t{kAlignment}))),
         sealed(std::make_unique<StepHeader[]>(num_entries_in)),
         // A row's new tokens touch at most tokens / block_tokens + 2 blocks and no more runs.
-        writes_capacity(limits_in.max_tokens / limits_in.block_tokens + 2 * limits_in.max_rows),
+        writes_capacity((limits_in.max_tokens / limits_in.block_tokens + 2 * limits_in.max_rows) *
+                        (limits_in.mirrored ? 2 : 1)),
         writes(std::make_unique<Interval[]>(writes_capacity)),
         sources(std::make_unique<Interval[]>(limits_in.max_groups)),
         targets(std::make_unique<Interval[]>(limits_in.max_groups)) {
@@ -149,8 +152,10 @@ struct StepBuilder::Ring {
 
   // Life of the entry under construction.
   void AppendTokens(const StepRow& row);
-  void AppendWrites(const StepRow& row);
+  void AppendWrites(const StepRow& row, std::span<const Extent> runs);
+  void AppendSlots(const StepRow& row, std::span<const Extent> runs, std::size_t offset);
   void CheckGroups();
+  void CheckPadding();
 
   const StepLimits limits;
   const EntryOffsets offsets;
@@ -183,6 +188,8 @@ StepView StepBuilder::Ring::View(std::uint64_t step) const {
   view.token_ids = {Array<std::int32_t>(step, offsets.token_ids), header.num_tokens};
   view.positions = {Array<std::int32_t>(step, offsets.positions), header.num_tokens};
   view.slots = {Array<SlotId>(step, offsets.slots), header.num_tokens};
+  if ((header.flags & kStepMirrored) != 0)
+    view.mirrors = {Array<SlotId>(step, offsets.mirrors), header.num_tokens};
   view.row_start = {Array<std::uint32_t>(step, offsets.row_start),
                     std::size_t{header.num_rows} + 1};
   view.row_seq = {Array<SeqId>(step, offsets.row_seq), header.num_rows};
@@ -233,18 +240,26 @@ void StepBuilder::AddRow(const StepRow& row) noexcept {
   CHECK(row.num_samples <= row.tokens.size());
   CHECK(row.num_samples <= ring.limits.max_samples - header.num_samples);
 
-  std::uint64_t num_blocks = 0;
-  for (const Extent& run : row.runs) {
-    CHECK(Index(run.start) > Index(kSentinelBlock) && run.num_blocks > 0);  // D4
-    num_blocks += run.num_blocks;
-  }
   const std::uint64_t context = std::uint64_t{row.first_position} + row.tokens.size();
-  CHECK(context <= num_blocks * ring.limits.block_tokens);  // D5, and the slots of D3
   CHECK(context <= std::uint64_t{std::numeric_limits<std::int32_t>::max()});
+  const auto covers = [&](std::span<const Extent> runs) {
+    std::uint64_t num_blocks = 0;
+    for (const Extent& run : runs) {
+      CHECK(run.num_blocks > 0);
+      num_blocks += run.num_blocks;
+    }
+    return context <= num_blocks * ring.limits.block_tokens;
+  };
+  const std::span<const Extent> home = row.home.empty() ? row.runs : row.home;
+  CHECK(covers(row.runs) && covers(home));  // D5, and the slots of D3
+  CHECK(!row.mirror || (ring.limits.mirrored && !row.home.empty()));
+  CHECK(row.mirror == ((header.flags & kStepMirrored) != 0) || header.num_rows == 0);
+  if (row.mirror) header.flags |= kStepMirrored;
 
   const std::uint32_t r = header.num_rows;
   ring.AppendTokens(row);
-  ring.AppendWrites(row);
+  ring.AppendWrites(row, home);
+  if (row.mirror) ring.AppendWrites(row, row.runs);
   ring.Array<SeqId>(step, ring.offsets.row_seq)[r] = row.seq;
   ring.Array<std::uint32_t>(step, ring.offsets.num_runs)[r] =
       static_cast<std::uint32_t>(row.runs.size());
@@ -266,30 +281,41 @@ void StepBuilder::Ring::AppendTokens(const StepRow& row) {
   std::copy(row.tokens.begin(), row.tokens.end(),
             Array<std::int32_t>(step, offsets.token_ids) + first);
   std::int32_t* const row_positions = Array<std::int32_t>(step, offsets.positions) + first;
-  SlotId* const row_slots = Array<SlotId>(step, offsets.slots) + first;
-
-  std::size_t run = 0;
-  std::uint64_t run_begin = 0;  // Position of the run's first slot.
-  for (std::uint32_t i = 0; i < num_tokens; ++i) {
-    const std::uint32_t position = row.first_position + i;
-    while (position - run_begin >= std::uint64_t{row.runs[run].num_blocks} * limits.block_tokens) {
-      run_begin += std::uint64_t{row.runs[run].num_blocks} * limits.block_tokens;
-      ++run;
-    }
-    row_positions[i] = static_cast<std::int32_t>(position);
-    row_slots[i] = SlotId{static_cast<std::uint32_t>(
-        std::uint64_t{Index(row.runs[run].start)} * limits.block_tokens + (position - run_begin))};
-  }
+  for (std::uint32_t i = 0; i < num_tokens; ++i)
+    row_positions[i] = static_cast<std::int32_t>(row.first_position + i);
+  AppendSlots(row, row.home.empty() ? row.runs : row.home, offsets.slots);
+  if (row.mirror) AppendSlots(row, row.runs, offsets.mirrors);
   header.num_tokens += num_tokens;
 }
 
+void StepBuilder::Ring::AppendSlots(const StepRow& row, std::span<const Extent> runs_of_row,
+                                    std::size_t offset) {
+  const std::uint64_t step = committed.load(std::memory_order_relaxed) + 1;
+  SlotId* const row_slots = Array<SlotId>(step, offset) + Header(step).num_tokens;
+  std::size_t run = 0;
+  std::uint64_t run_begin = 0;  // Position of the run's first slot.
+  for (std::uint32_t i = 0; i < row.tokens.size(); ++i) {
+    const std::uint32_t position = row.first_position + i;
+    while (position - run_begin >=
+           std::uint64_t{runs_of_row[run].num_blocks} * limits.block_tokens) {
+      run_begin += std::uint64_t{runs_of_row[run].num_blocks} * limits.block_tokens;
+      ++run;
+    }
+    CHECK(runs_of_row[run].start != kSentinelBlock);  // D3, D4
+    const std::uint64_t slot =
+        std::uint64_t{Index(runs_of_row[run].start)} * limits.block_tokens + (position - run_begin);
+    CHECK(slot <= std::numeric_limits<std::uint32_t>::max());
+    row_slots[i] = SlotId{static_cast<std::uint32_t>(slot)};
+  }
+}
+
 // Notes which blocks the row writes, for D3 and D7.
-void StepBuilder::Ring::AppendWrites(const StepRow& row) {
+void StepBuilder::Ring::AppendWrites(const StepRow& row, std::span<const Extent> runs_of_row) {
   const std::uint32_t first_block = row.first_position / limits.block_tokens;
   const std::uint64_t end_block =
       (std::uint64_t{row.first_position} + row.tokens.size() - 1) / limits.block_tokens + 1;
   std::uint64_t run_begin = 0;  // Index in the sequence of the run's first block.
-  for (const Extent& run : row.runs) {
+  for (const Extent& run : runs_of_row) {
     const std::uint64_t run_end = run_begin + run.num_blocks;
     const std::uint64_t low = std::max<std::uint64_t>(run_begin, first_block);
     const std::uint64_t high = std::min(run_end, end_block);
@@ -319,6 +345,17 @@ void StepBuilder::AddGroup(const TransferGroup& group) noexcept {
   groups[header.num_groups++] = group;
 }
 
+void StepBuilder::Pad(std::uint32_t num_tokens) noexcept {
+  CHECK(ring_->building);
+  StepHeader& header = ring_->Header(Index(building()));
+  header.padded_tokens = std::max(header.padded_tokens, num_tokens);
+}
+
+void StepBuilder::SetLayerWindows() noexcept {
+  CHECK(ring_->building);
+  ring_->Header(Index(building())).flags |= kStepLayerWindows;
+}
+
 std::uint32_t StepBuilder::num_rows() const noexcept {
   CHECK(ring_->building);
   return ring_->Header(Index(building())).num_rows;
@@ -345,6 +382,7 @@ StepView StepBuilder::Commit(std::uint32_t bucket, std::uint32_t bucket_rows) no
   std::sort(ring.writes.get(), ring.writes.get() + ring.num_writes);
   CHECK(!AnyOverlap({ring.writes.get(), ring.num_writes}));  // D3
   ring.CheckGroups();
+  ring.CheckPadding();
 
   header.bucket = bucket;
   header.bucket_rows = bucket_rows;
@@ -361,19 +399,40 @@ StepView StepBuilder::Commit(std::uint32_t bucket, std::uint32_t bucket_rows) no
   return view;
 }
 
+void StepBuilder::Ring::CheckPadding() {
+  const std::uint64_t step = committed.load(std::memory_order_relaxed) + 1;
+  const StepHeader& header = Header(step);
+  if (header.padded_tokens == 0) return;
+  const std::uint32_t* const num_runs = Array<std::uint32_t>(step, offsets.num_runs);
+  const Extent* const runs = Array<Extent>(step, offsets.runs);
+  for (std::uint32_t r = 0; r < header.num_rows; ++r) {
+    std::uint64_t num_blocks = 0;
+    for (std::uint32_t i = 0; i < num_runs[r]; ++i)
+      num_blocks += runs[std::size_t{r} * limits.max_runs + i].num_blocks;
+    CHECK(num_blocks * limits.block_tokens >= header.padded_tokens);  // D5
+  }
+}
+
 void StepBuilder::Ring::CheckGroups() {
   const std::uint64_t step = committed.load(std::memory_order_relaxed) + 1;
   const std::uint32_t num_groups = Header(step).num_groups;
   if (num_groups == 0) return;
   const TransferGroup* const groups = Array<TransferGroup>(step, offsets.groups);
+  // The layer buffers are a space of their own.
+  constexpr std::uint32_t kLayerSpace = 256;
+  std::uint32_t num_sources = 0;
   for (std::uint32_t g = 0; g < num_groups; ++g) {
     const TransferGroup& group = groups[g];
-    sources[g] = {group.source_tier, Index(group.source), Index(group.source) + group.num_blocks};
-    targets[g] = {group.target_tier, Index(group.target), Index(group.target) + group.num_blocks};
+    const std::uint32_t space =
+        group.kind == GroupKind::kLayerSlices ? kLayerSpace : group.target_tier;
+    targets[g] = {space, Index(group.target), Index(group.target) + group.num_blocks};
+    if (group.kind != GroupKind::kBlocks) continue;
+    sources[num_sources++] = {group.source_tier, Index(group.source),
+                              Index(group.source) + group.num_blocks};
   }
-  std::sort(sources.get(), sources.get() + num_groups);
+  std::sort(sources.get(), sources.get() + num_sources);
   std::sort(targets.get(), targets.get() + num_groups);
-  const std::span<const Interval> from(sources.get(), num_groups);
+  const std::span<const Interval> from(sources.get(), num_sources);
   const std::span<const Interval> to(targets.get(), num_groups);
   CHECK(!AnyOverlap(to));                                // D6
   CHECK(!AnyOverlap(from, to));                          // D6
@@ -413,6 +472,7 @@ std::uint64_t StepBuilder::Checksum(const StepView& view) noexcept {
   state = FoldSpan(state, view.token_ids);
   state = FoldSpan(state, view.positions);
   state = FoldSpan(state, view.slots);
+  state = FoldSpan(state, view.mirrors);
   state = FoldSpan(state, view.row_start);
   state = FoldSpan(state, view.row_seq);
   state = FoldSpan(state, view.num_runs);

@@ -16,13 +16,14 @@
 // Invariants (checked by AddRow, Commit and Retire):
 //   D1  Epochs are consecutive: commit n follows commit n - 1, latch and retire likewise.
 //   D2  A committed descriptor does not change until it retires: checksum at commit == at retire.
-//   D3  Every write slot of a row lies inside that row's own runs, and no two rows of a
-//       step write the same block.
-//   D4  Live rows never name the sentinel block; padding rows name nothing else.
+//   D3  Every write slot of a row lies inside that row's own home runs (its mirror inside its
+//       runs), never in a hole, and no two rows of a step write the same block.
+//   D4  Live rows name the sentinel block only for holes; padding rows name nothing else.
 //   D5  num_runs[r] <= max_runs, and the runs cover the row's context.
-//   D6  No transfer group's target overlaps any group's source or another group's target; groups
+//   D6  No transfer group's target overlaps any copy's source or another group's target; groups
 //       are in order of before_layer and never touch the sentinel.
-//   D7  No block that a group reads is written by the same step: the copy would miss the write.
+//   D7  No block that a copy of whole blocks reads is written by the same step: the copy would
+//       miss the write. (Layer slices are copied after the write; a mapping copies nothing.)
 //
 // Threading: Latch on one executor thread, all else on the engine thread; the executor tells the
 // engine that it is done by means of its own (Retire must happen after that). Memory: all entries
@@ -42,7 +43,9 @@ struct StepRow {
   SeqId seq{};
   std::uint32_t first_position = 0;      // position of tokens[0]
   std::span<const std::int32_t> tokens;  // 1 .. the rest of the step's token budget
-  std::span<const Extent> runs;          // history and this step's slots, in token order
+  std::span<const Extent> runs = {};     // what the step reads, its own tokens included
+  std::span<const Extent> home = {};     // where the tokens are written; empty: `runs` itself
+  bool mirror = false;                   // write them into `runs` as well
   std::uint32_t num_samples = 0;         // logits are wanted of this many tokens from the end
 };
 
@@ -63,6 +66,9 @@ class StepBuilder {
   std::uint32_t num_rows() const noexcept;
   std::uint32_t num_tokens() const noexcept;
   std::uint32_t num_groups() const noexcept;
+  // Every row is computed over this many positions at least; runs must cover them (D5).
+  void Pad(std::uint32_t num_tokens) noexcept;
+  void SetLayerWindows() noexcept;
   // Seals and publishes. `bucket_rows` rows of graph `bucket` will run.
   // Requires: num_rows <= bucket_rows <= max_rows. A step may have groups and no rows.
   StepView Commit(std::uint32_t bucket, std::uint32_t bucket_rows) noexcept;

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+// Mutants: planted bugs, one per family of real ones, that the tests must find.
+//
+// A build with KVRM_MUTANTS has all of them compiled in and one, chosen at run time, switched on.
+// In every other build IsMutant is the constant false and the planted code is gone.
+//
+// A planted bug stands where the real one would: `if (IsMutant(Mutant::kFreeInFlight)) ...`.
+// Threading: chosen once, before any other thread is there.
+#pragma once
+
+#include <cstdint>
+
+namespace kvrm {
+
+enum class Mutant : std::uint8_t {
+  kNone,
+  // Blocks and fences.
+  kNoLimbo,        // blocks of an ended or shortened sequence are free at once
+  kEarlyRetire,    // limbo waits for one epoch less than it must
+  kMoveUnsettled,  // moves blocks that a step in flight still writes
+  kFreePlanned,    // a block under a planned copy is given up as if nobody read it
+  kIgnoreCredit,   // Extend takes blocks that others were promised
+  kLoseBlock,      // a block that should be free stays in limbo for ever
+  kDoubleRelease,  // one release gives a block back twice
+  kReleaseHeld,    // a shared block is free when its first holder leaves
+  // Sharing.
+  kMissedCopy,         // a shared block is written in place
+  kCopyWithoutTokens,  // copy-on-write takes a fresh block and copies nothing
+  kForkForgetsRef,     // a fork does not count itself as a holder of its last block
+  kTruncateKeepsName,  // what is cut off and written anew is still found under its old name
+  kTrimOneTooMany,     // trimming drops the block behind its range as well
+  // Prefix cache.
+  kKeyWithoutTokens,  // a prefix is found by its key alone, tokens are not compared
+  kPublishUnsettled,  // blocks are published before the step that fills them has retired
+  kPublishPartial,    // a block is published before it is full
+  kFindInLimbo,       // a block whose fence has not passed is handed out as a prefix hit
+  kEvictHeld,         // a prefix hit leaves the block evictable
+  kFreeKeepsName,     // a block becomes free and is still found under its name
+  // Transport.
+  kLoseCopy,         // the last copy of a step is not made
+  kNoLand,           // Land does not wait
+  kSplitOffByOne,    // a group longer than the limit loses the block at the seam
+  kMergeAcrossGap,   // moves that are not adjacent at their targets become one
+  kForgetAbandoned,  // the moves of a given-up step are forgotten
+  // Views.
+  kMirrorMissing,           // a window is believed to hold what was never written to it
+  kStagedSurvivesOpen,      // a new sequence believes its window filled
+  kStagedSurvivesTruncate,  // so does one that was shortened
+  kStageWrongBlock,         // a window is filled from the block behind
+  kMapStale,                // a window shows the block that was there before the move
+  kRunsSwapped,             // the first two runs of a row in the wrong order
+};
+
+#ifdef KVRM_MUTANTS
+inline Mutant active_mutant = Mutant::kNone;
+inline bool IsMutant(Mutant mutant) noexcept {
+  return active_mutant == mutant;
+}
+#else
+constexpr bool IsMutant(Mutant) noexcept {
+  return false;
+}
+#endif
+
+}  // namespace kvrm

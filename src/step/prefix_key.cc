@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "step/prefix_key.h"
+
+#include "base/sha256.h"
+
+namespace kvrm {
+namespace {
+
+constexpr std::uint32_t kPrefixKeyVersion = 1;
+
+// Feeds fields, each behind its length.
+class Fields {
+ public:
+  void Add(std::span<const std::byte> field) noexcept {
+    const std::uint64_t length = field.size();
+    sha_.Add(std::as_bytes(std::span(&length, 1)));
+    sha_.Add(field);
+  }
+  void Add(std::string_view field) noexcept { Add(std::as_bytes(std::span(field))); }
+  void Add(std::uint32_t field) noexcept { Add(std::as_bytes(std::span(&field, 1))); }
+  PrefixKey Finish() noexcept { return {sha_.Finish()}; }
+
+ private:
+  Sha256 sha_;
+};
+
+}  // namespace
+
+PrefixKey PrefixRoot(std::string_view model_digest, const KvLayout& layout, std::string_view salt) {
+  Fields fields;
+  fields.Add("kvrm root");
+  fields.Add(kPrefixKeyVersion);
+  fields.Add(model_digest);
+  for (const std::uint32_t number : {layout.num_layers, layout.num_kv_heads, layout.head_dim,
+                                     layout.block_tokens, std::uint32_t(layout.dtype)})
+    fields.Add(number);
+  fields.Add(salt);
+  return fields.Finish();
+}
+
+PrefixKey NextPrefixKey(const PrefixKey& parent, std::span<const std::int32_t> tokens) noexcept {
+  // One for each thread: made at its first use, before any step.
+  thread_local Fields fields;
+  fields.Add("kvrm block");
+  fields.Add(kPrefixKeyVersion);
+  fields.Add(std::as_bytes(std::span(parent.bytes)));
+  fields.Add(std::as_bytes(tokens));
+  return fields.Finish();
+}
+
+}  // namespace kvrm
