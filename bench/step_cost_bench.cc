@@ -76,11 +76,10 @@ void StepCost(benchmark::State& state) {
       CHECK(cache.Extend(SeqId{s}, lengths[s] + 1));
     cache.Plan(builder, builder.building());
     for (std::uint32_t s = 0; s < num_rows; ++s) {
-      builder.AddRow({.seq = SeqId{s},
-                      .first_position = lengths[s]++,
-                      .tokens = std::span(kTokens).first(1),
-                      .runs = cache.Runs(SeqId{s}),
-                      .num_samples = 1});
+      CHECK(cache.AddRow(builder, {.seq = SeqId{s},
+                                   .first_position = lengths[s]++,
+                                   .tokens = std::span(kTokens).first(1),
+                                   .num_samples = 1}));
     }
     const StepView step = builder.Commit(0, num_rows);
     num_groups += step.groups.size();
@@ -140,17 +139,14 @@ class Traffic {
     cache_.Plan(builder_, builder_.building());
     for (std::uint32_t s = 0; s < kRows; ++s) {
       if (want[s] == 0) continue;
-      const std::span<const Extent> runs = cache_.Runs(SeqId{s});
-      if (runs.empty()) {
+      if (!cache_.AddRow(builder_, {.seq = SeqId{s},
+                                    .first_position = seqs_[s].length,
+                                    .tokens = std::span(kTokens).first(want[s])})) {
         ++seqs_[s].num_waits;
         continue;
       }
       seqs_[s].num_waits = 0;
-      num_runs_.push_back(static_cast<std::uint32_t>(runs.size()));
-      builder_.AddRow({.seq = SeqId{s},
-                       .first_position = seqs_[s].length,
-                       .tokens = std::span(kTokens).first(want[s]),
-                       .runs = runs});
+      num_runs_.push_back(static_cast<std::uint32_t>(cache_.home(SeqId{s}).size()));
       seqs_[s].length += want[s];
     }
     const StepView step = builder_.Commit(0, kRows);

@@ -203,19 +203,17 @@ struct Engine::State {
     bool crowded = false;
     for (const PlannedRow& row : rows) {
       const Sequence& sequence = *row.sequence;
-      const std::span<const Extent> runs = loop.cache().Runs(sequence.seq);
-      if (runs.empty()) {
-        crowded = true;
-        continue;
-      }
       const bool last = sequence.num_computed + row.num_tokens == sequence.length();
-      loop.builder().AddRow(
-          {.seq = sequence.seq,
-           .first_position = sequence.num_computed,
-           .tokens = std::span(sequence.tokens).subspan(sequence.num_computed, row.num_tokens),
-           .runs = runs,
-           .num_samples = last ? 1u : 0u});
-      scheduled.push_back(row);
+      if (loop.cache().AddRow(
+              loop.builder(),
+              {.seq = sequence.seq,
+               .first_position = sequence.num_computed,
+               .tokens = std::span(sequence.tokens).subspan(sequence.num_computed, row.num_tokens),
+               .num_samples = last ? 1u : 0u})) {
+        scheduled.push_back(row);
+      } else {
+        crowded = true;
+      }
     }
     num_crowded_steps = crowded ? num_crowded_steps + 1 : 0;
   }

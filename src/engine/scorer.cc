@@ -39,11 +39,10 @@ void Scorer::Score(std::span<const std::int32_t> tokens, const Sink& sink) {
     const std::uint32_t count = std::min(chunk_, num_tokens - begin);
     CHECK(cache.Extend(kSeq, begin + count));
     loop_.Begin();
-    loop_.builder().AddRow({.seq = kSeq,
-                            .first_position = begin,
-                            .tokens = tokens.subspan(begin, count),
-                            .runs = cache.Runs(kSeq),
-                            .num_samples = count});
+    CHECK(cache.AddRow(loop_.builder(), {.seq = kSeq,
+                                         .first_position = begin,
+                                         .tokens = tokens.subspan(begin, count),
+                                         .num_samples = count}));
     CHECK(loop_.Commit());
     for (std::uint32_t i = 0; i < count; ++i)
       sink(begin + i, loop_.executor().Logits(i));

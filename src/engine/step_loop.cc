@@ -81,6 +81,8 @@ StepLoop::StepLoop(const Model& model, const StepLoopOptions& options)
                      .max_runs = limits_.max_runs,
                      .max_groups = limits_.max_groups,
                      .max_move_bytes_per_step = options.max_move_bytes_per_step,
+                     .placement = options.placement_seed != 0 ? PlacementPolicy::kScattered
+                                                              : PlacementPolicy::kInPlace,
                      .placement_seed = options.placement_seed},
       device_);
   const std::uint32_t num_workers = options.num_threads != 0
@@ -92,7 +94,7 @@ StepLoop::StepLoop(const Model& model, const StepLoopOptions& options)
                                                                .num_workers = num_workers,
                                                                .kernels = kernels_,
                                                                .progress = options.progress},
-                                            device_, cache_->pool());
+                                            device_, cache_->memory());
 }
 
 void StepLoop::Begin() noexcept {

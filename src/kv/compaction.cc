@@ -18,6 +18,12 @@ std::uint32_t Cap(const Pager& pager, const Transport& transport) {
   return std::min(transport.num_blocks_left(), pager.num_spare());
 }
 
+// A hole stays where it is. What others hold as well is left to them as long as the row can be
+// shown at all: its copy would take room and free none.
+bool CanMove(const Pager& pager, const Extent& run, bool stuck) {
+  return run.start != kSentinelBlock && (stuck || pager.is_sole_holder(run));
+}
+
 }  // namespace
 
 Compactor::Compactor(std::uint32_t max_runs)
@@ -55,9 +61,11 @@ void Compactor::PlanSequence(SeqId seq, Pager& pager, Transport& transport) noex
     if (num_runs > max_runs_) ++num_stalls_;
     return;
   }
-  pager.Remap(
-      seq, action.first_block, action.target,
-      [&transport](const Extent& source, const Extent& target) { transport.Add(source, target); });
+  pager.Remap(seq, action.first_block, action.target,
+              [&](const Extent& source, const Extent& target) {
+                transport.Add(source, target,
+                              num_runs > max_runs_ ? MovePriority::kStuck : MovePriority::kCompact);
+              });
 }
 
 // Over all windows of settled runs that fit the budget and a place.
@@ -81,12 +89,14 @@ Compactor::Action Compactor::BestWindow(SeqId seq, const Pager& pager,
   };
   std::uint32_t first_block = 0;
   for (std::size_t i = 0; i < runs.size(); first_block += runs[i].num_blocks, ++i) {
-    const std::uint32_t behind = i > 0 ? EndOf(runs[i - 1]) : 0;
-    const std::uint32_t room = i > 0 ? pager.free_runs().LengthFrom(behind, cap) : 0;
+    const bool follows = i > 0 && runs[i - 1].start != kSentinelBlock;
+    const std::uint32_t behind = follows ? EndOf(runs[i - 1]) : 0;
+    const std::uint32_t room = follows ? pager.free_runs().LengthFrom(behind, cap) : 0;
     std::uint32_t cost = 0;
     std::uint32_t num_groups = 0;
     std::uint32_t width = 0;
     for (std::size_t j = i; j < runs.size() && width <= need; ++j) {
+      if (!CanMove(pager, runs[j], stuck)) break;
       cost += runs[j].num_blocks;
       num_groups += transport.GroupsFor(runs[j].num_blocks);
       ++width;
@@ -122,7 +132,8 @@ Compactor::Action Compactor::BestStart(SeqId seq, const Pager& pager,
   for (std::size_t i = 0; i < runs.size(); first_block += runs[i].num_blocks, ++i) {
     const std::uint32_t length = runs[i].num_blocks;
     const std::uint32_t now = std::min(cap, length);
-    if (i > 0 && length < best_rest) {
+    if (!CanMove(pager, runs[i], num_runs > max_runs_)) continue;
+    if (i > 0 && runs[i - 1].start != kSentinelBlock && length < best_rest) {
       const std::uint32_t behind = EndOf(runs[i - 1]);
       const std::uint32_t room = pager.free_runs().LengthFrom(behind, length);
       // Room for all of it, or a gap right before it that wanders through it as it moves.
@@ -131,7 +142,7 @@ Compactor::Action Compactor::BestStart(SeqId seq, const Pager& pager,
         best_rest = length;
       }
     }
-    if (i + 1 < runs.size() && (may_cut || now == length)) {
+    if (i + 1 < runs.size() && (may_cut || now == length) && runs[i + 1].start != kSentinelBlock) {
       const std::uint32_t both = length + runs[i + 1].num_blocks;
       if (both <= longest && both < best_rest) {
         best = {first_block, {Placement::Together(pager.free_runs(), both).start, now}, 0};

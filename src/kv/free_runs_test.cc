@@ -77,28 +77,43 @@ TEST(Placement, GrowsInPlaceElseStartsInTheMiddleOfTheLongestHole) {
   FreeRuns runs(200);
   runs.Free(Blocks(10, 20));
   runs.Free(Blocks(50, 100));
-  Placement placement(0);
-  EXPECT_EQ(placement.Choose(runs, {.next_block = 12, .want = 4, .likely = 4}), Blocks(12, 4));
-  EXPECT_EQ(placement.Choose(runs, {.next_block = 28, .want = 4, .likely = 4}), Blocks(28, 2));
-  EXPECT_EQ(placement.Choose(runs, {.next_block = 30, .want = 4, .likely = 4}), Blocks(100, 4));
-  EXPECT_EQ(placement.Choose(runs, {.next_block = 0, .want = 1, .likely = 1}), Blocks(100, 1));
+  Placement placement(PlacementOptions{});
+  EXPECT_EQ(placement.Choose(
+                runs, {.seq = SeqId{0}, .num_held = 0, .next_block = 12, .want = 4, .likely = 4}),
+            Blocks(12, 4));
+  EXPECT_EQ(placement.Choose(
+                runs, {.seq = SeqId{0}, .num_held = 0, .next_block = 28, .want = 4, .likely = 4}),
+            Blocks(28, 2));
+  EXPECT_EQ(placement.Choose(
+                runs, {.seq = SeqId{0}, .num_held = 0, .next_block = 30, .want = 4, .likely = 4}),
+            Blocks(100, 4));
+  EXPECT_EQ(placement.Choose(
+                runs, {.seq = SeqId{0}, .num_held = 0, .next_block = 0, .want = 1, .likely = 1}),
+            Blocks(100, 1));
 }
 
 TEST(Placement, StartsEarlierInTheHoleWhenTheCreditNeedsTheRoom) {
   FreeRuns runs(200);
   runs.Free(Blocks(50, 100));
-  Placement placement(0);
-  EXPECT_EQ(placement.Choose(runs, {.next_block = 0, .want = 2, .likely = 70}), Blocks(80, 2));
-  EXPECT_EQ(placement.Choose(runs, {.next_block = 0, .want = 2, .likely = 500}), Blocks(50, 2));
-  EXPECT_EQ(placement.Choose(runs, {.next_block = 0, .want = 200, .likely = 200}), Blocks(50, 100));
+  Placement placement(PlacementOptions{});
+  EXPECT_EQ(placement.Choose(
+                runs, {.seq = SeqId{0}, .num_held = 0, .next_block = 0, .want = 2, .likely = 70}),
+            Blocks(80, 2));
+  EXPECT_EQ(placement.Choose(
+                runs, {.seq = SeqId{0}, .num_held = 0, .next_block = 0, .want = 2, .likely = 500}),
+            Blocks(50, 2));
+  EXPECT_EQ(
+      placement.Choose(
+          runs, {.seq = SeqId{0}, .num_held = 0, .next_block = 0, .want = 200, .likely = 200}),
+      Blocks(50, 100));
 }
 
 TEST(Placement, ScatteredIsOneBlockAtATimeAndTheSameForOneSeed) {
   FreeRuns runs(200);
   runs.Free(Blocks(1, 199));
-  Placement a(5);
-  Placement b(5);
-  Placement other(6);
+  Placement a({.policy = PlacementPolicy::kScattered, .seed = 5});
+  Placement b({.policy = PlacementPolicy::kScattered, .seed = 5});
+  Placement other({.policy = PlacementPolicy::kScattered, .seed = 6});
   int num_adjacent = 0;
   int num_same_as_other = 0;
   std::uint32_t last = 0;

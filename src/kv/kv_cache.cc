@@ -2,65 +2,173 @@
 #include "kv/kv_cache.h"
 
 #include <algorithm>
+#include <array>
 #include <string>
 
 #include "base/check.h"
 #include "base/checked_math.h"
+#include "base/mutant.h"
 #include "base/result.h"
 #include "kv/compaction.h"
 #include "kv/pager.h"
 #include "kv/transport.h"
+#include "kv/views.h"
 
 namespace kvrm {
 namespace {
 
-std::span<std::byte> ReservePool(const KvCacheOptions& options, Device& device) {
+constexpr std::array<const char*, kNumKvViews> kViewNames = {
+    "extents", "paged",         "staged-layers", "staged",
+    "static",  "static-padded", "static-bucket", "mapped"};
+constexpr std::array<const char*, kNumPlacementPolicies> kPolicyNames = {
+    "in-place", "lifo", "fifo", "buddy", "best-fit", "soft", "regions", "scattered", "lanes"};
+
+void CheckOptions(const KvCacheOptions& options) {
   CHECK(options.max_runs >= 2 && options.layout.block_tokens > 0);
   CHECK(options.layout.block_tokens % kTileTokens == 0 && options.layout.block_bytes() > 0);
-  const auto bytes = CheckedMul(options.num_blocks, options.layout.block_bytes());
-  if (!bytes) {
-    throw StartError("a pool of " + std::to_string(options.num_blocks) + " blocks of " +
-                     std::to_string(options.layout.block_bytes()) + " bytes does not fit 64 bits");
+  const std::uint64_t num_lane_blocks =
+      std::uint64_t{options.max_seqs} * options.max_blocks_per_seq;
+  const std::uint64_t num_ids = options.num_blocks + num_lane_blocks + 1;
+  if (num_ids * options.layout.block_tokens > 0xffffffffu) {
+    throw StartError("a pool of " + std::to_string(options.num_blocks) + " blocks and " +
+                     std::to_string(num_lane_blocks) + " blocks of windows has more slots than " +
+                     "32 bits can number");
   }
-  return device.Reserve(*bytes, "kv pool");
+  if (Views::IsStatic(options.view) && options.num_blocks < num_lane_blocks + 1) {
+    throw StartError("the view '" + std::string(KvViewName(options.view)) + "' needs " +
+                     std::to_string(num_lane_blocks + 1) + " blocks, the longest context for " +
+                     std::to_string(options.max_seqs) + " sequences, and has " +
+                     std::to_string(options.num_blocks));
+  }
+}
+
+// What the views decide and the caller need not know.
+KvCacheOptions Resolved(KvCacheOptions options) {
+  CheckOptions(options);
+  // A window with a hole in it is three runs.
+  if (Views::HasWindows(options.view) || options.view == KvView::kStagedLayers)
+    options.max_runs = std::max(options.max_runs, 3u);
+  if (options.view == KvView::kPaged)
+    options.max_runs = std::max(options.max_runs, options.max_blocks_per_seq);
+  if (Views::IsStatic(options.view)) {
+    options.placement = PlacementPolicy::kLanes;
+    options.prefix_cache = false;
+  }
+  return options;
+}
+
+PoolMemory ReservePool(const KvCacheOptions& options, Device& device) {
+  const std::uint64_t block_bytes = options.layout.block_bytes();
+  const std::uint64_t num_window_blocks =
+      Views::HasWindows(options.view) ? std::uint64_t{options.max_seqs} * options.max_blocks_per_seq
+                                      : 0;
+  const auto pool_bytes = CheckedMul(options.num_blocks, block_bytes);
+  const auto window_bytes = CheckedMul(num_window_blocks, block_bytes);
+  if (!pool_bytes || !window_bytes || !CheckedAdd(*pool_bytes, *window_bytes)) {
+    throw StartError("a pool of " + std::to_string(options.num_blocks) + " blocks and " +
+                     std::to_string(num_window_blocks) + " blocks of windows, of " +
+                     std::to_string(block_bytes) + " bytes each, does not fit 64 bits");
+  }
+  return device.ReservePool(*pool_bytes, *window_bytes, options.view == KvView::kMapped,
+                            block_bytes);
+}
+
+std::span<std::byte> ReserveLayerBuffers(const KvCacheOptions& options, Device& device) {
+  if (options.view != KvView::kStagedLayers) return {};
+  const std::uint64_t num_blocks = std::uint64_t{options.max_seqs} * options.max_blocks_per_seq + 1;
+  const auto bytes = CheckedMul(2 * num_blocks, options.layout.layer_bytes());
+  if (!bytes) {
+    throw StartError("layer buffers of " + std::to_string(num_blocks) +
+                     " blocks do not fit 64 bits");
+  }
+  return device.Reserve(*bytes, "kv layer buffers");
 }
 
 PagerOptions PagerOptionsOf(const KvCacheOptions& options) {
-  return {.num_blocks = options.num_blocks,
-          .block_tokens = options.layout.block_tokens,
-          .max_seqs = options.max_seqs,
-          .max_blocks_per_seq = options.max_blocks_per_seq,
-          .crowded_runs = Compactor::TriggerFor(options.max_runs),
-          .placement_seed = options.placement_seed,
-          .planted_fault = options.planted_fault};
+  const bool needs_few_runs = Views::NeedsFewRuns(options.view);
+  return {
+      .num_blocks = options.num_blocks,
+      .block_tokens = options.layout.block_tokens,
+      .max_seqs = options.max_seqs,
+      .max_blocks_per_seq = options.max_blocks_per_seq,
+      .crowded_runs = needs_few_runs ? Compactor::TriggerFor(options.max_runs) : ~std::uint32_t{0},
+      .placement = options.placement,
+      .placement_seed = options.placement_seed,
+      .prefix_cache = options.prefix_cache,
+      // A hole between two pieces is a run as well, and nothing can move it away.
+      .max_holes = (options.max_runs - 1) / 2,
+      // Room for what follows the prefix; shared runs are moved only when a row is stuck.
+      .max_shared_runs =
+          needs_few_runs ? options.max_runs - options.max_runs / 4 - 1 : ~std::uint32_t{0}};
 }
 
 TransportOptions TransportOptionsOf(const KvCacheOptions& options) {
   return {.block_bytes = options.layout.block_bytes(),
+          .num_pool_blocks = options.num_blocks,
+          .lane_blocks = options.max_blocks_per_seq,
           .max_groups = options.max_groups,
-          .max_move_bytes_per_step = options.max_move_bytes_per_step,
-          .planted_fault = options.planted_fault};
+          .max_move_bytes_per_step = options.max_move_bytes_per_step};
 }
 
 }  // namespace
 
 struct KvCache::State {
   State(const KvCacheOptions& options_in, Device& device)
-      : options(options_in),
-        pool(ReservePool(options_in, device)),
-        pager(PagerOptionsOf(options_in)),
-        transport(TransportOptionsOf(options_in), pool, device, pager),
-        compactor(options_in.max_runs) {}
+      : options(Resolved(options_in)),
+        memory(ReservePool(options, device)),
+        layer_buffers(ReserveLayerBuffers(options, device)),
+        pager(PagerOptionsOf(options)),
+        transport(TransportOptionsOf(options), AllMemory(), device, pager),
+        views(options, device),
+        compactor(options.max_runs) {}
+
+  std::span<std::byte> AllMemory() const {
+    return {memory.pool.data(), memory.pool.size() + memory.windows.size()};
+  }
+
+  // Blocks of their own for rows that are about to write a shared one.
+  void PlanCopies() noexcept {
+    for (std::uint32_t s = 0; s < options.max_seqs && pager.num_copy_waits() > 0; ++s) {
+      if (!pager.CanCopyShared(SeqId{s})) continue;
+      if (transport.num_groups_left() == 0 || transport.num_blocks_left() == 0) return;
+      pager.CopyShared(SeqId{s}, [this](const Extent& source, const Extent& target) {
+        transport.Add(source, target, MovePriority::kCopyOnWrite);
+      });
+    }
+  }
 
   const KvCacheOptions options;
-  const std::span<std::byte> pool;
+  const PoolMemory memory;
+  const std::span<std::byte> layer_buffers;
   Pager pager;
   Transport transport;
+  Views views;
   Compactor compactor;
   bool planned = false;  // Plan was called for the step under construction.
   std::uint64_t num_run_overflows = 0;
+  std::uint64_t num_waits = 0;
   std::uint32_t max_runs_seen = 0;
 };
+
+const char* KvViewName(KvView view) {
+  return kViewNames[static_cast<std::size_t>(view)];
+}
+
+std::optional<KvView> FindKvView(std::string_view name) {
+  const auto at = std::find(kViewNames.begin(), kViewNames.end(), name);
+  if (at == kViewNames.end()) return std::nullopt;
+  return static_cast<KvView>(at - kViewNames.begin());
+}
+
+const char* PlacementPolicyName(PlacementPolicy policy) {
+  return kPolicyNames[static_cast<std::size_t>(policy)];
+}
+
+std::optional<PlacementPolicy> FindPlacementPolicy(std::string_view name) {
+  const auto at = std::find(kPolicyNames.begin(), kPolicyNames.end(), name);
+  if (at == kPolicyNames.end()) return std::nullopt;
+  return static_cast<PlacementPolicy>(at - kPolicyNames.begin());
+}
 
 KvCache::KvCache(const KvCacheOptions& options, Device& device)
     : state_(std::make_unique<State>(options, device)) {}
@@ -69,8 +177,41 @@ KvCache::~KvCache() {
   state_->transport.Land();
 }
 
+void KvCache::RaiseLimits(const KvCacheOptions& asked, StepLimits* limits) {
+  const KvCacheOptions options = Resolved(asked);
+  limits->max_runs = std::max(limits->max_runs, options.max_runs);
+  limits->max_groups = std::max(limits->max_groups, options.max_groups);
+  if (options.view == KvView::kStagedLayers)
+    limits->max_groups += options.max_seqs * options.max_runs;
+  limits->mirrored = limits->mirrored || options.view == KvView::kStagedWindows;
+}
+
+std::uint64_t KvCache::MinBlocks(KvView view, std::uint32_t max_seqs,
+                                 std::uint32_t max_blocks_per_seq) {
+  return 1 + std::uint64_t{max_blocks_per_seq} * (Views::IsStatic(view) ? max_seqs : 1);
+}
+
 bool KvCache::Open(SeqId seq, std::uint32_t reserve_tokens) noexcept {
-  return state_->pager.Open(seq, reserve_tokens);
+  if (!state_->pager.Open(seq, reserve_tokens)) return false;
+  state_->views.Opened(seq, state_->pager);
+  return true;
+}
+
+std::optional<std::uint32_t> KvCache::OpenCached(SeqId seq, std::span<const std::int32_t> tokens,
+                                                 std::span<const PrefixKey> keys,
+                                                 std::uint32_t reserve_tokens) noexcept {
+  if (!state_->options.prefix_cache) keys = {};
+  const auto found = state_->pager.OpenCached(seq, tokens, keys, reserve_tokens);
+  if (found) state_->views.Opened(seq, state_->pager);
+  return found;
+}
+
+bool KvCache::Fork(SeqId child, SeqId parent, std::uint32_t num_tokens,
+                   std::uint32_t reserve_tokens) noexcept {
+  if (Views::IsStatic(state_->options.view)) return false;
+  if (!state_->pager.Fork(child, parent, num_tokens, reserve_tokens)) return false;
+  state_->views.Opened(child, state_->pager);
+  return true;
 }
 
 bool KvCache::Reserve(SeqId seq, std::uint32_t reserve_tokens) noexcept {
@@ -81,56 +222,80 @@ bool KvCache::Extend(SeqId seq, std::uint32_t num_tokens) noexcept {
   return state_->pager.Extend(seq, num_tokens);
 }
 
-std::span<const Extent> KvCache::Runs(SeqId seq) noexcept {
-  CHECK(state_->pager.is_open(seq));
-  const std::span<const Extent> runs = state_->pager.target_runs(seq);
-  state_->max_runs_seen = std::max(state_->max_runs_seen, static_cast<std::uint32_t>(runs.size()));
-  if (runs.size() > state_->options.max_runs) {
-    ++state_->num_run_overflows;
-    return {};
-  }
-  state_->pager.Name(seq);
-  return runs;
-}
-
 void KvCache::Truncate(SeqId seq, std::uint32_t num_tokens) noexcept {
   state_->pager.Truncate(seq, num_tokens);
+  state_->views.Truncated(seq, num_tokens);
+}
+
+void KvCache::Trim(SeqId seq, std::uint32_t from, std::uint32_t to) noexcept {
+  if (!Views::IsStatic(state_->options.view)) state_->pager.Trim(seq, from, to);
 }
 
 void KvCache::Release(SeqId seq) noexcept {
   state_->pager.Release(seq);
 }
 
+void KvCache::Publish(SeqId seq, std::span<const std::int32_t> tokens,
+                      std::span<const PrefixKey> keys) noexcept {
+  state_->pager.Publish(seq, tokens, keys);
+}
+
+void KvCache::DropCached() noexcept {
+  state_->pager.DropCached();
+}
+
 void KvCache::Plan(StepBuilder& builder, StepId committing) noexcept {
-  CHECK(committing == state_->pager.next());  // Launch was called for every step before.
-  if (state_->planned) Abandon();
-  state_->planned = true;
+  State& state = *state_;
+  CHECK(committing == state.pager.next());  // Launch was called for every step before.
+  if (state.planned) Abandon();
+  state.planned = true;
   // Moves of an abandoned step go in as they are: their targets hold nothing yet and must not be
   // the source of another move.
-  if (!state_->transport.has_planned()) state_->compactor.Plan(state_->pager, state_->transport);
-  state_->transport.Flush(builder);
+  if (!state.transport.has_planned()) {
+    state.PlanCopies();
+    state.views.Plan(state.pager, state.transport);
+    if (Views::NeedsFewRuns(state.options.view)) state.compactor.Plan(state.pager, state.transport);
+  }
+  state.transport.Flush(builder);
+}
+
+bool KvCache::AddRow(StepBuilder& builder, StepRow row) noexcept {
+  State& state = *state_;
+  CHECK(state.pager.is_open(row.seq));
+  const auto num_runs = static_cast<std::uint32_t>(state.pager.target_runs(row.seq).size());
+  state.max_runs_seen = std::max(state.max_runs_seen, num_runs);
+  if (state.pager.waits_for_copy(row.seq) || !state.views.FillRow(state.pager, builder, row)) {
+    const bool overflows =
+        Views::NeedsFewRuns(state.options.view) && num_runs > state.options.max_runs;
+    ++(overflows ? state.num_run_overflows : state.num_waits);
+    return false;
+  }
+  state.pager.Name(row.seq);
+  builder.AddRow(row);
+  return true;
 }
 
 void KvCache::Abandon() noexcept {
   state_->planned = false;
   state_->pager.Abandoned();
+  state_->views.Abandoned(state_->pager);
 }
 
 void KvCache::Launch(const StepView& step) noexcept {
   state_->planned = false;
   state_->transport.Launch(step);
   state_->pager.Committed(step);
+  state_->views.Committed(step);
 }
 
 void KvCache::Land() noexcept {
-  if (state_->options.planted_fault == KvFault::kNoLand) return;
+  if (IsMutant(Mutant::kNoLand)) return;
   state_->transport.Land();
 }
 
 void KvCache::Retire(StepId step) noexcept {
   const StepId flying = state_->transport.flying();
-  CHECK(flying == StepId{} || flying > step ||
-        state_->options.planted_fault == KvFault::kNoLand);  // Landed before it ran.
+  CHECK(flying == StepId{} || flying > step || IsMutant(Mutant::kNoLand));  // Landed before it ran.
   state_->pager.Retired(step);
 }
 
@@ -140,30 +305,74 @@ std::uint32_t KvCache::num_available_tokens() const noexcept {
 
 KvStats KvCache::stats() const noexcept {
   const Pager& pager = state_->pager;
-  const KvLayout& layout = state_->options.layout;
-  return {.num_blocks = state_->options.num_blocks - 1,
+  const Transport& transport = state_->transport;
+  const KvCacheOptions& options = state_->options;
+  const std::uint64_t block_bytes = options.layout.block_bytes();
+  const bool is_mapped = options.view == KvView::kMapped;
+  const std::uint64_t windows = state_->memory.windows.size();
+  const std::uint64_t staging = (is_mapped ? 0 : windows) + state_->layer_buffers.size();
+  const std::uint64_t slots = std::uint64_t{pager.num_held()} * options.layout.block_tokens;
+  const std::uint64_t there = std::uint64_t{pager.num_held()} + pager.num_cached();
+  return {.num_blocks = options.num_blocks - 1,
           .num_free = pager.free_runs().num_free(),
           .num_held = pager.num_held(),
+          .num_cached = pager.num_cached(),
           .num_limbo = pager.num_limbo(),
-          .num_promised = pager.free_runs().num_free() - pager.num_spare(),
-          .reserved_bytes = state_->pool.size(),
-          .mapped_bytes = pager.num_held() * layout.block_bytes(),
-          .live_bytes = pager.num_live_tokens() * layout.token_bytes(),
-          .num_moved_blocks = state_->transport.num_moved_blocks(),
-          .num_groups = state_->transport.num_launched_groups(),
+          .num_promised = pager.num_credit(),
+          .num_soft = pager.num_soft(),
+          .num_shared = pager.num_shared(),
+          .num_open = pager.num_open(),
+          .longest_hole = pager.free_runs().Longest().num_blocks,
+          .reserved_bytes = state_->memory.pool.size() + staging,
+          .pool_bytes = state_->memory.pool.size(),
+          .window_bytes = staging,
+          .mapped_bytes = there * block_bytes +
+                          (is_mapped || windows == 0
+                               ? state_->layer_buffers.size()
+                               : pager.num_open() * options.max_blocks_per_seq * block_bytes),
+          .live_bytes = pager.num_live_tokens() * options.layout.token_bytes(),
+          .fragmented_bytes = (slots - pager.num_live_tokens()) * options.layout.token_bytes(),
+          .window_address_bytes = is_mapped ? windows : 0,
+          .table_bytes =
+              pager.reserved_bytes() + transport.reserved_bytes() + state_->views.reserved_bytes(),
+          .num_moved_blocks = transport.num_moved_blocks(),
+          .num_groups = transport.num_launched_groups(),
+          .num_maps = state_->views.num_maps(),
+          .num_staged_bytes =
+              (transport.num_staged_blocks() + state_->views.num_gathered_blocks()) * block_bytes,
+          .num_cow_blocks = pager.num_copied_shared(),
+          .num_prefix_hits = pager.num_hits(),
+          .num_prefix_misses = pager.num_misses(),
+          .num_evictions = pager.num_evictions(),
           .num_run_overflows = state_->num_run_overflows,
+          .num_waits = state_->num_waits,
           .num_stalls = state_->compactor.num_stalls(),
           .max_runs_seen = state_->max_runs_seen};
 }
 
-std::span<std::byte> KvCache::pool() const noexcept {
-  return state_->pool;
+const KvCacheOptions& KvCache::options() const noexcept {
+  return state_->options;
+}
+
+std::span<std::byte> KvCache::memory() const noexcept {
+  return state_->AllMemory();
+}
+
+std::span<std::byte> KvCache::layer_buffers() const noexcept {
+  return state_->layer_buffers;
+}
+
+std::span<const Extent> KvCache::home(SeqId seq) const noexcept {
+  return state_->pager.runs(seq);
 }
 
 void KvCache::CheckInvariants() const {
   state_->pager.CheckInvariants();
   const KvStats now = stats();
-  CHECK(now.live_bytes <= now.mapped_bytes && now.mapped_bytes <= now.reserved_bytes);
+  CHECK(now.num_free + now.num_held + now.num_cached + now.num_limbo == now.num_blocks);
+  CHECK(now.live_bytes + now.fragmented_bytes ==
+        now.num_held * state_->options.layout.block_bytes());
+  CHECK(now.mapped_bytes <= now.reserved_bytes);
 }
 
 }  // namespace kvrm

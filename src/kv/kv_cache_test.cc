@@ -49,8 +49,7 @@ struct Bench {
     for (const auto& [seq, num_tokens] : rows) {
       const std::uint32_t first = lengths[Index(seq)];
       const std::vector<std::int32_t> tokens(num_tokens - first, 1);
-      builder.AddRow(
-          {.seq = seq, .first_position = first, .tokens = tokens, .runs = cache.Runs(seq)});
+      CHECK(cache.AddRow(builder, {.seq = seq, .first_position = first, .tokens = tokens}));
       lengths[Index(seq)] = num_tokens;
     }
     const StepView view = builder.Commit(0, 4);
@@ -99,10 +98,10 @@ TEST(KvCache, GrowsInPlaceAsOneRun) {
   ASSERT_TRUE(bench.cache.Open(kA, 0));
   for (std::uint32_t n = 1; n <= 4 * kBlockTokens; ++n) {
     bench.Write(kA, n);
-    ASSERT_EQ(bench.cache.Runs(kA).size(), 1u);
+    ASSERT_EQ(bench.cache.home(kA).size(), 1u);
     bench.cache.CheckInvariants();
   }
-  EXPECT_EQ(bench.cache.Runs(kA)[0].num_blocks, 4u);
+  EXPECT_EQ(bench.cache.home(kA)[0].num_blocks, 4u);
   EXPECT_EQ(bench.cache.stats().live_bytes, 64 * kLayout.token_bytes());
   EXPECT_EQ(bench.cache.stats().mapped_bytes, 4 * kLayout.block_bytes());
 }
@@ -164,7 +163,7 @@ TEST(KvCache, BlocksOfASequenceReleasedFromTheStepUnderConstructionWaitForThatSt
   ASSERT_TRUE(bench.builder.Begin());
   bench.cache.Plan(bench.builder, bench.builder.building());
   const std::array<std::int32_t, 1> tokens = {1};
-  bench.builder.AddRow({.seq = kA, .tokens = tokens, .runs = bench.cache.Runs(kA)});
+  ASSERT_TRUE(bench.cache.AddRow(bench.builder, {.seq = kA, .tokens = tokens}));
   bench.cache.Release(kA);
   EXPECT_EQ(bench.cache.stats().num_limbo, 1u);
   bench.cache.Launch(bench.builder.Commit(0, 1));
@@ -181,7 +180,8 @@ TEST(KvCache, AbandonedStepReturnsWhatOnlyItCouldRead) {
   ASSERT_TRUE(bench.cache.Extend(kA, 16));
   ASSERT_TRUE(bench.builder.Begin());
   bench.cache.Plan(bench.builder, bench.builder.building());
-  ASSERT_EQ(bench.cache.Runs(kA).size(), 1u);
+  const std::array<std::int32_t, 1> tokens = {1};
+  ASSERT_TRUE(bench.cache.AddRow(bench.builder, {.seq = kA, .tokens = tokens}));
   bench.cache.Release(kA);
   EXPECT_EQ(bench.cache.stats().num_limbo, 1u);
   bench.builder.Abandon();
@@ -199,7 +199,7 @@ TEST(KvCache, TruncateKeepsWhatIsPromisedAndDropsTheRest) {
   EXPECT_EQ(bench.cache.stats().num_held, 2u);
   EXPECT_EQ(bench.cache.stats().live_bytes, 3 * kLayout.token_bytes());
   EXPECT_EQ(bench.cache.stats().num_promised, 0u);
-  EXPECT_EQ(bench.cache.Runs(kA)[0].num_blocks, 2u);
+  EXPECT_EQ(bench.cache.home(kA)[0].num_blocks, 2u);
 }
 
 // Interleaves single blocks of A and B, then leaves holes where B was.
@@ -212,14 +212,14 @@ void Fragment(Bench& bench, std::uint32_t num_blocks_each) {
 
 TEST(KvCache, CrowdedSequenceIsMovedTogetherAndThenNothingMoves) {
   KvCacheOptions options = Options(64, 4);
+  options.placement = PlacementPolicy::kScattered;
   options.placement_seed = 3;
   Bench bench(options);
   ASSERT_TRUE(bench.cache.Open(kA, 0));
   ASSERT_TRUE(bench.cache.Extend(kA, 12 * kBlockTokens));
-  EXPECT_TRUE(bench.cache.Runs(kA).empty());  // Twelve scattered blocks: too many runs.
-  EXPECT_EQ(bench.cache.stats().num_run_overflows, 1u);
+  EXPECT_GT(bench.cache.home(kA).size(), 4u);  // Twelve scattered blocks: too many runs.
   int num_steps = 0;
-  while (bench.cache.Runs(kA).empty()) {
+  while (bench.cache.home(kA).size() > 4) {
     bench.Commit({});
     bench.Retire();
     bench.cache.CheckInvariants();
@@ -241,12 +241,13 @@ TEST(KvCache, SteadyDecodeMovesNothing) {
   ASSERT_TRUE(bench.cache.Open(kB, 0));
   Fragment(bench, 16);
   EXPECT_EQ(bench.cache.stats().num_groups, 0u);
-  EXPECT_EQ(bench.cache.Runs(kA).size(), 1u);
-  EXPECT_EQ(bench.cache.Runs(kB).size(), 1u);
+  EXPECT_EQ(bench.cache.home(kA).size(), 1u);
+  EXPECT_EQ(bench.cache.home(kB).size(), 1u);
 }
 
 TEST(KvCache, NoCallAllocates) {
   KvCacheOptions options = Options(64, 4);
+  options.placement = PlacementPolicy::kScattered;
   options.placement_seed = 9;
   Bench bench(options);
   const std::array<std::int32_t, 24> tokens = {};
@@ -254,11 +255,11 @@ TEST(KvCache, NoCallAllocates) {
   // All rows of a step, or none while one of them waits to be moved together.
   const auto add_rows = [&](std::uint32_t first) {
     for (const SeqId seq : seqs) {
-      if (bench.cache.Runs(seq).empty()) return false;
+      if (bench.cache.home(seq).size() > 4) return false;
     }
     for (const SeqId seq : seqs) {
-      bench.builder.AddRow(
-          {.seq = seq, .first_position = first, .tokens = tokens, .runs = bench.cache.Runs(seq)});
+      CHECK(bench.cache.AddRow(bench.builder,
+                               {.seq = seq, .first_position = first, .tokens = tokens}));
     }
     return true;
   };
@@ -293,10 +294,11 @@ TEST(KvCache, NoCallAllocates) {
 
 TEST(KvCache, MovedContentIsFoundWhereTheRunsSay) {
   KvCacheOptions options = Options(64, 4);
+  options.placement = PlacementPolicy::kScattered;
   options.placement_seed = 4;
   Bench bench(options);
   ASSERT_TRUE(bench.cache.Open(kA, 0));
-  std::uint64_t* const slots = reinterpret_cast<std::uint64_t*>(bench.cache.pool().data());
+  std::uint64_t* const slots = reinterpret_cast<std::uint64_t*>(bench.cache.memory().data());
   for (std::uint32_t n = 1; n <= 20 * kBlockTokens; ++n) {
     ASSERT_TRUE(bench.cache.Extend(kA, n));
     const StepView view = bench.Commit({{kA, n}});
@@ -317,13 +319,14 @@ TEST(KvCache, MovedContentIsFoundWhereTheRunsSay) {
 TEST(KvCache, SequenceAloneInHalfThePoolIsMovedTogetherWithinItsBudget) {
   for (std::uint64_t seed = 1; seed <= 50; ++seed) {
     KvCacheOptions options = Options(65, 4);
+    options.placement = PlacementPolicy::kScattered;
     options.placement_seed = seed;
     options.max_move_bytes_per_step = 4 * kLayout.block_bytes();
     Bench bench(options);
     ASSERT_TRUE(bench.cache.Open(kA, 0));
     ASSERT_TRUE(bench.cache.Extend(kA, 32 * kBlockTokens));
     std::uint32_t num_steps = 0;
-    while (bench.cache.Runs(kA).empty()) {
+    while (bench.cache.home(kA).size() > 4) {
       bench.Commit({});
       bench.Retire();
       ASSERT_LT(++num_steps, 200u) << seed;
@@ -344,7 +347,6 @@ TEST(KvCacheDeathTest, SequencesAreOpenedAndReleasedInTurn) {
   Bench bench(Options(9));
   EXPECT_DEATH(bench.cache.Extend(kC, 1), "open");
   EXPECT_DEATH(bench.cache.Release(kC), "open");
-  EXPECT_DEATH(bench.cache.Runs(kC), "open");
   EXPECT_DEATH(bench.cache.Open(SeqId{4}, 0), "max_seqs");
   ASSERT_TRUE(bench.cache.Open(kC, 0));
   EXPECT_DEATH(bench.cache.Open(kC, 0), "open");

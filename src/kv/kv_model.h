@@ -73,6 +73,13 @@ class LaggingDevice final : public Device {
     memory_.resize((bytes + sizeof(std::uint64_t) - 1) / sizeof(std::uint64_t));
     return std::as_writable_bytes(std::span(memory_)).first(bytes);
   }
+  PoolMemory ReservePool(std::size_t pool_bytes, std::size_t window_bytes, bool mapped,
+                         std::size_t) override {
+    CHECK(!mapped);
+    const std::span<std::byte> memory = Reserve(pool_bytes + window_bytes, "kv pool");
+    return {memory.first(pool_bytes), memory.subspan(pool_bytes)};
+  }
+  bool Map(std::size_t, std::size_t, std::size_t) noexcept override { return false; }
   FlightId Submit(std::span<const CopyOp> copies) noexcept override {
     ++num_flights_;
     for (const CopyOp& copy : copies)
@@ -110,7 +117,6 @@ struct KvModelOptions {
   std::uint32_t max_move_blocks = 8;
   std::uint32_t depth = 2;  // most steps committed and not retired
   std::uint64_t placement_seed = 0;
-  KvFault fault = KvFault::kNone;
   bool check_books = true;
   bool check_fences = true;
 };
@@ -137,8 +143,9 @@ class KvModel {
                 .max_runs = options.max_runs,
                 .max_groups = options.max_groups,
                 .max_move_bytes_per_step = options.max_move_blocks * kLayout.block_bytes(),
-                .placement_seed = options.placement_seed,
-                .planted_fault = options.fault},
+                .placement = options.placement_seed != 0 ? PlacementPolicy::kScattered
+                                                         : PlacementPolicy::kInPlace,
+                .placement_seed = options.placement_seed},
                device_),
         builder_({.max_rows = options.max_seqs,
                   .max_tokens = kMaxStepTokens,
@@ -259,17 +266,15 @@ class KvModel {
   // False when the sequence needs too many runs.
   bool AddRow(std::uint32_t s, std::uint32_t num_tokens) {
     Seq& seq = seqs_[s];
-    const std::span<const Extent> runs = cache_.Runs(SeqId{s});
-    if (runs.empty()) return false;
     const auto length = static_cast<std::uint32_t>(seq.stamps.size());
     Row row = {.seq = s, .life = seq.life, .first = length, .stamps = seq.stamps};
     for (std::uint32_t i = 0; i < num_tokens; ++i)
       row.stamps.push_back(Mix64(Mix64(seq.life << 20 | (length + i)) ^ ++num_stamps_));
     static constexpr std::array<std::int32_t, kMaxStepTokens> kTokens = {};
-    builder_.AddRow({.seq = SeqId{s},
-                     .first_position = length,
-                     .tokens = std::span(kTokens).first(num_tokens),
-                     .runs = runs});
+    if (!cache_.AddRow(builder_, {.seq = SeqId{s},
+                                  .first_position = length,
+                                  .tokens = std::span(kTokens).first(num_tokens)}))
+      return false;
     building_.rows.push_back(std::move(row));
     return true;
   }
@@ -404,7 +409,7 @@ class KvModel {
     return sum;
   }
   std::uint64_t* Slot(std::uint32_t slot) {
-    return reinterpret_cast<std::uint64_t*>(cache_.pool().data()) + slot;
+    return reinterpret_cast<std::uint64_t*>(cache_.memory().data()) + slot;
   }
 
   // The step about to be launched against every step that has not retired.

@@ -117,37 +117,5 @@ TEST(KvModel, EveryProgramOfSixOperationsOnFourBlocks) {
   }
 }
 
-// Random programs with one fence broken, until the process dies of it.
-void RunBroken(KvFault fault, bool check_fences) {
-  for (std::uint64_t seed = 1; seed <= 300; ++seed) {
-    Choices choices(seed);
-    KvModelOptions options = RandomKvModelOptions(choices);
-    options.fault = fault;
-    options.check_books = false;
-    options.check_fences = check_fences;
-    KvModel model(options, choices);
-    for (std::uint32_t i = 0; i < 1000; ++i)
-      model.RandomOp();
-  }
-}
-
-// Each must be noticed by what the executor reads, without the help of the books.
-TEST(KvModelDeathTest, PlantedFaultsAreNoticedByContent) {
-  EXPECT_DEATH(RunBroken(KvFault::kNoLimbo, false), "row.stamps");
-  EXPECT_DEATH(RunBroken(KvFault::kMoveUnsettled, false), "row.stamps");
-  EXPECT_DEATH(RunBroken(KvFault::kLoseCopy, false), "row.stamps");
-  EXPECT_DEATH(RunBroken(KvFault::kNoLand, false), "row.stamps");
-}
-
-TEST(KvModelDeathTest, PlantedFaultsAreNoticedByFencesAndCredit) {
-  EXPECT_DEATH(RunBroken(KvFault::kNoLimbo, true), "reader|life");
-  EXPECT_DEATH(RunBroken(KvFault::kMoveUnsettled, true), "written");
-  EXPECT_DEATH(RunBroken(KvFault::kIgnoreCredit, true), "within_credit");
-}
-
-TEST(KvModel, ControlWithoutAFaultIsQuiet) {
-  RunBroken(KvFault::kNone, true);
-}
-
 }  // namespace
 }  // namespace kvrm

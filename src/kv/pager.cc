@@ -5,38 +5,64 @@
 #include <limits>
 
 #include "base/check.h"
+#include "base/mutant.h"
 
 namespace kvrm {
+namespace {
+
+// Whether blocks from `start` on make one run with `run`: neighbours in the pool, or two holes.
+bool Continues(const Extent& run, BlockId start) {
+  if (run.start == kSentinelBlock || start == kSentinelBlock) return run.start == start;
+  return Index(run.start) + run.num_blocks == Index(start);
+}
+
+}  // namespace
 
 Pager::Pager(const PagerOptions& options)
     : options_(options),
       free_runs_(options.num_blocks),
-      placement_(options.placement_seed),
+      placement_({.policy = options.placement,
+                  .num_blocks = options.num_blocks,
+                  .max_seqs = options.max_seqs,
+                  .max_blocks_per_seq = options.max_blocks_per_seq,
+                  .seed = options.placement_seed}),
+      index_(options.prefix_cache ? options.num_blocks : 0, options.block_tokens),
       blocks_(options.num_blocks),
       sequences_(options.max_seqs),
       num_runs_(options.max_seqs, 0),
+      last_epoch_(options.max_seqs, 0),
       runs_(std::size_t{options.max_seqs} * options.max_blocks_per_seq),
       scratch_runs_(std::size_t{options.max_blocks_per_seq} + 2) {
-  CHECK(options.num_blocks >= 2 && options.block_tokens > 0);
+  CHECK(options.num_blocks >= 2 && options.block_tokens > 0 && options.block_tokens < 65536);
   CHECK(options.max_seqs > 0 && options.max_blocks_per_seq > 0);
   CHECK(std::uint64_t{options.max_blocks_per_seq} * options.block_tokens <=
         std::uint64_t{std::numeric_limits<std::int32_t>::max()});
   blocks_[Index(kSentinelBlock)].state = BlockState::kHeld;
   free_runs_.Free({BlockId{1}, options.num_blocks - 1});
+  placement_.Freed({BlockId{1}, options.num_blocks - 1});
 }
 
 bool Pager::Open(SeqId seq, std::uint32_t reserve_tokens) noexcept {
-  Sequence& sequence = Of(seq);
-  CHECK(!sequence.open);
-  // A row of the identity's last holder may be in the step under construction.
-  CHECK(!is_named(seq));
+  CHECK(!Of(seq).open);
   const std::uint32_t reserve_blocks = BlocksFor(reserve_tokens);
   if (reserve_blocks > num_spare()) return false;
+  StartSequence(seq, reserve_blocks, 0);
+  return true;
+}
+
+// Books a sequence that holds `held_blocks` from the beginning.
+void Pager::StartSequence(SeqId seq, std::uint32_t reserve_blocks,
+                          std::uint32_t held_blocks) noexcept {
+  Sequence& sequence = Of(seq);
+  // A row of the identity's last holder may be in the step under construction.
+  CHECK(!is_named(seq));
   sequence = Sequence{};
   sequence.open = true;
+  ++num_open_;
   sequence.reserved_blocks = reserve_blocks;
-  num_credit_ += reserve_blocks;
-  return true;
+  sequence.num_blocks = held_blocks;
+  sequence.length = sequence.target = held_blocks * options_.block_tokens;
+  num_credit_ += sequence.credit();
 }
 
 bool Pager::Reserve(SeqId seq, std::uint32_t reserve_tokens) noexcept {
@@ -56,55 +82,129 @@ bool Pager::Extend(SeqId seq, std::uint32_t num_tokens) noexcept {
   Sequence& sequence = Of(seq);
   CHECK(sequence.open);
   const std::uint32_t need = BlocksFor(num_tokens);
-  if (need > sequence.num_blocks) {
-    std::uint32_t want = need - sequence.num_blocks;
-    std::uint32_t usable = num_spare() + sequence.credit();
-    if (options_.planted_fault == KvFault::kIgnoreCredit) usable = free_runs_.num_free();
-    if (want > usable) return false;
-    while (want > 0) {
-      const Extent last =
-          sequence.num_blocks > 0 ? AllRuns(seq)[num_runs(seq) - 1] : Extent{kSentinelBlock, 0};
-      const Extent blocks =
-          placement_.Choose(free_runs_, {.next_block = Index(last.start) + last.num_blocks,
-                                         .want = want,
-                                         .likely = std::max(want, sequence.credit())});
-      CHECK(blocks.num_blocks > 0 && blocks.num_blocks <= want);
-      Hold(blocks);
-      num_credit_ -= std::min(sequence.credit(), blocks.num_blocks);
-      sequence.num_blocks += blocks.num_blocks;
-      AppendRun(seq, blocks);
-      want -= blocks.num_blocks;
-    }
+  const std::uint32_t want = need > sequence.num_blocks ? need - sequence.num_blocks : 0;
+  const std::uint32_t promised = sequence.credit() - sequence.copy_credit;
+  const std::uint32_t more = want > promised ? want - promised : 0;
+  const std::uint32_t usable =
+      IsMutant(Mutant::kIgnoreCredit) ? free_runs_.num_free() + num_cached() : num_spare();
+  if (more > usable) return false;
+  if (options_.placement == PlacementPolicy::kLanes && want > 0 &&
+      !placement_.LaneIsFree(free_runs_, seq, sequence.num_blocks, want)) {
+    return false;  // The identity's last holder has left blocks there that are in limbo.
   }
+  if (num_tokens > sequence.length && !SecureCopy(seq, more)) return false;
+  Grow(seq, want);
   sequence.target = std::max(sequence.target, num_tokens);
   return true;
+}
+
+// Takes `want` more blocks, behind what the sequence has.
+void Pager::Grow(SeqId seq, std::uint32_t want) noexcept {
+  Sequence& sequence = Of(seq);
+  if (want > free_runs_.num_free()) Evict(want);
+  while (want > 0) {
+    const Extent last =
+        num_runs(seq) > 0 ? AllRuns(seq)[num_runs(seq) - 1] : Extent{kSentinelBlock, 0};
+    const std::uint32_t promised = sequence.credit() - sequence.copy_credit;
+    const Extent blocks = placement_.Choose(
+        free_runs_,
+        {.seq = seq,
+         .num_held = sequence.num_blocks,
+         .next_block = last.start == kSentinelBlock ? 0 : Index(last.start) + last.num_blocks,
+         .want = want,
+         .likely = std::max(want, promised)});
+    CHECK(blocks.num_blocks > 0 && blocks.num_blocks <= want);
+    Hold(blocks);
+    num_credit_ -= std::min(promised, blocks.num_blocks);
+    sequence.num_blocks += blocks.num_blocks;
+    AppendRun(seq, blocks);
+    want -= blocks.num_blocks;
+  }
 }
 
 void Pager::Truncate(SeqId seq, std::uint32_t num_tokens) noexcept {
   Sequence& sequence = Of(seq);
   CHECK(sequence.open && !is_named(seq));
   CHECK(num_tokens <= sequence.target);  // P7
+  const std::uint32_t end = BlocksFor(num_tokens);
   if (num_tokens < sequence.length) {
-    num_live_tokens_ -= sequence.length - num_tokens;
     sequence.length = num_tokens;
+    sequence.published_blocks =
+        std::min(sequence.published_blocks, num_tokens / options_.block_tokens);
+    ForgetCopy(sequence);
   }
   sequence.target = num_tokens;
   // Blocks within the promise stay with the sequence. In limbo they could not back its credit, and
-  // P5 would be at the mercy of the epochs in flight.
-  const std::uint32_t keep = std::max(BlocksFor(num_tokens), sequence.reserved_blocks);
+  // P5 would be at the mercy of the epochs in flight. What others share or may find cannot be
+  // written again (P10): then the promise beyond the tokens is given up.
+  bool can_keep = true;
+  ForEachPiece(seq, end, sequence.num_blocks, [&](const Extent& blocks, std::uint32_t) {
+    for (std::uint32_t b = Index(blocks.start); b < Index(blocks.start) + blocks.num_blocks; ++b)
+      can_keep = can_keep && blocks_[b].refs == 1 &&
+                 (!index_.IsListed(BlockId{b}) || IsMutant(Mutant::kTruncateKeepsName));
+  });
+  if (!can_keep) {
+    num_credit_ -= sequence.credit();
+    sequence.reserved_blocks = std::min(sequence.reserved_blocks, end);
+    num_credit_ += sequence.credit();
+  }
+  const std::uint32_t keep = std::max(end, sequence.reserved_blocks);
   if (keep < sequence.num_blocks) DropTail(seq, keep);
+  ForEachPiece(seq, num_tokens / options_.block_tokens, sequence.num_blocks,
+               [&](const Extent& blocks, std::uint32_t number) {
+                 for (std::uint32_t i = 0; i < blocks.num_blocks; ++i) {
+                   const BlockId block{Index(blocks.start) + i};
+                   if (blocks_[Index(block)].refs > 1) continue;
+                   if (index_.IsListed(block) && !IsMutant(Mutant::kTruncateKeepsName))
+                     index_.Erase(block);  // P10
+                   const std::uint32_t first_token = (number + i) * options_.block_tokens;
+                   SetFilled(block, num_tokens > first_token ? num_tokens - first_token : 0);
+                 }
+               });
+}
+
+void Pager::Trim(SeqId seq, std::uint32_t from, std::uint32_t to) noexcept {
+  Sequence& sequence = Of(seq);
+  CHECK(sequence.open && !is_named(seq));
+  CHECK(from <= to && to <= sequence.length);
+  const std::uint32_t first = BlocksFor(from);
+  const std::uint32_t past = IsMutant(Mutant::kTrimOneTooMany) ? 1 : 0;
+  const std::uint32_t end =
+      std::min(to / options_.block_tokens + past, sequence.length / options_.block_tokens);
+  if (first >= end || TooManyHoles(seq, first, end)) return;
+  const std::uint64_t epoch = DropEpoch(seq);
+  bool any = false;
+  ForEachPiece(seq, first, end, [&](const Extent& blocks, std::uint32_t) {
+    Drop(blocks, epoch);
+    any = true;
+  });
+  if (any) Splice(seq, first, {kSentinelBlock, end - first});
+}
+
+// With blocks [first, end) gone as well.
+bool Pager::TooManyHoles(SeqId seq, std::uint32_t first, std::uint32_t end) const noexcept {
+  std::uint32_t num_holes = 1;
+  std::uint32_t begin = 0;
+  for (const Extent& run : runs(seq)) {
+    const bool touches = begin <= end && begin + run.num_blocks >= first;
+    if (run.start == kSentinelBlock && !touches) ++num_holes;
+    begin += run.num_blocks;
+  }
+  return num_holes > options_.max_holes;
 }
 
 void Pager::Release(SeqId seq) noexcept {
   Sequence& sequence = Of(seq);
   CHECK(sequence.open);
+  ForgetCopy(sequence);
   num_credit_ -= sequence.credit();
   sequence.reserved_blocks = 0;
-  num_live_tokens_ -= sequence.length;
   sequence.length = 0;
   sequence.target = 0;
   DropTail(seq, 0);
+  placement_.Ended(seq);
   sequence.open = false;
+  --num_open_;
 }
 
 void Pager::Name(SeqId seq) noexcept {
@@ -116,14 +216,20 @@ void Pager::Committed(const StepView& step) noexcept {
   CHECK(epoch == committed_ + 1 && epoch - retired_ <= kMaxStepsInFlight);
   for (std::uint32_t row = 0; row < step.header->num_rows; ++row) {
     Sequence& sequence = Of(step.row_seq[row]);
+    last_epoch_[Index(step.row_seq[row])] = epoch;
     // Released after its row was added: its blocks wait for this epoch and nobody reads the row.
     if (!sequence.open) continue;
     CHECK(sequence.named_in == build_);
     const auto first = static_cast<std::uint32_t>(step.positions[step.row_start[row]]);
     const auto last = static_cast<std::uint32_t>(step.positions[step.row_start[row + 1] - 1]);
     CHECK(first <= sequence.length && last < sequence.target);  // P7
-    num_live_tokens_ += last + 1;
-    num_live_tokens_ -= sequence.length;
+    for (std::uint32_t t = step.row_start[row]; t < step.row_start[row + 1]; ++t) {
+      const std::uint32_t slot = Index(step.slots[t]);
+      const BlockId block{slot / options_.block_tokens};
+      const std::uint32_t filled = slot % options_.block_tokens + 1;
+      CHECK(blocks_[Index(block)].refs == 1 || IsMutant(Mutant::kMissedCopy));  // P10
+      if (filled > blocks_[Index(block)].filled) SetFilled(block, filled);
+    }
     sequence.length = last + 1;
     sequence.writes[epoch % kMaxStepsInFlight] = {epoch, first};
   }
@@ -135,20 +241,14 @@ void Pager::Abandoned() noexcept {
   ++build_;
   // What waited for the abandoned step because its sequence was named waits for `committed` now;
   // what planned copies read or fill stays.
-  std::uint32_t first = limbo_first_[(committed_ + 1) % kNumLimboLists];
-  limbo_first_[(committed_ + 1) % kNumLimboLists] = kNoBlock;
+  LimboList& list = limbo_[(committed_ + 1) % kNumLimboLists];
+  std::uint32_t first = list.first;
+  list = {};
   while (first != kNoBlock) {
-    Block& block = blocks_[first];
-    const Extent blocks = {BlockId{first}, block.limbo_blocks};
-    const std::uint32_t next = block.limbo_next;
-    if (!AnyPlanned(blocks) && committed_ == retired_) {
-      num_limbo_ -= blocks.num_blocks;
-      FreeBlocks(blocks);
-    } else {
-      const std::uint64_t epoch = AnyPlanned(blocks) ? committed_ + 1 : committed_;
-      block.limbo_next = limbo_first_[epoch % kNumLimboLists];
-      limbo_first_[epoch % kNumLimboLists] = first;
-    }
+    const Extent blocks = {BlockId{first}, blocks_[first].limbo_blocks};
+    const std::uint32_t next = blocks_[first].limbo_next;
+    num_limbo_ -= blocks.num_blocks;
+    Bury(blocks, committed_);
     first = next;
   }
 }
@@ -156,8 +256,9 @@ void Pager::Abandoned() noexcept {
 void Pager::Retired(StepId step) noexcept {
   CHECK(Index(step) == retired_ + 1 && Index(step) <= committed_);  // P4
   retired_ = Index(step);
-  std::uint32_t first = limbo_first_[retired_ % kNumLimboLists];
-  limbo_first_[retired_ % kNumLimboLists] = kNoBlock;
+  LimboList& list = limbo_[(retired_ + (IsMutant(Mutant::kEarlyRetire) ? 1 : 0)) % kNumLimboLists];
+  std::uint32_t first = list.first;
+  list = {};
   while (first != kNoBlock) {
     const Extent blocks = {BlockId{first}, blocks_[first].limbo_blocks};
     const std::uint32_t next = blocks_[first].limbo_next;
@@ -168,14 +269,13 @@ void Pager::Retired(StepId step) noexcept {
 }
 
 void Pager::SetPlanned(const Extent& blocks, bool planned) noexcept {
+  if (Index(blocks.start) >= options_.num_blocks) return;  // A window.
   for (std::uint32_t b = Index(blocks.start); b < Index(blocks.start) + blocks.num_blocks; ++b) {
-    CHECK(blocks_[b].planned != planned);
-    blocks_[b].planned = planned;
-  }
-  if (planned) {
-    num_planned_ += blocks.num_blocks;
-  } else {
-    num_planned_ -= blocks.num_blocks;
+    std::uint8_t& count = blocks_[b].planned;
+    CHECK(planned ? count < 255 : count > 0);
+    num_planned_ += planned && count == 0 ? 1u : 0u;
+    num_planned_ -= !planned && count == 1 ? 1u : 0u;
+    count = static_cast<std::uint8_t>(planned ? count + 1 : count - 1);
   }
 }
 
@@ -201,9 +301,31 @@ std::uint32_t Pager::num_settled_runs(SeqId seq) const noexcept {
   return count;
 }
 
+bool Pager::is_sole_holder(const Extent& blocks) const noexcept {
+  for (std::uint32_t b = Index(blocks.start); b < Index(blocks.start) + blocks.num_blocks; ++b) {
+    if (blocks_[b].refs != 1) return false;
+  }
+  return true;
+}
+
+bool Pager::is_still(const Extent& blocks) const noexcept {
+  for (std::uint32_t b = Index(blocks.start); b < Index(blocks.start) + blocks.num_blocks; ++b) {
+    if (blocks_[b].state != BlockState::kLimbo || blocks_[b].planned > 0) return false;
+  }
+  return true;
+}
+
+std::uint64_t Pager::reserved_bytes() const noexcept {
+  return free_runs_.reserved_bytes() + placement_.reserved_bytes() + index_.reserved_bytes() +
+         blocks_.size() * sizeof(Block) + sequences_.size() * sizeof(Sequence) +
+         num_runs_.size() * sizeof(num_runs_[0]) + last_epoch_.size() * sizeof(last_epoch_[0]) +
+         (runs_.size() + scratch_runs_.size()) * sizeof(Extent);
+}
+
 std::uint32_t Pager::num_spare() const noexcept {
-  // The planted fault is the one way to owe more than there is.
-  return free_runs_.num_free() - std::min(num_credit_, free_runs_.num_free());
+  // A planted bug is the one way to owe more than there is.
+  const std::uint32_t there = free_runs_.num_free() + num_cached();
+  return there - std::min(num_credit_, there);
 }
 
 Pager::Sequence& Pager::Of(SeqId seq) noexcept {
@@ -225,7 +347,7 @@ std::uint32_t Pager::BlocksFor(std::uint32_t num_tokens) const noexcept {
 
 std::uint32_t Pager::SettledBlocks(const Sequence& sequence) const noexcept {
   std::uint32_t settled = sequence.num_blocks;
-  if (options_.planted_fault == KvFault::kMoveUnsettled) return settled;
+  if (IsMutant(Mutant::kMoveUnsettled)) return settled;
   for (const Write& write : sequence.writes) {
     if (write.epoch > retired_)
       settled = std::min(settled, write.first_position / options_.block_tokens);
@@ -248,7 +370,7 @@ void Pager::SetNumRuns(SeqId seq, std::uint32_t num_runs) noexcept {
 void Pager::AppendRun(SeqId seq, const Extent& blocks) noexcept {
   const std::span<Extent> all = AllRuns(seq);
   const std::uint32_t count = num_runs(seq);
-  if (count > 0 && Index(all[count - 1].start) + all[count - 1].num_blocks == Index(blocks.start)) {
+  if (count > 0 && Continues(all[count - 1], blocks.start)) {
     all[count - 1].num_blocks += blocks.num_blocks;  // P6
     return;
   }
@@ -257,179 +379,162 @@ void Pager::AppendRun(SeqId seq, const Extent& blocks) noexcept {
   SetNumRuns(seq, count + 1);
 }
 
+BlockId Pager::BlockAt(SeqId seq, std::uint32_t index) const noexcept {
+  BlockId block = kSentinelBlock;
+  ForEachPiece(seq, index, index + 1,
+               [&block](const Extent& piece, std::uint32_t) { block = piece.start; });
+  return block;
+}
+
+// What the sequence gives up now may be touched by this epoch and those before it.
+std::uint64_t Pager::DropEpoch(SeqId seq) const noexcept {
+  if (IsMutant(Mutant::kNoLimbo)) return retired_;
+  return is_named(seq) ? committed_ + 1 : committed_;
+}
+
 void Pager::DropTail(SeqId seq, std::uint32_t keep_blocks) noexcept {
   Sequence& sequence = Of(seq);
   const std::span<Extent> all = AllRuns(seq);
-  std::uint64_t epoch = is_named(seq) ? committed_ + 1 : committed_;
-  if (options_.planted_fault == KvFault::kNoLimbo) epoch = retired_;
+  const std::uint64_t epoch = DropEpoch(seq);
   std::uint32_t count = num_runs(seq);
   while (sequence.num_blocks > keep_blocks) {
     Extent& last = all[count - 1];
     const std::uint32_t drop = std::min(last.num_blocks, sequence.num_blocks - keep_blocks);
     last.num_blocks -= drop;
     sequence.num_blocks -= drop;
-    Drop({BlockId{Index(last.start) + last.num_blocks}, drop}, epoch);
+    if (last.start != kSentinelBlock)
+      Drop({BlockId{Index(last.start) + last.num_blocks}, drop}, epoch);
     if (last.num_blocks == 0) --count;
   }
   SetNumRuns(seq, count);
+  sequence.first_changed = std::min(sequence.first_changed, keep_blocks);
 }
 
 void Pager::Hold(const Extent& blocks) noexcept {
   free_runs_.Take(blocks);  // P3
+  placement_.Taken(blocks);
   for (std::uint32_t b = Index(blocks.start); b < Index(blocks.start) + blocks.num_blocks; ++b) {
     Block& block = blocks_[b];
     CHECK(block.state == BlockState::kFree && block.refs == 0);  // P1, P2
     block.state = BlockState::kHeld;
     block.refs = 1;
+    block.filled = 0;
     ++block.generation;
   }
   num_held_ += blocks.num_blocks;
 }
 
+// One holder fewer, last block first, so that the prefix cache forgets prefixes from their ends.
 void Pager::Drop(const Extent& blocks, std::uint64_t epoch) noexcept {
-  for (std::uint32_t b = Index(blocks.start); b < Index(blocks.start) + blocks.num_blocks; ++b) {
+  std::uint32_t end = Index(blocks.start) + blocks.num_blocks;
+  std::uint32_t num_over = 0;  // blocks [b, b + num_over) have lost their last holder
+  for (std::uint32_t b = end; b-- > Index(blocks.start);) {
     Block& block = blocks_[b];
-    CHECK(block.state == BlockState::kHeld && block.refs == 1);  // P2
-    block.refs = 0;
-    block.state = BlockState::kLimbo;
+    CHECK(block.state == BlockState::kHeld && block.refs > 0);  // P2
+    if (--block.refs == 1) --num_shared_;
+    if (block.refs > 0 && !IsMutant(Mutant::kReleaseHeld)) {
+      if (num_over > 0) Bury({BlockId{b + 1}, num_over}, epoch);
+      num_over = 0;
+      continue;
+    }
+    num_live_tokens_ -= block.filled;
+    --num_held_;
+    ++num_over;
   }
-  num_held_ -= blocks.num_blocks;
-  if (AnyPlanned(blocks)) epoch = committed_ + 1;  // P9
-  if (epoch == retired_) {
+  if (num_over > 0) Bury({blocks.start, num_over}, epoch);
+}
+
+// Blocks without a holder: out of reach at once, or when `epoch` retires.
+void Pager::Bury(const Extent& blocks, std::uint64_t epoch) noexcept {
+  for (std::uint32_t b = Index(blocks.start); b < Index(blocks.start) + blocks.num_blocks; ++b)
+    blocks_[b].state = BlockState::kLimbo;
+  if (AnyPlanned(blocks) && !IsMutant(Mutant::kFreePlanned)) epoch = committed_ + 1;  // P9
+  if (epoch <= retired_) {
     FreeBlocks(blocks);
+    if (IsMutant(Mutant::kDoubleRelease) && blocks.num_blocks == 3) FreeBlocks(blocks);
     return;
   }
-  CHECK(epoch > retired_);  // P4
+  num_limbo_ += blocks.num_blocks;
+  if (IsMutant(Mutant::kLoseBlock) && blocks.num_blocks == 2) return;
   Block& first = blocks_[Index(blocks.start)];
   first.limbo_blocks = blocks.num_blocks;
-  first.limbo_next = limbo_first_[epoch % kNumLimboLists];
-  limbo_first_[epoch % kNumLimboLists] = Index(blocks.start);
-  num_limbo_ += blocks.num_blocks;
+  first.limbo_next = kNoBlock;
+  LimboList& list = limbo_[epoch % kNumLimboLists];
+  (list.last == kNoBlock ? list.first : blocks_[list.last].limbo_next) = Index(blocks.start);
+  list.last = Index(blocks.start);
 }
 
 void Pager::FreeBlocks(const Extent& blocks) noexcept {
-  for (std::uint32_t b = Index(blocks.start); b < Index(blocks.start) + blocks.num_blocks; ++b) {
-    CHECK(blocks_[b].state == BlockState::kLimbo);  // P1
-    CHECK(!blocks_[b].planned);                     // P9
-    blocks_[b].state = BlockState::kFree;
+  std::uint32_t num_free = 0;
+  for (std::uint32_t b = Index(blocks.start) + blocks.num_blocks; b-- > Index(blocks.start);) {
+    Block& block = blocks_[b];
+    CHECK(block.state == BlockState::kLimbo);                     // P1
+    CHECK(block.planned == 0 || IsMutant(Mutant::kFreePlanned));  // P9
+    const bool is_listed = index_.IsListed(BlockId{b}) && !IsMutant(Mutant::kFreeKeepsName);
+    block.state = is_listed ? BlockState::kCached : BlockState::kFree;
+    if (!is_listed) {
+      block.filled = 0;
+      ++num_free;
+      continue;
+    }
+    index_.GiveUp(BlockId{b});
+    if (num_free > 0) {
+      free_runs_.Free({BlockId{b + 1}, num_free});  // P3
+      placement_.Freed({BlockId{b + 1}, num_free});
+    }
+    num_free = 0;
   }
-  free_runs_.Free(blocks);  // P3
+  if (num_free == 0) return;
+  free_runs_.Free({blocks.start, num_free});  // P3
+  placement_.Freed({blocks.start, num_free});
+}
+
+// Requires: kHeld.
+void Pager::SetFilled(BlockId id, std::uint32_t filled) noexcept {
+  Block& block = blocks_[Index(id)];
+  filled = std::min(filled, options_.block_tokens);
+  num_live_tokens_ += filled;
+  num_live_tokens_ -= block.filled;
+  block.filled = static_cast<std::uint16_t>(filled);
 }
 
 bool Pager::AnyPlanned(const Extent& blocks) const noexcept {
   if (num_planned_ == 0) return false;
   for (std::uint32_t b = Index(blocks.start); b < Index(blocks.start) + blocks.num_blocks; ++b) {
-    if (blocks_[b].planned) return true;
+    if (blocks_[b].planned > 0) return true;
   }
   return false;
 }
 
 void Pager::Splice(SeqId seq, std::uint32_t first_block, const Extent& target) noexcept {
   std::uint32_t count = 0;
-  const auto push = [&](std::uint32_t start, std::uint32_t num_blocks) {
+  const auto push = [&](BlockId start, std::uint32_t num_blocks) {
     if (num_blocks == 0) return;
-    if (count > 0) {
-      Extent& last = scratch_runs_[count - 1];
-      if (Index(last.start) + last.num_blocks == start) {
-        last.num_blocks += num_blocks;  // P6
-        return;
-      }
+    if (count > 0 && Continues(scratch_runs_[count - 1], start)) {
+      scratch_runs_[count - 1].num_blocks += num_blocks;  // P6
+    } else {
+      scratch_runs_[count++] = {start, num_blocks};
     }
-    scratch_runs_[count++] = {BlockId{start}, num_blocks};
+  };
+  const auto at = [](const Extent& run, std::uint32_t offset) {
+    return run.start == kSentinelBlock ? run.start : BlockId{Index(run.start) + offset};
   };
   const std::uint32_t end_block = first_block + target.num_blocks;
   std::uint32_t begin = 0;
   for (const Extent& run : runs(seq)) {
     const std::uint32_t end = begin + run.num_blocks;
-    const std::uint32_t start = Index(run.start);
-    if (begin < first_block) push(start, std::min(end, first_block) - begin);
-    if (begin <= first_block && first_block < end) push(Index(target.start), target.num_blocks);
+    if (begin < first_block) push(run.start, std::min(end, first_block) - begin);
+    if (begin <= first_block && first_block < end) push(target.start, target.num_blocks);
     if (end > end_block) {
       const std::uint32_t low = std::max(begin, end_block);
-      push(start + (low - begin), end - low);
+      push(at(run, low - begin), end - low);
     }
     begin = end;
   }
+  Of(seq).first_changed = std::min(Of(seq).first_changed, first_block);
   CHECK(count <= options_.max_blocks_per_seq);
   std::copy_n(scratch_runs_.begin(), count, AllRuns(seq).begin());
   SetNumRuns(seq, count);
-}
-
-void Pager::CheckInvariants() const {
-  std::vector<std::uint32_t> refs(options_.num_blocks, 0);
-  CheckSequences(refs);
-  CheckLimbo();
-
-  std::uint32_t num_free = 0;
-  std::uint32_t num_held = 0;
-  std::uint32_t hole = 0;
-  std::uint32_t longest = 0;
-  std::uint32_t num_planned = 0;
-  for (std::uint32_t b = 1; b < options_.num_blocks; ++b) {
-    const Block& block = blocks_[b];
-    CHECK(block.refs == refs[b]);                                                // P2
-    CHECK((block.refs > 0) == (block.state == BlockState::kHeld));               // P2
-    CHECK((block.state == BlockState::kFree) == free_runs_.IsFree(BlockId{b}));  // P3
-    CHECK(!block.planned || block.state != BlockState::kFree);                   // P9
-    num_free += block.state == BlockState::kFree ? 1u : 0u;
-    num_held += block.state == BlockState::kHeld ? 1u : 0u;
-    num_planned += block.planned ? 1u : 0u;
-    hole = block.state == BlockState::kFree ? hole + 1 : 0;
-    longest = std::max(longest, hole);
-  }
-  CHECK(num_free == free_runs_.num_free() && num_held == num_held_);   // P1
-  CHECK(num_free + num_held + num_limbo_ == options_.num_blocks - 1);  // P1
-  CHECK(num_planned == num_planned_);                                  // P9
-  CHECK(free_runs_.Longest().num_blocks == longest);                   // P3
-  CHECK(refs[Index(kSentinelBlock)] == 0);                             // P6
-}
-
-void Pager::CheckSequences(std::vector<std::uint32_t>& refs) const {
-  std::uint64_t num_credit = 0;
-  std::uint64_t num_live_tokens = 0;
-  std::uint32_t num_crowded = 0;
-  for (std::uint32_t s = 0; s < options_.max_seqs; ++s) {
-    const Sequence& sequence = sequences_[s];
-    CHECK(sequence.open || (sequence.num_blocks == 0 && sequence.target == 0));
-    CHECK(sequence.length <= sequence.target);                              // P7
-    CHECK(sequence.target <= sequence.num_blocks * options_.block_tokens);  // P7
-    std::uint32_t num_blocks = 0;
-    std::uint32_t previous_end = 0;
-    for (const Extent& run : runs(SeqId{s})) {
-      CHECK(run.num_blocks > 0 && Index(run.start) != previous_end);  // P6
-      previous_end = Index(run.start) + run.num_blocks;
-      for (std::uint32_t b = Index(run.start); b < previous_end; ++b)
-        ++refs[b];
-      num_blocks += run.num_blocks;
-    }
-    CHECK(num_blocks == sequence.num_blocks);  // P6
-    num_credit += sequence.credit();
-    num_live_tokens += sequence.length;
-    num_crowded += num_runs_[s] > options_.crowded_runs ? 1u : 0u;
-  }
-  CHECK(num_credit == num_credit_ && num_credit <= free_runs_.num_free());  // P5
-  CHECK(num_live_tokens == num_live_tokens_);
-  CHECK(num_crowded == num_crowded_);
-}
-
-void Pager::CheckLimbo() const {
-  std::uint32_t num_limbo = 0;
-  std::vector<bool> listed(options_.num_blocks, false);
-  for (std::uint64_t list = 0; list < kNumLimboLists; ++list) {
-    bool is_open = false;  // Whether an epoch in (retired, committed + 1] owns this list.
-    for (std::uint64_t epoch = retired_ + 1; epoch <= committed_ + 1; ++epoch)
-      is_open = is_open || epoch % kNumLimboLists == list;
-    CHECK(is_open || limbo_first_[list] == kNoBlock);  // P4
-    for (std::uint32_t first = limbo_first_[list]; first != kNoBlock;
-         first = blocks_[first].limbo_next) {
-      for (std::uint32_t b = first; b < first + blocks_[first].limbo_blocks; ++b) {
-        CHECK(blocks_[b].state == BlockState::kLimbo && !listed[b]);  // P1
-        listed[b] = true;
-        ++num_limbo;
-      }
-    }
-  }
-  CHECK(num_limbo == num_limbo_);  // P1
 }
 
 }  // namespace kvrm

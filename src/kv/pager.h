@@ -11,22 +11,34 @@
 //   named       a sequence is named when its runs were handed out for the step under construction
 //               (Name) or Remap changed them for it; Committed and Abandoned unname all
 //   credit      of a sequence: blocks it was promised and does not hold yet
+//   hole        blocks of a history that were dropped (Trim): a run that starts at the sentinel. It
+//               counts in num_blocks, so positions do not change
+//   published   a full block in the prefix index: its content never changes while it is there
+//   shared      a block with more than one holder
 //
 // A block is always in exactly one state:
 //
-//               Extend, Remap                Truncate, Release, Remap
+//               Extend, Remap           Truncate, Trim, Release, Remap
 //       kFree ----------------> kHeld ----------------------------------> kLimbo
-//        ^ ^                      |                                         |
-//        | +----------------------+                                         |
-//        |  Truncate, Release, nothing in flight                            |
-//        +---------------------------- Retired -----------------------------+
+//        ^ ^                    |  ^ |                                    |   |
+//        | +--------------------+  | +----------------------+             |   |
+//        |  the same, nothing      | OpenCached             |             |   |
+//        |  in flight              |                        v             |   |
+//        |                         +-------------------- kCached <--------+   |
+//        |         Evict                                    |   Retired,      |
+//        +--------------------------------------------------+   published     |
+//        +--------------------------------------------------------------------+
+//           Retired
 //
-//     kFree  -> kHeld    Hold         content undefined until the holder writes or a copy lands
-//     kHeld  -> kLimbo   Drop         last holder gone, an epoch not yet retired may touch it
-//     kHeld  -> kFree    Drop         last holder gone, no epoch can touch it any more
-//     kLimbo -> kFree    FreeBlocks   the epoch it waits for has retired
-//
-// (The prefix cache will add kCached: no holder, content kept, between kHeld and kFree.)
+//     kFree   -> kHeld    Hold        content undefined until the holder writes or a copy lands
+//     kHeld   -> kHeld    Share, Drop one holder more or less, and still one
+//     kHeld   -> kLimbo   Drop        last holder gone, an epoch not yet retired may touch it
+//     kHeld   -> kFree    Drop        last holder gone, no epoch can touch it any more
+//     kHeld   -> kCached  Drop        the same, and it is published
+//     kLimbo  -> kFree    FreeBlocks  the epoch it waits for has retired
+//     kLimbo  -> kCached  FreeBlocks  the same, and it is published
+//     kCached -> kHeld    Share       a prefix hit; blocks in limbo are not found
+//     kCached -> kFree    Evict       its room is needed; the oldest first. No epoch touches it
 //
 // Which epoch a dropped block waits for. A block can be touched by (1) rows of committed steps,
 // (2) the step under construction if its descriptor may already name the block, (3) the copies of
@@ -38,23 +50,34 @@
 // Tagging every drop with `next` would be safe and could starve: a victim's blocks would wait for
 // a step that cannot be built for want of those very blocks. The reuse itself needs the wait even
 // though steps run in order, because copies of step n + 1 start when it is committed, while n may
-// still be running.
+// still be running. A block that only loses one of several holders waits for nothing then, and its
+// last holder's epoch is the latest of all: epochs grow.
 //
 // Which blocks may be moved. The copy starts at commit, when steps in flight may still be writing:
 // only blocks below every position that an epoch in flight writes are settled and may be a source.
 //
+// Copy-on-write. Only the block of the first position a sequence writes next can be shared (blocks
+// behind it were never written, and Truncate drops those that are shared or published), and only
+// after a Fork inside a block, or a Truncate. Extend sees it, secures one block of credit and marks
+// the sequence; Plan (PlanCopy) gives it a block of its own, with the tokens written so far. A
+// sequence whose sharers have all left by then writes in place, and the block is published no more.
+//
 // Invariants (checked where they matter, and all of them by CheckInvariants):
-//   P1  Every block is in one state, and free + held + limbo == num_blocks - 1 (K1, K3, I2).
+//   P1  Every block is in one state, and free + held + cached + limbo == num_blocks - 1 (K1, I2).
 //   P2  refs > 0 if and only if the block is kHeld; refs == runs that name it (K2, I1).
-//   P3  The index of free runs holds exactly the kFree blocks.
-//   P4  A block in limbo waits for an epoch in (retired, committed + 1] and becomes free when that
-//       one retires, not before (K4).
-//   P5  The sum of all credits <= free: Extend within its credit cannot fail (I5).
-//   P6  The runs of a sequence are disjoint, maximal, without the sentinel, and hold num_blocks
-//       blocks (I6).
+//   P3  The index of free runs holds exactly the kFree blocks (K3).
+//   P4  A block in limbo waits for an epoch in (retired, committed + 1] and leaves it when that one
+//       retires, not before (K4).
+//   P5  The sum of all credits <= free + cached: Extend within its credit cannot fail (I5).
+//   P6  The runs of a sequence are disjoint, maximal, holes apart without the sentinel, and hold
+//       num_blocks blocks (I6).
 //   P7  length <= target <= num_blocks * block_tokens.
 //   P8  Only settled blocks are moved, and never those of a named sequence.
 //   P9  A block under a planned copy does not become free before that step has retired.
+//   P10 A shared or published block is never written: no position >= length of any holder lies in
+//       it, but for one that waits for its copy (K6, I3).
+//   P11 Only full blocks are published; kCached blocks are, and nothing else is idle in the index.
+//   P12 live == sum over held blocks of the tokens written in them, shared ones once.
 //
 // Threading: engine thread only. Memory: everything is reserved by the constructor.
 #pragma once
@@ -62,13 +85,16 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "base/check.h"
+#include "base/mutant.h"
 #include "kv/free_runs.h"
 #include "kv/kv_cache.h"
 #include "kv/placement.h"
+#include "kv/prefix_index.h"
 #include "step/ids.h"
 #include "step/step.h"
 
@@ -77,7 +103,7 @@ namespace kvrm {
 // Most epochs committed and not retired. Engines keep one or two in flight.
 inline constexpr std::uint32_t kMaxStepsInFlight = 8;
 
-enum class BlockState : std::uint8_t { kFree, kHeld, kLimbo };
+enum class BlockState : std::uint8_t { kFree, kHeld, kCached, kLimbo };
 
 struct PagerOptions {
   std::uint32_t num_blocks = 0;  // sentinel included
@@ -85,8 +111,12 @@ struct PagerOptions {
   std::uint32_t max_seqs = 0;
   std::uint32_t max_blocks_per_seq = 0;
   std::uint32_t crowded_runs = 0;  // a sequence with more runs than this is crowded
+  PlacementPolicy placement = PlacementPolicy::kInPlace;
   std::uint64_t placement_seed = 0;
-  KvFault planted_fault = KvFault::kNone;
+  bool prefix_cache = false;
+  std::uint32_t max_holes = ~std::uint32_t{0};  // of a sequence; Trim makes no more
+  // OpenCached takes over no more runs than this: shared blocks are not moved together.
+  std::uint32_t max_shared_runs = ~std::uint32_t{0};
 };
 
 class Pager {
@@ -95,10 +125,19 @@ class Pager {
 
   // As in KvCache.
   bool Open(SeqId seq, std::uint32_t reserve_tokens) noexcept;
+  std::optional<std::uint32_t> OpenCached(SeqId seq, std::span<const std::int32_t> tokens,
+                                          std::span<const PrefixKey> keys,
+                                          std::uint32_t reserve_tokens) noexcept;
+  bool Fork(SeqId child, SeqId parent, std::uint32_t num_tokens,
+            std::uint32_t reserve_tokens) noexcept;
   bool Reserve(SeqId seq, std::uint32_t reserve_tokens) noexcept;
   bool Extend(SeqId seq, std::uint32_t num_tokens) noexcept;
   void Truncate(SeqId seq, std::uint32_t num_tokens) noexcept;
+  void Trim(SeqId seq, std::uint32_t from, std::uint32_t to) noexcept;
   void Release(SeqId seq) noexcept;
+  void Publish(SeqId seq, std::span<const std::int32_t> tokens,
+               std::span<const PrefixKey> keys) noexcept;
+  void DropCached() noexcept;
 
   // The step under construction reads (and may write) the sequence's blocks.
   void Name(SeqId seq) noexcept;
@@ -113,7 +152,14 @@ class Pager {
   // tokens. Requires: settled, not named, within num_spare(). The sequence is named afterwards.
   template <typename CopyFn>
   void Remap(SeqId seq, std::uint32_t first_block, const Extent& target, CopyFn copy) noexcept;
-  // Marks the blocks as under a planned copy, or no longer so.
+  // Sequences that wait for a block of their own, and one of them settled: Extend marks, CopyShared
+  // serves. copy(source, target) as in Remap; it is not called when nobody shares any more.
+  std::uint32_t num_copy_waits() const noexcept { return num_copy_waits_; }
+  bool waits_for_copy(SeqId seq) const noexcept { return Of(seq).waits_for_copy; }
+  bool CanCopyShared(SeqId seq) const noexcept;
+  template <typename CopyFn>
+  void CopyShared(SeqId seq, CopyFn copy) noexcept;
+  // Marks the blocks as under a planned copy, or no longer so; blocks beyond the pool are ignored.
   void SetPlanned(const Extent& blocks, bool planned) noexcept;
 
   bool is_open(SeqId seq) const noexcept { return Of(seq).open; }
@@ -123,17 +169,48 @@ class Pager {
   }
   // Runs, from the first, that hold the tokens up to the sequence's target.
   std::span<const Extent> target_runs(SeqId seq) const noexcept;
+  // Calls fn(blocks, number of the first) for each piece of the sequence's blocks [begin, end),
+  // holes left out.
+  template <typename Fn>
+  void ForEachPiece(SeqId seq, std::uint32_t begin, std::uint32_t end, Fn fn) const noexcept;
+  std::uint32_t BlocksFor(std::uint32_t num_tokens) const noexcept;
   std::uint32_t num_runs(SeqId seq) const noexcept { return num_runs_[Index(seq)]; }
   // Runs, from the first, whose blocks are all settled.
   std::uint32_t num_settled_runs(SeqId seq) const noexcept;
+  std::uint32_t num_settled_blocks(SeqId seq) const noexcept { return SettledBlocks(Of(seq)); }
+  // Whether each has one holder: what a move frees.
+  bool is_sole_holder(const Extent& blocks) const noexcept;
+  // Whether nobody can write the blocks before the next retire: they wait in limbo, and not for a
+  // planned copy.
+  bool is_still(const Extent& blocks) const noexcept;
+  std::uint32_t length(SeqId seq) const noexcept { return Of(seq).length; }
+  std::uint32_t target(SeqId seq) const noexcept { return Of(seq).target; }
+  // The last epoch whose step named the identity's blocks, across Release and Open; and the first
+  // block whose place has changed since TakeChanged.
+  std::uint64_t last_epoch(SeqId seq) const noexcept { return last_epoch_[Index(seq)]; }
+  std::uint32_t first_changed(SeqId seq) const noexcept { return Of(seq).first_changed; }
+  void SetChanged(SeqId seq, std::uint32_t first_block) noexcept {
+    Of(seq).first_changed = first_block;
+  }
+  StepId retired() const noexcept { return StepId{retired_}; }
 
   StepId next() const noexcept { return StepId{committed_ + 1}; }
   const FreeRuns& free_runs() const noexcept { return free_runs_; }
-  // Free blocks that no credit speaks for.
+  // Free and cached blocks that no credit speaks for.
   std::uint32_t num_spare() const noexcept;
   std::uint32_t num_crowded() const noexcept { return num_crowded_; }
+  std::uint32_t num_open() const noexcept { return num_open_; }
   std::uint32_t num_held() const noexcept { return num_held_; }
   std::uint32_t num_limbo() const noexcept { return num_limbo_; }
+  std::uint32_t num_cached() const noexcept { return index_.num_idle(); }
+  std::uint32_t num_shared() const noexcept { return num_shared_; }
+  std::uint32_t num_credit() const noexcept { return num_credit_; }
+  std::uint32_t num_soft() const noexcept { return placement_.num_soft(); }
+  std::uint64_t num_hits() const noexcept { return num_hits_; }
+  std::uint64_t num_misses() const noexcept { return num_misses_; }
+  std::uint64_t num_evictions() const noexcept { return num_evictions_; }
+  std::uint64_t num_copied_shared() const noexcept { return num_copied_shared_; }
+  std::uint64_t reserved_bytes() const noexcept;
   std::uint32_t max_seqs() const noexcept { return options_.max_seqs; }
   std::uint64_t num_live_tokens() const noexcept { return num_live_tokens_; }
   BlockState state(BlockId block) const noexcept { return blocks_[Index(block)].state; }
@@ -153,8 +230,9 @@ class Pager {
     // First block of an extent in limbo: its length, and the first block of the list's next extent.
     std::uint32_t limbo_blocks = 0;
     std::uint32_t limbo_next = kNoBlock;
+    std::uint16_t filled = 0;  // tokens written in it, while held or published
     BlockState state = BlockState::kFree;
-    bool planned = false;
+    std::uint8_t planned = 0;  // planned copies that name it
   };
   // What one epoch in flight writes of a sequence: positions from `first_position` on.
   struct Write {
@@ -163,53 +241,96 @@ class Pager {
   };
   struct Sequence {
     bool open = false;
-    std::uint32_t length = 0;  // tokens written by committed steps
-    std::uint32_t target = 0;  // tokens that have slots
+    bool waits_for_copy = false;
+    std::uint32_t copy_credit = 0;  // 0 or 1: for the copy of a shared block
+    std::uint32_t length = 0;       // tokens written by committed steps
+    std::uint32_t target = 0;       // tokens that have slots
     std::uint32_t reserved_blocks = 0;
-    std::uint32_t num_blocks = 0;
+    std::uint32_t num_blocks = 0;        // holes included
+    std::uint32_t published_blocks = 0;  // Publish has looked at the blocks below this one
+    std::uint32_t first_changed = 0;
     std::uint64_t named_in = 0;                        // value of build_ when last named
     std::array<Write, kMaxStepsInFlight> writes = {};  // by epoch % kMaxStepsInFlight
     std::uint32_t credit() const {
-      return reserved_blocks > num_blocks ? reserved_blocks - num_blocks : 0;
+      return copy_credit + (reserved_blocks > num_blocks ? reserved_blocks - num_blocks : 0);
     }
+  };
+  struct LimboList {
+    std::uint32_t first = kNoBlock;
+    std::uint32_t last = kNoBlock;
   };
 
   Sequence& Of(SeqId seq) noexcept;
   const Sequence& Of(SeqId seq) const noexcept;
-  std::uint32_t BlocksFor(std::uint32_t num_tokens) const noexcept;
   std::uint32_t SettledBlocks(const Sequence& sequence) const noexcept;
   std::span<Extent> AllRuns(SeqId seq) noexcept;
   void SetNumRuns(SeqId seq, std::uint32_t num_runs) noexcept;
+  bool TooManyHoles(SeqId seq, std::uint32_t first, std::uint32_t end) const noexcept;
   void AppendRun(SeqId seq, const Extent& blocks) noexcept;
+  // The sequence's block number `index`; the sentinel for one in a hole.
+  BlockId BlockAt(SeqId seq, std::uint32_t index) const noexcept;
+  void StartSequence(SeqId seq, std::uint32_t reserve_blocks, std::uint32_t held_blocks) noexcept;
+  bool SecureCopy(SeqId seq, std::uint32_t more_blocks) noexcept;
+  bool StealCopyCredit(SeqId seq, BlockId block) noexcept;
+  void ForgetCopy(Sequence& sequence) noexcept;
+  void Grow(SeqId seq, std::uint32_t want) noexcept;
   void DropTail(SeqId seq, std::uint32_t keep_blocks) noexcept;
+  std::uint64_t DropEpoch(SeqId seq) const noexcept;
   void Hold(const Extent& blocks) noexcept;
+  void Share(BlockId block) noexcept;
   void Drop(const Extent& blocks, std::uint64_t epoch) noexcept;
+  void Bury(const Extent& blocks, std::uint64_t epoch) noexcept;
   void FreeBlocks(const Extent& blocks) noexcept;
+  void Evict(std::uint32_t num_free) noexcept;
+  void SetFilled(BlockId block, std::uint32_t filled) noexcept;
   bool AnyPlanned(const Extent& blocks) const noexcept;
   // Replaces blocks [first_block, first_block + target.num_blocks) in the list of runs.
   void Splice(SeqId seq, std::uint32_t first_block, const Extent& target) noexcept;
   void CheckSequences(std::vector<std::uint32_t>& refs) const;
+  void CheckContent(SeqId seq) const;
   void CheckLimbo() const;
 
   const PagerOptions options_;
   FreeRuns free_runs_;
   Placement placement_;
+  PrefixIndex index_;
   std::vector<Block> blocks_;
   std::vector<Sequence> sequences_;
-  std::vector<std::uint32_t> num_runs_;  // [max_seqs], apart from Sequence to be scanned fast
-  std::vector<Extent> runs_;             // [max_seqs * max_blocks_per_seq]
-  std::vector<Extent> scratch_runs_;     // [max_blocks_per_seq + 2]
-  std::array<std::uint32_t, kNumLimboLists> limbo_first_ = {};  // by epoch % kNumLimboLists
+  std::vector<std::uint32_t> num_runs_;    // [max_seqs], apart from Sequence to be scanned fast
+  std::vector<std::uint64_t> last_epoch_;  // [max_seqs], as last_epoch()
+  std::vector<Extent> runs_;               // [max_seqs * max_blocks_per_seq]
+  std::vector<Extent> scratch_runs_;       // [max_blocks_per_seq + 2]
+  std::array<LimboList, kNumLimboLists> limbo_ = {};  // by epoch % kNumLimboLists
   std::uint64_t committed_ = 0;
   std::uint64_t retired_ = 0;
   std::uint64_t build_ = 1;  // one more at each commit and each abandoned step
+  std::uint32_t num_open_ = 0;
   std::uint32_t num_held_ = 0;
   std::uint32_t num_limbo_ = 0;
+  std::uint32_t num_shared_ = 0;
   std::uint32_t num_credit_ = 0;
   std::uint32_t num_crowded_ = 0;
   std::uint32_t num_planned_ = 0;
+  std::uint32_t num_copy_waits_ = 0;
   std::uint64_t num_live_tokens_ = 0;
+  std::uint64_t num_hits_ = 0;
+  std::uint64_t num_misses_ = 0;
+  std::uint64_t num_evictions_ = 0;
+  std::uint64_t num_copied_shared_ = 0;
 };
+
+template <typename Fn>
+void Pager::ForEachPiece(SeqId seq, std::uint32_t begin, std::uint32_t end, Fn fn) const noexcept {
+  std::uint32_t at = 0;
+  for (const Extent& run : runs(seq)) {
+    const std::uint32_t low = std::max(at, begin);
+    const std::uint32_t high = std::min(at + run.num_blocks, end);
+    if (low < high && run.start != kSentinelBlock)
+      fn(Extent{BlockId{Index(run.start) + (low - at)}, high - low}, low);
+    at += run.num_blocks;
+    if (at >= end) return;
+  }
+}
 
 template <typename CopyFn>
 void Pager::Remap(SeqId seq, std::uint32_t first_block, const Extent& target,
@@ -220,24 +341,53 @@ void Pager::Remap(SeqId seq, std::uint32_t first_block, const Extent& target,
   CHECK(target.num_blocks > 0 && end_block <= SettledBlocks(sequence));  // P8
   CHECK(target.num_blocks <= num_spare());                               // P5
   Hold(target);
-  const std::uint32_t written_end = std::min(end_block, BlocksFor(sequence.length));
-  std::uint32_t begin = 0;
-  for (const Extent& run : runs(seq)) {
-    const std::uint32_t low = std::max(begin, first_block);
-    const std::uint32_t high = std::min(begin + run.num_blocks, end_block);
-    if (low < high) {
-      const Extent source = {BlockId{Index(run.start) + (low - begin)}, high - low};
-      const std::uint32_t written = low < written_end ? std::min(high, written_end) - low : 0;
-      if (written > 0) {
-        copy(Extent{source.start, written},
-             Extent{BlockId{Index(target.start) + (low - first_block)}, written});
-      }
-      Drop(source, committed_ + 1);
+  std::uint32_t num_replaced = 0;
+  ForEachPiece(seq, first_block, end_block, [&](const Extent& source, std::uint32_t number) {
+    const Extent to = {BlockId{Index(target.start) + (number - first_block)}, source.num_blocks};
+    const std::uint32_t written_end = std::min(end_block, BlocksFor(sequence.length));
+    const std::uint32_t written =
+        number < written_end ? std::min(number + source.num_blocks, written_end) - number : 0;
+    if (written > 0) copy(Extent{source.start, written}, Extent{to.start, written});
+    for (std::uint32_t i = 0; i < written; ++i) {
+      const BlockId from{Index(source.start) + i};
+      const std::uint32_t first_token = (number + i) * options_.block_tokens;
+      SetFilled(BlockId{Index(to.start) + i},
+                std::min(options_.block_tokens, sequence.length - first_token));
+      // The content is in both; the name goes with the one that stays in use.
+      if (index_.IsListed(from) && blocks_[Index(from)].refs == 1)
+        index_.Move(from, BlockId{Index(to.start) + i});
     }
-    begin += run.num_blocks;
-  }
+    Drop(source, committed_ + 1);
+    num_replaced += source.num_blocks;
+  });
+  CHECK(num_replaced == target.num_blocks);  // A hole is not moved.
   Splice(seq, first_block, target);
   Name(seq);
+}
+
+template <typename CopyFn>
+void Pager::CopyShared(SeqId seq, CopyFn copy) noexcept {
+  Sequence& sequence = Of(seq);
+  CHECK(CanCopyShared(seq));
+  const std::uint32_t number = sequence.length / options_.block_tokens;
+  const BlockId source = BlockAt(seq, number);
+  ForgetCopy(sequence);
+  if (blocks_[Index(source)].refs == 1) {
+    if (index_.IsListed(source)) index_.Erase(source);  // P10
+    return;
+  }
+  if (free_runs_.num_free() == 0) Evict(1);
+  const BlockId before = number > 0 ? BlockAt(seq, number - 1) : kSentinelBlock;
+  const Extent target =
+      placement_.Choose(free_runs_, {.seq = seq,
+                                     .num_held = number,
+                                     .next_block = before == kSentinelBlock ? 0 : Index(before) + 1,
+                                     .want = 1,
+                                     .likely = 1 + sequence.credit()});
+  ++num_copied_shared_;
+  Remap(seq, number, target, [&copy](const Extent& from, const Extent& to) {
+    if (!IsMutant(Mutant::kCopyWithoutTokens)) copy(from, to);
+  });
 }
 
 }  // namespace kvrm

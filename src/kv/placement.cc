@@ -17,14 +17,30 @@ std::uint32_t StartIn(const Extent& hole, std::uint32_t likely) {
 
 }  // namespace
 
-Placement::Placement(std::uint64_t seed)
-    : policy_(seed == 0 ? PlacementPolicy::kLongRuns : PlacementPolicy::kScattered),
-      rng_(seed, "placement") {}
+Placement::Placement(const PlacementOptions& options)
+    : options_(options), rng_(options.seed, "placement") {}
+
+void Placement::Taken(const Extent&) noexcept {}
+void Placement::Freed(const Extent&) noexcept {}
+void Placement::Ended(SeqId) noexcept {}
+
+bool Placement::LaneIsFree(const FreeRuns& free, SeqId seq, std::uint32_t num_held,
+                           std::uint32_t want) const noexcept {
+  const std::uint32_t first = 1 + Index(seq) * options_.max_blocks_per_seq + num_held;
+  return free.LengthFrom(first, want) == want;
+}
 
 Extent Placement::Choose(const FreeRuns& free, const PlacementRequest& request) noexcept {
   CHECK(request.want > 0 && request.likely >= request.want);
-  if (policy_ == PlacementPolicy::kScattered) {
+  if (options_.policy == PlacementPolicy::kScattered) {
     return {free.NextFrom(static_cast<std::uint32_t>(rng_.Next())), 1};
+  }
+  if (options_.policy == PlacementPolicy::kLanes) {
+    const std::uint32_t first =
+        1 + Index(request.seq) * options_.max_blocks_per_seq + request.num_held;
+    const std::uint32_t length = free.LengthFrom(first, request.want);
+    CHECK(length > 0);  // A lane is its sequence's alone.
+    return {BlockId{first}, length};
   }
   if (request.next_block != 0) {
     const std::uint32_t in_place = free.LengthFrom(request.next_block, request.want);

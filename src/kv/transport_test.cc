@@ -24,6 +24,8 @@ struct Bench {
                .max_seqs = 4,
                .max_blocks_per_seq = 63,
                .crowded_runs = Compactor::TriggerFor(4),
+               .placement =
+                   placement_seed != 0 ? PlacementPolicy::kScattered : PlacementPolicy::kInPlace,
                .placement_seed = placement_seed}),
         transport(
             {.block_bytes = 1 << 20, .max_groups = 6, .max_move_bytes_per_step = max_move_bytes},
@@ -53,10 +55,12 @@ void ExpectGroup(const TransferGroup& group, std::uint32_t source, std::uint32_t
 
 TEST(Transport, MovesAdjacentAtBothEndsBecomeOneGroupInOrderOfTheirSources) {
   Bench bench;
-  bench.transport.Add(Blocks(30, 1), Blocks(42, 1));
-  bench.transport.Add(Blocks(12, 1), Blocks(22, 1));  // Adjacent to the next two.
-  bench.transport.Add(Blocks(10, 2), Blocks(20, 2));
-  bench.transport.Add(Blocks(31, 1), Blocks(40, 1));  // Adjacent at its source alone.
+  bench.transport.Add(Blocks(30, 1), Blocks(42, 1), MovePriority::kCompact);
+  bench.transport.Add(Blocks(12, 1), Blocks(22, 1),
+                      MovePriority::kCompact);  // Adjacent to the next two.
+  bench.transport.Add(Blocks(10, 2), Blocks(20, 2), MovePriority::kCompact);
+  bench.transport.Add(Blocks(31, 1), Blocks(40, 1),
+                      MovePriority::kCompact);  // Adjacent at its source alone.
   const StepView view = bench.Flush();
   ASSERT_EQ(view.groups.size(), 3u);
   ExpectGroup(view.groups[0], 10, 20, 3);
@@ -67,7 +71,7 @@ TEST(Transport, MovesAdjacentAtBothEndsBecomeOneGroupInOrderOfTheirSources) {
 TEST(Transport, LongMovesAreSplit) {
   Bench bench;
   EXPECT_EQ(bench.transport.GroupsFor(9), 3u);
-  bench.transport.Add(Blocks(1, 9), Blocks(40, 9));
+  bench.transport.Add(Blocks(1, 9), Blocks(40, 9), MovePriority::kCompact);
   EXPECT_EQ(bench.transport.num_groups_left(), 3u);
   const StepView view = bench.Flush();
   ASSERT_EQ(view.groups.size(), 3u);
@@ -79,15 +83,16 @@ TEST(Transport, LongMovesAreSplit) {
 TEST(TransportDeathTest, TheBudgetIsKept) {
   Bench bench(5 << 20);
   EXPECT_EQ(bench.transport.num_blocks_left(), 5u);
-  bench.transport.Add(Blocks(1, 4), Blocks(40, 4));
+  bench.transport.Add(Blocks(1, 4), Blocks(40, 4), MovePriority::kCompact);
   EXPECT_EQ(bench.transport.num_blocks_left(), 1u);
-  EXPECT_DEATH(bench.transport.Add(Blocks(10, 2), Blocks(50, 2)), "num_blocks_left");
+  EXPECT_DEATH(bench.transport.Add(Blocks(10, 2), Blocks(50, 2), MovePriority::kCompact),
+               "num_blocks_left");
 }
 
 TEST(Transport, LaunchCopiesAndRenewsTheBudget) {
   Bench bench(4 << 20);
   bench.pool[std::size_t{7} << 20] = std::byte{42};
-  bench.transport.Add(Blocks(7, 1), Blocks(50, 1));
+  bench.transport.Add(Blocks(7, 1), Blocks(50, 1), MovePriority::kCompact);
   bench.transport.Launch(bench.Flush());
   EXPECT_EQ(bench.transport.flying(), StepId{1});
   bench.transport.Land();
@@ -100,11 +105,11 @@ TEST(Transport, LaunchCopiesAndRenewsTheBudget) {
 
 TEST(Transport, WhatAnAbandonedStepHadPlannedGoesIntoTheNextOne) {
   Bench bench;
-  bench.transport.Add(Blocks(7, 2), Blocks(50, 2));
+  bench.transport.Add(Blocks(7, 2), Blocks(50, 2), MovePriority::kCompact);
   ASSERT_TRUE(bench.builder.Begin());
   bench.transport.Flush(bench.builder);
   bench.builder.Abandon();
-  bench.transport.Add(Blocks(9, 1), Blocks(52, 1));
+  bench.transport.Add(Blocks(9, 1), Blocks(52, 1), MovePriority::kCompact);
   const StepView view = bench.Flush();
   ASSERT_EQ(view.groups.size(), 1u);
   ExpectGroup(view.groups[0], 7, 50, 3);
