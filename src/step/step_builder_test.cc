@@ -159,7 +159,7 @@ TEST(StepBuilderDeathTest, RowsMustFitTheirRunsAndTheLimits) {
   const std::array<std::int32_t, 17> tokens = {};
   const std::array<Extent, 4> runs = {Blocks(1, 1), Blocks(3, 1), Blocks(5, 1), Blocks(7, 1)};
   EXPECT_DEATH(builder.AddRow({.tokens = tokens, .runs = std::span(runs).first(1)}),
-               "covers");  // D5
+               "covers");                                                      // D5
   EXPECT_DEATH(builder.AddRow({.tokens = tokens, .runs = runs}), "max_runs");  // D5
   EXPECT_DEATH(builder.AddRow({.tokens = {}, .runs = std::span(runs).first(1)}), "tokens");
 }
