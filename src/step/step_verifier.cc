@@ -106,13 +106,12 @@ bool StepVerifier::State::Fail(StepRule rule, std::uint32_t row, std::uint32_t b
 
 bool StepVerifier::State::Landed(std::uint64_t step) {
   if (is_lost_ || step <= floor_) return true;
-  if (step > committed_ || step < landed_) {
+  if (step > committed_) {
     now_ = step;
     return Fail(StepRule::kEpochs, kNoNumber, kNoNumber,
-                "copies landed out of order; committed is " + Number(committed_) +
-                    ", landed before is " + Number(landed_));
+                "copies landed, and committed is step " + Number(committed_));
   }
-  landed_ = step;
+  landed_ = std::max(landed_, step);
   return true;
 }
 
