@@ -249,7 +249,9 @@ bool Views::ShowPiece(const Pager& pager, StepBuilder& builder, SeqId seq, const
     const bool is_own = first + i < num_read;
     const std::uint64_t epoch = is_own ? pager.last_epoch(seq) : holder_epoch_[Index(seq)];
     *number = first + i;
-    if (*shown != kSentinelBlock && epoch > Index(pager.retired())) return false;  // V2
+    // Also where shown[] has been forgotten, after a refusal or an abandoned step: the device still
+    // shows there what a step in flight may read.
+    if (epoch > Index(pager.retired())) return false;  // V2
     if (builder.num_groups() >= options_.max_groups) return false;
     std::uint32_t count = 1;
     while (i + count < piece.num_blocks && (first + i + count < num_read) == is_own &&
