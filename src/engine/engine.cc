@@ -22,13 +22,10 @@ namespace {
 // The longest context served unless asked for more: 32,768 tokens of a model made for 128k would
 // otherwise reserve sixteen times the memory of a chat.
 constexpr std::uint32_t kDefaultContextMax = 32768;
-constexpr std::uint32_t kMaxGroups = 64;
 // A row that needs more runs than a descriptor holds waits this long for compaction: with the
-// budget below that is 1 GiB moved, beyond any one sequence.
+// default budget of 16 MiB a step that is 1 GiB moved, beyond any one sequence.
 constexpr std::uint32_t kMaxCrowdedSteps = 64;
-// What compaction may move in one step. 16 MiB is about 1 ms of copying at 16 GB/s and so stays
-// below a step of the models this budget matters for.
-constexpr std::uint64_t kMaxMoveBytes = std::uint64_t{16} << 20;
+constexpr std::uint32_t kMaxEdits = 65536;
 
 // What other threads ask of the engine thread.
 struct Command {
@@ -57,20 +54,39 @@ std::uint64_t PhysicalMemoryBytes() {
          static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
 }
 
-EngineOptions Resolved(EngineOptions options, const Model& model) {
-  const ModelConfig& config = model.config();
+// Checks what moves, and how much of it.
+void CheckMovement(const EngineOptions& options, const KvLayout& layout) {
+  if (options.max_edits_per_step == 0 || options.max_edits_per_step > kMaxEdits) {
+    throw StartError("edits per step must be 1 to " + std::to_string(kMaxEdits) + ", not " +
+                     std::to_string(options.max_edits_per_step));
+  }
+  if (options.max_move_bytes_per_step < layout.block_bytes()) {
+    throw StartError(
+        "the movement budget of a step, " + std::to_string(options.max_move_bytes_per_step) +
+        " bytes, is less than one block of " + std::to_string(layout.block_bytes()) + " bytes");
+  }
+}
+
+std::uint64_t DefaultKvTokens(const EngineOptions& options, const KvLayout& layout) {
+  const std::uint64_t most = std::uint64_t{options.max_rows} * options.max_context;
+  if (IsStaticView(options.view)) return 0;  // Exactly what it needs.
+  const std::uint64_t fits = PhysicalMemoryBytes() / 4 / layout.token_bytes();
+  return std::max<std::uint64_t>(options.max_context, std::min(most, fits));
+}
+
+EngineOptions Resolved(EngineOptions options, const EngineParts& parts) {
   CheckBlockTokens(options.block_tokens);
   if (options.max_rows == 0 || options.max_rows > 1024) {
     throw StartError("parallel sequences must be 1 to 1024, not " +
                      std::to_string(options.max_rows));
   }
   if (options.max_context == 0) {
-    options.max_context = std::min(config.max_context, kDefaultContextMax);
+    options.max_context = std::min(parts.max_context, kDefaultContextMax);
   }
-  if (options.max_context > config.max_context) {
+  if (options.max_context > parts.max_context) {
     throw StartError("context size " + std::to_string(options.max_context) +
                      " exceeds what the model was trained for, " +
-                     std::to_string(config.max_context));
+                     std::to_string(parts.max_context));
   }
   options.max_step_tokens = std::max(options.max_step_tokens, options.max_rows);
   if (options.max_step_tokens > 65536) {
@@ -78,16 +94,10 @@ EngineOptions Resolved(EngineOptions options, const Model& model) {
                      std::to_string(options.max_step_tokens));
   }
   if (options.prompt_chunk == 0) options.prompt_chunk = options.max_step_tokens;
-  if (options.kv_tokens == 0) {
-    const KvLayout layout = {.num_layers = config.num_layers,
-                             .num_kv_heads = config.num_kv_heads,
-                             .head_dim = config.head_dim,
-                             .block_tokens = 16,
-                             .dtype = options.kv_dtype};
-    const std::uint64_t fits = PhysicalMemoryBytes() / 4 / layout.token_bytes();
-    options.kv_tokens = std::max<std::uint64_t>(
-        options.max_context, std::min(std::uint64_t{options.max_rows} * options.max_context, fits));
-  }
+  KvLayout layout = parts.layout;
+  layout.block_tokens = options.block_tokens;
+  CheckMovement(options, layout);
+  if (options.kv_tokens == 0) options.kv_tokens = DefaultKvTokens(options, layout);
   if (options.kv_tokens / options.block_tokens > 0xfffffff0u) {
     throw StartError("the KV pool has more blocks than 32 bits can number");
   }
@@ -98,18 +108,17 @@ StepLoopOptions LoopOptions(const EngineOptions& options) {
   return {.limits = {.max_rows = options.max_rows,
                      .max_tokens = options.max_step_tokens,
                      .max_runs = options.max_runs,
-                     .max_groups = kMaxGroups,
+                     .max_groups = options.max_edits_per_step,
                      .max_samples = options.max_rows,
                      .block_tokens = options.block_tokens},
           .max_seqs = options.max_rows,
           .max_context = options.max_context,
           .kv_tokens = options.kv_tokens,
-          .max_move_bytes_per_step = kMaxMoveBytes,
+          .max_move_bytes_per_step = options.max_move_bytes_per_step,
+          .view = options.view,
+          .placement = options.placement,
           .placement_seed = options.placement_seed,
-          .num_threads = options.num_threads,
-          .kernels = options.kernels,
-          .kv_dtype = options.kv_dtype,
-          .progress = options.load_progress};
+          .prefix_cache = options.prefix_cache};
 }
 
 Error Invalid(std::string message) {
@@ -119,24 +128,21 @@ Error Invalid(std::string message) {
 }  // namespace
 
 struct Engine::State {
-  State(const Model& model_in, const EngineOptions& options_in, const Clock& clock_in)
-      : model(model_in),
+  State(const EngineParts& parts, const EngineOptions& options_in, const Clock& clock_in)
+      : vocab_size(parts.vocab_size),
         clock(clock_in),
-        options(Resolved(options_in, model_in)),
-        loop(model_in, LoopOptions(options)),
+        options(Resolved(options_in, parts)),
+        loop(parts, LoopOptions(options)),
         scheduler({.max_rows = options.max_rows,
                    .max_step_tokens = options.max_step_tokens,
                    .prompt_chunk = options.prompt_chunk,
                    .max_waiting = options.max_queued},
                   loop.cache()),
-        sampler(model_in.config().vocab_size),
+        sampler(vocab_size),
         commands(2 * (std::size_t{options.max_queued} + options.max_rows)),
         events(16 * (EventsOfOneStep() + AbortsOfStop())),
         finished(std::size_t{options.max_queued} + options.max_rows) {
     scheduled.reserve(options.max_rows);
-    for (const Reservation& r : loop.device().reservations()) {
-      reserved.push_back({.owner = r.owner, .bytes = r.bytes});
-    }
     reserved.push_back({.owner = "step descriptors", .bytes = loop.descriptor_bytes()});
     PublishStats();
   }
@@ -297,7 +303,7 @@ struct Engine::State {
     signal.notify_one();
   }
 
-  const Model& model;
+  const std::uint32_t vocab_size;
   const Clock& clock;
   const EngineOptions options;
   StepLoop loop;
@@ -320,13 +326,27 @@ struct Engine::State {
 };
 
 Engine::Engine(const Model& model, const EngineOptions& options, const Clock& clock)
-    : state_(std::make_unique<State>(model, options, clock)) {}
+    : device_(std::make_unique<HostDevice>()),
+      model_(&model),
+      state_(std::make_unique<State>(HostParts(model, *device_,
+                                               {.num_threads = options.num_threads,
+                                                .kernels = options.kernels,
+                                                .kv_dtype = options.kv_dtype,
+                                                .progress = options.load_progress}),
+                                     options, clock)) {
+  std::vector<ReservedBytes> of_device;
+  for (const Reservation& r : device_->reservations())
+    of_device.push_back({.owner = r.owner, .bytes = r.bytes});
+  state_->reserved.insert(state_->reserved.begin(), of_device.begin(), of_device.end());
+}
+
+Engine::Engine(const EngineParts& parts, const EngineOptions& options, const Clock& clock)
+    : state_(std::make_unique<State>(parts, options, clock)) {}
 
 Engine::~Engine() = default;
 
 Result<RequestId> Engine::Submit(Request request) {
   State& s = *state_;
-  const ModelConfig& config = s.model.config();
   if (request.prompt.empty()) return Invalid("prompt must have at least 1 token");
   if (request.prompt.size() >= s.options.max_context) {
     return Error{ErrorCode::kTooLarge, "prompt has " + std::to_string(request.prompt.size()) +
@@ -335,9 +355,9 @@ Result<RequestId> Engine::Submit(Request request) {
                                            ", the output included"};
   }
   for (const std::int32_t id : request.prompt) {
-    if (id < 0 || static_cast<std::uint32_t>(id) >= config.vocab_size) {
+    if (id < 0 || static_cast<std::uint32_t>(id) >= s.vocab_size) {
       return Invalid("prompt has token id " + std::to_string(id) + "; ids are below " +
-                     std::to_string(config.vocab_size));
+                     std::to_string(s.vocab_size));
     }
   }
   const SamplingParams& sampling = request.sampling;
@@ -471,7 +491,8 @@ std::uint32_t Engine::max_context() const {
   return state_->options.max_context;
 }
 const Model& Engine::model() const {
-  return state_->model;
+  CHECK(model_ != nullptr);
+  return *model_;
 }
 
 }  // namespace kvrm

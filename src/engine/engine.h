@@ -16,7 +16,10 @@
 
 #include "base/clock.h"
 #include "base/result.h"
+#include "device/host_device.h"
+#include "engine/parts.h"
 #include "engine/request.h"
+#include "kv/kv_cache.h"
 #include "model/weights.h"
 
 namespace kvrm {
@@ -26,14 +29,23 @@ struct EngineOptions {
   std::uint32_t max_context = 0;        // tokens per sequence; 0: the model's own, at most 32,768
   std::uint32_t max_step_tokens = 256;  // prompt chunk budget of one step, over all rows
   std::uint32_t block_tokens = 16;
-  // Pool size in tokens; 0: max_rows x max_context or a quarter of memory, whichever is less.
+  // Pool size in tokens; 0: max_rows x max_context or a quarter of memory, whichever is less. The
+  // static views take exactly max_rows x max_context.
   std::uint64_t kv_tokens = 0;
-  std::uint32_t max_runs = 32;       // R
+  std::uint32_t max_runs = 32;  // R
+  // Movement of one step: transfer groups and mappings, and bytes, at least one block.
+  std::uint32_t max_edits_per_step = 64;
+  // 16 MiB is about 1 ms of copying at 16 GB/s and so stays below a step of the models this budget
+  // matters for.
+  std::uint64_t max_move_bytes_per_step = std::uint64_t{16} << 20;
+  KvView view = KvView::kExtents;
+  PlacementPolicy placement = PlacementPolicy::kInPlace;
+  bool prefix_cache = true;
   std::uint32_t max_queued = 256;    // requests waiting
   std::uint32_t num_threads = 0;     // workers; 0: all cores
   std::uint32_t prompt_chunk = 0;    // tokens per row and step; 0: max_step_tokens
   std::string kernels = {};          // "": as KVRM_ISA or the best; else a table's name
-  std::uint64_t placement_seed = 0;  // not 0: scatter blocks over the pool (tests)
+  std::uint64_t placement_seed = 0;  // not 0: kScattered, whatever `placement` is (tests)
   DType kv_dtype = DType::kF16;
   // Called while weights are packed, with bytes done and in all.
   std::function<void(std::uint64_t done, std::uint64_t total)> load_progress = {};
@@ -64,6 +76,9 @@ class Engine {
  public:
   // `model` and `clock` outlive the engine. Throws StartError with exact numbers when it cannot.
   Engine(const Model& model, const EngineOptions& options, const Clock& clock);
+  // On a device and an executor of the caller's; num_threads, kernels, kv_dtype and load_progress
+  // of the options are not looked at. What `parts` points to and `clock` outlive the engine.
+  Engine(const EngineParts& parts, const EngineOptions& options, const Clock& clock);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -93,10 +108,13 @@ class Engine {
   EngineStats stats() const;
   const std::vector<ReservedBytes>& reserved() const;
   std::uint32_t max_context() const;
+  // Requires: constructed from a model.
   const Model& model() const;
 
  private:
   struct State;
+  std::unique_ptr<HostDevice> device_;  // null: of the caller's
+  const Model* model_ = nullptr;        // null: as above
   std::unique_ptr<State> state_;
 };
 

@@ -3,8 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <atomic>
 #include <map>
+#include <memory>
 #include <span>
 #include <string>
 #include <thread>
@@ -380,6 +382,65 @@ TEST(Engine, ImpossibleOptionsNameTheNumber) {
   options = Small();
   options.kernels = "quantum";
   EXPECT_NE(message(options).find("quantum"), std::string::npos);
+  options = Small();
+  options.max_move_bytes_per_step = 1000;
+  EXPECT_NE(message(options).find("1000 bytes, is less than one block"), std::string::npos);
+  options = Small();
+  options.max_edits_per_step = 0;
+  EXPECT_NE(message(options).find("edits per step"), std::string::npos);
+  options = Small();
+  options.view = KvView::kStatic;
+  options.kv_tokens = 512;  // 32 blocks and the sentinel; four sequences need 64.
+  EXPECT_NE(message(options).find("needs 65 blocks"), std::string::npos);
+}
+
+// Its next token is the length of the row's context.
+class CountingExecutor final : public Executor {
+ public:
+  explicit CountingExecutor(const ExecutorNeeds& needs)
+      : bucket_{.max_rows = needs.limits.max_rows, .max_tokens = needs.limits.max_tokens} {}
+  std::span<const Bucket> buckets() const noexcept override { return {&bucket_, 1}; }
+  void Run(const StepView& step) noexcept override { step_ = step; }
+  void Wait() noexcept override {
+    for (std::uint32_t i = 0; i < step_.header->num_samples; ++i)
+      contexts_[i] = step_.positions[step_.sample_token[i]] + 1;
+    ++num_replays_;
+  }
+  std::span<const float> Logits(std::uint32_t sample) const noexcept override {
+    logits_.fill(0.0f);
+    logits_[static_cast<std::size_t>(contexts_[sample])] = 1.0f;
+    return logits_;
+  }
+  std::span<const std::uint64_t> replays() const noexcept override { return {&num_replays_, 1}; }
+
+ private:
+  const Bucket bucket_;
+  StepView step_;
+  std::array<std::int32_t, 4> contexts_ = {};
+  mutable std::array<float, 64> logits_ = {};
+  std::uint64_t num_replays_ = 0;
+};
+
+TEST(Engine, RunsOnADeviceAndAnExecutorOfTheCaller) {
+  HostDevice device;
+  const EngineParts parts = {
+      .layout = {.num_layers = 1, .num_kv_heads = 1, .head_dim = 2},
+      .vocab_size = 64,
+      .max_context = 64,
+      .device = &device,
+      .make_executor = [](const ExecutorNeeds& needs) -> std::unique_ptr<Executor> {
+        EXPECT_EQ(needs.limits.max_rows, 4u);
+        EXPECT_EQ(needs.memory.size(), (1 + 4 * 64 / 16) * needs.layout.block_bytes());
+        return std::make_unique<CountingExecutor>(needs);
+      }};
+  for (const KvView view : {KvView::kExtents, KvView::kStatic}) {
+    Engine engine(parts, {.max_rows = 4, .view = view}, kClock);
+    EXPECT_EQ(engine.max_context(), 64u);
+    const Request request = {
+        .prompt = {1, 2, 3}, .max_tokens = 4, .sampling = {.temperature = 0.0f}};
+    const RequestId id = OrThrow(engine.Submit(request));
+    EXPECT_EQ(RunToEnd(engine).at(id).tokens, (std::vector<std::int32_t>{3, 4, 5, 6}));
+  }
 }
 
 }  // namespace

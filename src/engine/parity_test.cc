@@ -16,6 +16,7 @@
 #include "base/json.h"
 #include "engine/engine.h"
 #include "engine/scorer.h"
+#include "exec/cpu_executor.h"
 #include "model/weights.h"
 
 namespace kvrm {

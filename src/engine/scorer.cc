@@ -19,17 +19,19 @@ StepLoopOptions LoopOptions(const ScorerOptions& options) {
                      .block_tokens = 16},
           .max_seqs = 1,
           .max_context = options.max_context,
-          .kv_tokens = options.max_context,
-          .num_threads = options.num_threads,
-          .kernels = options.kernels,
-          .kv_dtype = options.kv_dtype,
-          .progress = options.load_progress};
+          .kv_tokens = options.max_context};
 }
 
 }  // namespace
 
 Scorer::Scorer(const Model& model, const ScorerOptions& options)
-    : chunk_(options.chunk), loop_(model, LoopOptions(options)) {}
+    : chunk_(options.chunk),
+      loop_(HostParts(model, device_,
+                      {.num_threads = options.num_threads,
+                       .kernels = options.kernels,
+                       .kv_dtype = options.kv_dtype,
+                       .progress = options.load_progress}),
+            LoopOptions(options)) {}
 
 void Scorer::Score(std::span<const std::int32_t> tokens, const Sink& sink) {
   KvCache& cache = loop_.cache();

@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 
+#include "device/host_device.h"
 #include "engine/step_loop.h"
 #include "model/weights.h"
 
@@ -21,7 +22,7 @@ struct ScorerOptions {
   std::uint32_t num_threads = 0;  // 0: all cores
   std::string kernels = {};       // as EngineOptions
   DType kv_dtype = DType::kF16;
-  LoadProgress load_progress = {};
+  std::function<void(std::uint64_t done, std::uint64_t total)> load_progress = {};
 };
 
 class Scorer {
@@ -37,6 +38,7 @@ class Scorer {
 
  private:
   const std::uint32_t chunk_;
+  HostDevice device_;
   StepLoop loop_;
 };
 

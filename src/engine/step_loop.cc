@@ -2,7 +2,6 @@
 #include "engine/step_loop.h"
 
 #include <algorithm>
-#include <thread>
 
 #include "base/check.h"
 #include "base/result.h"
@@ -12,7 +11,6 @@ namespace {
 
 // One step is built while one runs; a third entry lets the previous one retire late.
 constexpr std::uint32_t kRingEntries = 3;
-constexpr std::uint32_t kMaxThreads = 1024;
 
 std::uint32_t BlocksOf(std::uint64_t tokens, std::uint32_t block_tokens) {
   return static_cast<std::uint32_t>((tokens + block_tokens - 1) / block_tokens);
@@ -20,38 +18,53 @@ std::uint32_t BlocksOf(std::uint64_t tokens, std::uint32_t block_tokens) {
 
 void CheckOptions(const StepLoopOptions& options) {
   CheckBlockTokens(options.limits.block_tokens);
-  if (options.num_threads > kMaxThreads) {
-    throw StartError("threads must be at most " + std::to_string(kMaxThreads) + ", not " +
-                     std::to_string(options.num_threads));
-  }
   if (options.limits.max_tokens < options.limits.max_rows) {
     throw StartError("step tokens (" + std::to_string(options.limits.max_tokens) +
                      ") must be at least the number of rows (" +
                      std::to_string(options.limits.max_rows) + ")");
   }
-  if (options.kv_tokens < options.max_context) {
+  if (options.kv_tokens < options.max_context && !IsStaticView(options.view)) {
     throw StartError("the KV pool holds " + std::to_string(options.kv_tokens) +
                      " tokens; one sequence of the longest context needs " +
                      std::to_string(options.max_context));
   }
 }
 
-// The limits that are used: no row needs more runs than it can have blocks.
-StepLimits Checked(const StepLoopOptions& options) {
-  CheckOptions(options);
-  StepLimits limits = options.limits;
-  limits.max_runs =
-      std::max(2u, std::min(limits.max_runs, BlocksOf(options.max_context, limits.block_tokens)));
-  return limits;
+// Static views have room for every sequence's longest context or none: more would stand idle. What
+// was asked for and is less, the cache refuses with the number it needs.
+std::uint32_t NumBlocks(const StepLoopOptions& options) {
+  const std::uint32_t block_tokens = options.limits.block_tokens;
+  const std::uint64_t asked = std::uint64_t{BlocksOf(options.kv_tokens, block_tokens)} + 1;
+  if (!IsStaticView(options.view)) return static_cast<std::uint32_t>(asked);
+  const std::uint64_t need = KvCache::MinBlocks(options.view, options.max_seqs,
+                                                BlocksOf(options.max_context, block_tokens));
+  return static_cast<std::uint32_t>(options.kv_tokens == 0 ? need : std::min(asked, need));
 }
 
-const CpuKernels* KernelsByName(const std::string& name) {
-  if (name.empty()) return &SelectCpuKernels();
-  const CpuKernels* kernels = FindCpuKernels(name.c_str());
-  if (kernels == nullptr) {
-    throw StartError("kernels '" + name + "' are unknown or not supported by this processor");
-  }
-  return kernels;
+KvCacheOptions CacheOptions(const EngineParts& parts, const StepLoopOptions& options) {
+  CheckOptions(options);
+  KvLayout layout = parts.layout;
+  layout.block_tokens = options.limits.block_tokens;
+  const std::uint32_t longest = BlocksOf(options.max_context, layout.block_tokens);
+  return {
+      .layout = layout,
+      .num_blocks = NumBlocks(options),
+      .max_seqs = options.max_seqs,
+      .max_blocks_per_seq = longest,
+      // No row needs more runs than it can have blocks.
+      .max_runs = std::max(2u, std::min(options.limits.max_runs, longest)),
+      .max_groups = options.limits.max_groups,
+      .max_move_bytes_per_step = options.max_move_bytes_per_step,
+      .view = options.view,
+      .placement = options.placement_seed != 0 ? PlacementPolicy::kScattered : options.placement,
+      .placement_seed = options.placement_seed,
+      .prefix_cache = options.prefix_cache};
+}
+
+StepLimits RaisedLimits(StepLimits limits, const KvCacheOptions& cache_options) {
+  limits.max_runs = cache_options.max_runs;
+  KvCache::RaiseLimits(cache_options, &limits);
+  return limits;
 }
 
 }  // namespace
@@ -63,39 +76,20 @@ void CheckBlockTokens(std::uint32_t block_tokens) {
   }
 }
 
-StepLoop::StepLoop(const Model& model, const StepLoopOptions& options)
-    : limits_(Checked(options)),
-      builder_(limits_, kRingEntries),
-      kernels_(KernelsByName(options.kernels)) {
-  const ModelConfig& config = model.config();
-  const KvLayout layout = {.num_layers = config.num_layers,
-                           .num_kv_heads = config.num_kv_heads,
-                           .head_dim = config.head_dim,
-                           .block_tokens = limits_.block_tokens,
-                           .dtype = options.kv_dtype};
-  cache_ = std::make_unique<KvCache>(
-      KvCacheOptions{.layout = layout,
-                     .num_blocks = BlocksOf(options.kv_tokens, limits_.block_tokens) + 1,
-                     .max_seqs = options.max_seqs,
-                     .max_blocks_per_seq = BlocksOf(options.max_context, limits_.block_tokens),
-                     .max_runs = limits_.max_runs,
-                     .max_groups = limits_.max_groups,
-                     .max_move_bytes_per_step = options.max_move_bytes_per_step,
-                     .placement = options.placement_seed != 0 ? PlacementPolicy::kScattered
-                                                              : PlacementPolicy::kInPlace,
-                     .placement_seed = options.placement_seed},
-      device_);
-  const std::uint32_t num_workers = options.num_threads != 0
-                                        ? options.num_threads
-                                        : std::max(1u, std::thread::hardware_concurrency());
-  executor_ = std::make_unique<CpuExecutor>(BuildDecoder(config, model.weights()),
-                                            CpuExecutorOptions{.limits = limits_,
-                                                               .layout = layout,
-                                                               .num_workers = num_workers,
-                                                               .kernels = kernels_,
-                                                               .progress = options.progress},
-                                            device_, cache_->memory());
+bool IsStaticView(KvView view) {
+  return view == KvView::kStatic || view == KvView::kStaticPadded ||
+         view == KvView::kStaticBucketed;
 }
+
+StepLoop::StepLoop(const EngineParts& parts, const StepLoopOptions& options)
+    : cache_options_(CacheOptions(parts, options)),
+      limits_(RaisedLimits(options.limits, cache_options_)),
+      builder_(limits_, kRingEntries),
+      cache_(std::make_unique<KvCache>(cache_options_, *parts.device)),
+      executor_(parts.make_executor({.limits = limits_,
+                                     .layout = cache_options_.layout,
+                                     .memory = cache_->memory(),
+                                     .layer_buffers = cache_->layer_buffers()})) {}
 
 void StepLoop::Begin() noexcept {
   CHECK(builder_.Begin());

@@ -10,36 +10,36 @@
 #include <memory>
 #include <span>
 #include <string>
-#include <vector>
 
-#include "device/host_device.h"
-#include "exec/cpu_executor.h"
+#include "engine/parts.h"
 #include "kv/kv_cache.h"
-#include "model/weights.h"
 #include "step/step_builder.h"
 
 namespace kvrm {
 
 struct StepLoopOptions {
-  StepLimits limits;  // max_runs is cut to what the longest context can need
+  // max_runs is cut to what the longest context can need; then the view raises what it needs more.
+  StepLimits limits;
   std::uint32_t max_seqs = 0;
   std::uint32_t max_context = 0;
-  std::uint64_t kv_tokens = 0;  // pool size, rounded up to blocks
+  // Pool size, rounded up to blocks. A static view takes exactly what it needs, and 0 will do.
+  std::uint64_t kv_tokens = 0;
   std::uint64_t max_move_bytes_per_step = 0;
-  std::uint64_t placement_seed = 0;  // not 0: scatter blocks (tests)
-  std::uint32_t num_threads = 0;     // 0: all cores
-  std::string kernels = {};          // "": the best; as KVRM_ISA
-  DType kv_dtype = DType::kF16;
-  LoadProgress progress = {};
+  KvView view = KvView::kExtents;
+  PlacementPolicy placement = PlacementPolicy::kInPlace;
+  std::uint64_t placement_seed = 0;  // not 0: kScattered, whatever `placement` is (tests)
+  bool prefix_cache = false;
 };
 
 // Throws StartError unless this many tokens can be a block.
 void CheckBlockTokens(std::uint32_t block_tokens);
+// Whether every sequence owns room for the longest context in this view.
+bool IsStaticView(KvView view);
 
 class StepLoop {
  public:
   // Throws StartError with exact numbers.
-  StepLoop(const Model& model, const StepLoopOptions& options);
+  StepLoop(const EngineParts& parts, const StepLoopOptions& options);
   StepLoop(const StepLoop&) = delete;
   StepLoop& operator=(const StepLoop&) = delete;
 
@@ -47,9 +47,7 @@ class StepLoop {
   StepBuilder& builder() { return builder_; }
   const Executor& executor() const { return *executor_; }
   const StepLimits& limits() const { return limits_; }
-  const HostDevice& device() const { return device_; }
   StepId next_step() const { return next_; }
-  const char* kernels_name() const { return kernels_->name; }
   std::uint64_t descriptor_bytes() const { return builder_.reserved_bytes(); }
 
   // Opens the next descriptor and plans the step's moves into it. The rows' slots have been made by
@@ -60,12 +58,11 @@ class StepLoop {
   bool Commit() noexcept;
 
  private:
+  KvCacheOptions cache_options_;
   StepLimits limits_;
-  HostDevice device_;
   StepBuilder builder_;
-  const CpuKernels* kernels_;
   std::unique_ptr<KvCache> cache_;
-  std::unique_ptr<CpuExecutor> executor_;
+  std::unique_ptr<Executor> executor_;
   StepId next_{1};
 };
 

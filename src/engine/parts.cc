@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/parts.h"
+
+#include <algorithm>
+#include <thread>
+
+#include "base/result.h"
+#include "exec/cpu_executor.h"
+
+namespace kvrm {
+namespace {
+
+constexpr std::uint32_t kMaxThreads = 1024;
+
+const CpuKernels* KernelsByName(const std::string& name) {
+  if (name.empty()) return &SelectCpuKernels();
+  const CpuKernels* kernels = FindCpuKernels(name.c_str());
+  if (kernels == nullptr) {
+    throw StartError("kernels '" + name + "' are unknown or not supported by this processor");
+  }
+  return kernels;
+}
+
+std::uint32_t NumWorkers(std::uint32_t num_threads) {
+  if (num_threads > kMaxThreads) {
+    throw StartError("threads must be at most " + std::to_string(kMaxThreads) + ", not " +
+                     std::to_string(num_threads));
+  }
+  return num_threads != 0 ? num_threads : std::max(1u, std::thread::hardware_concurrency());
+}
+
+// Enough while names of prefixes stay inside one process, which serves one model.
+std::string DigestOf(const Model& model, const CpuKernels& kernels) {
+  return model.config().name + '|' + ArchitectureName(model.config().architecture) + '|' +
+         std::to_string(model.num_parameters()) + '|' + std::to_string(model.weight_bytes()) + '|' +
+         kernels.name;
+}
+
+}  // namespace
+
+EngineParts HostParts(const Model& model, Device& device, const HostPartsOptions& options) {
+  const ModelConfig& config = model.config();
+  const CpuKernels* kernels = KernelsByName(options.kernels);
+  const std::uint32_t num_workers = NumWorkers(options.num_threads);
+  return {.layout = {.num_layers = config.num_layers,
+                     .num_kv_heads = config.num_kv_heads,
+                     .head_dim = config.head_dim,
+                     .block_tokens = kTileTokens,
+                     .dtype = options.kv_dtype},
+          .vocab_size = config.vocab_size,
+          .max_context = config.max_context,
+          .model_digest = DigestOf(model, *kernels),
+          .device = &device,
+          .make_executor = [&model, &device, kernels, num_workers, progress = options.progress](
+                               const ExecutorNeeds& needs) -> std::unique_ptr<Executor> {
+            return std::make_unique<CpuExecutor>(BuildDecoder(model.config(), model.weights()),
+                                                 CpuExecutorOptions{.limits = needs.limits,
+                                                                    .layout = needs.layout,
+                                                                    .num_workers = num_workers,
+                                                                    .kernels = kernels,
+                                                                    .progress = progress},
+                                                 device, needs.memory);
+          }};
+}
+
+}  // namespace kvrm

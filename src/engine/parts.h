@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// EngineParts: what an engine runs on. A model on this machine gives all of it (HostParts), and so
+// does a simulated world.
+//
+// Threading: plain data; make_executor is called once, by the engine's constructor.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "device/device.h"
+#include "exec/executor.h"
+#include "model/weights.h"
+#include "step/layout.h"
+#include "step/step.h"
+
+namespace kvrm {
+
+// What an executor is built for: the descriptors it will see and the memory that they name.
+struct ExecutorNeeds {
+  StepLimits limits;
+  KvLayout layout;
+  std::span<std::byte> memory = {};         // KvCache::memory
+  std::span<std::byte> layer_buffers = {};  // KvCache::layer_buffers
+};
+
+struct EngineParts {
+  KvLayout layout;  // block_tokens is the engine's option and not looked at here
+  std::uint32_t vocab_size = 0;
+  std::uint32_t max_context = 0;  // tokens per sequence that the model can serve
+  std::string model_digest = {};  // tells models apart in the names of prefixes
+  Device* device = nullptr;       // outlives the engine
+  // May throw StartError. The executor lives as long as the engine.
+  std::function<std::unique_ptr<Executor>(const ExecutorNeeds&)> make_executor = {};
+};
+
+struct HostPartsOptions {
+  std::uint32_t num_threads = 0;  // workers; 0: all cores
+  std::string kernels = {};       // "": as KVRM_ISA or the best; else a table's name
+  DType kv_dtype = DType::kF16;
+  std::function<void(std::uint64_t done, std::uint64_t total)> progress = {};  // LoadProgress
+};
+
+// The model's decoder on this machine's processor. Throws StartError for what it cannot have.
+// `model` and `device` outlive what is made of them.
+EngineParts HostParts(const Model& model, Device& device, const HostPartsOptions& options);
+
+}  // namespace kvrm
