@@ -34,6 +34,7 @@ std::array<float, kSize> Normalised(const std::array<float, kSize>& x) {
 
 DenseDecoder::DenseDecoder(std::uint64_t seed, Bug bug)
     : bug_(bug), hidden_(kLanes * kStepTokens), queries_(kLanes * kStepTokens) {
+  slots_.reserve(kLanes * kStepTokens);
   Random random(seed);
   embedding_ = RandomMatrix(random, kVocab * kHidden, 1.0f);
   position_ = RandomMatrix(random, kWindowTokens * kHidden, 0.5f);
@@ -54,7 +55,8 @@ Shape DenseDecoder::shape() const {
 }
 
 void DenseDecoder::Run(const DenseCall& call) {
-  std::vector<Slot> slots;
+  std::vector<Slot>& slots = slots_;
+  slots.clear();
   num_busy_ = 0;
   for (std::uint32_t lane = 0; lane < kLanes; ++lane) {
     num_busy_ += call.count[lane] > 0 ? 1 : 0;

@@ -76,6 +76,7 @@ class DenseDecoder final : public Program {
   std::vector<float> embedding_;  // [kVocab][kHidden], also the head
   std::vector<float> position_;   // [kWindowTokens][kHidden]
   std::array<Layer, kLayers> layers_;
+  std::vector<Slot> slots_;      // of this call
   std::vector<Hidden> hidden_;   // [kLanes * kStepTokens]
   std::vector<Hidden> queries_;  // [kLanes * kStepTokens]
   std::uint32_t num_busy_ = 0;   // lanes of this call; of kBatchSum

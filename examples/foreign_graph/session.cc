@@ -32,9 +32,10 @@ kvrm::KvLayout LayoutOf(const Shape& shape) {
 }
 
 kvrm::KvCacheOptions CacheOptions(const Shape& shape, const SessionOptions& options) {
-  const std::uint32_t all = 1 + shape.lanes * LaneBlocks(shape);
+  const std::uint32_t all = shape.lanes * LaneBlocks(shape);
+  const std::uint32_t num_blocks = std::max(LaneBlocks(shape), all * options.pool_percent / 100);
   return {.layout = LayoutOf(shape),
-          .num_blocks = options.num_blocks != 0 ? options.num_blocks : all,
+          .num_blocks = 1 + num_blocks,
           .max_seqs = shape.lanes,
           .max_blocks_per_seq = LaneBlocks(shape),
           .max_runs = options.max_runs,

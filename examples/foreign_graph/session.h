@@ -24,7 +24,8 @@ namespace foreign {
 struct SessionOptions {
   kvrm::KvView view = kvrm::KvView::kStagedWindows;
   kvrm::PlacementPolicy placement = kvrm::PlacementPolicy::kInPlace;
-  std::uint32_t num_blocks = 0;       // of the pool; 0: room for every lane's longest context
+  // The pool, of what every lane's longest context would need; never less than one such context.
+  std::uint32_t pool_percent = 100;
   std::uint32_t max_move_blocks = 8;  // a step
   std::uint32_t max_runs = 4;
   bool prefix_cache = false;
