@@ -141,6 +141,8 @@ class Pager {
   void Publish(SeqId seq, std::span<const std::int32_t> tokens,
                std::span<const PrefixKey> keys) noexcept;
   void DropCached() noexcept;
+  // Makes so many cached blocks free, the oldest first, or all there are.
+  void GiveUpCached(std::uint32_t num_blocks) noexcept;
 
   // The step under construction reads (and may write) the sequence's blocks.
   void Name(SeqId seq) noexcept;
