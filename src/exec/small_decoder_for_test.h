@@ -71,10 +71,8 @@ class SmallDecoder {
  private:
   WeightTensor Tensor(std::uint32_t rows, std::uint32_t cols) {
     const std::vector<float>& values = storage_.back();
-    return {.data = std::as_bytes(std::span(values)),
-            .type = DType::kF32,
-            .rows = rows,
-            .cols = cols};
+    return {
+        .data = std::as_bytes(std::span(values)), .type = DType::kF32, .rows = rows, .cols = cols};
   }
   // Uniform, of a variance that keeps the scale of what it multiplies.
   WeightTensor Matrix(std::uint32_t rows, std::uint32_t cols) {
