@@ -484,6 +484,10 @@ EngineStats Engine::stats() const {
           .step_ns = get(kStepNs)};
 }
 
+void Engine::CheckInvariants() const {
+  state_->loop.cache().CheckInvariants();
+}
+
 const std::vector<ReservedBytes>& Engine::reserved() const {
   return state_->reserved;
 }
