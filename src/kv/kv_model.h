@@ -5,23 +5,24 @@
 // order; an executor that runs a step at any moment after it was committed and landed, up to
 // `depth` steps after the host planned it. What is compared, after every operation:
 //
-//   books    held, promised and live figures against counts kept per sequence; conservation; the
-//            cache's own CheckInvariants
-//   content  (K7) the executor writes a stamp of (sequence, position, step) into each slot of the
-//            descriptor, then reads every position of every row through the descriptor's runs: a
-//            block that is wrong, stale, reused or not yet landed shows at once
+//   books    held, promised and live figures against counts kept per sequence (only without
+//            sharing, where they are sums); conservation; the cache's own CheckInvariants
+//   content  (K7) the executor writes a stamp into each slot of the descriptor, then reads every
+//            position of every row through the descriptor's runs. A stamp is a hash of all tokens
+//            up to its position, so a block that is wrong, stale, reused, not yet landed or another
+//            sequence's shows at once
 //   fences   (K4) what a step writes or copies into is touched by no unretired step of anyone else
 //   credit   an Extend within a sequence's credit succeeds, and no call succeeds that the books
 //            do not allow
+//   waits    with nothing else to do, every row that waits is served in the end
 //
 // A violation aborts through CHECK, so that the same code serves tests, death tests and libFuzzer.
-// Not covered: several tiers, sharing, more than one thread.
+// Not covered: several tiers, more than one thread.
 #pragma once
 
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <cstring>
 #include <deque>
 #include <span>
 #include <utility>
@@ -29,94 +30,25 @@
 
 #include "base/check.h"
 #include "base/rng.h"
-#include "device/device.h"
 #include "kv/kv_cache.h"
+#include "kv/kv_model_device.h"
 #include "step/step_builder.h"
 
 namespace kvrm {
 
-// Decisions, from a seed or from a fuzzer's bytes.
-class Choices {
- public:
-  explicit Choices(std::uint64_t seed) : rng_(seed, "kv model") {}
-  explicit Choices(std::span<const std::uint8_t> bytes) : rng_(0), bytes_(bytes), replay_(true) {}
-
-  // Uniform in [0, bound) from a seed; one byte, or two for a large bound, from a fuzzer.
-  std::uint32_t Below(std::uint32_t bound) {
-    if (!replay_) return static_cast<std::uint32_t>(rng_.Below(bound));
-    std::uint32_t value = TakeByte();
-    if (bound > 256) value = value << 8 | TakeByte();
-    return value % bound;
-  }
-  bool Chance(std::uint32_t percent) { return Below(100) < percent; }
-  bool exhausted() const { return replay_ && bytes_.empty(); }
-
- private:
-  std::uint8_t TakeByte() {
-    if (bytes_.empty()) return 0;
-    const std::uint8_t byte = bytes_.front();
-    bytes_ = bytes_.subspan(1);
-    return byte;
-  }
-  Rng rng_;
-  std::span<const std::uint8_t> bytes_;
-  bool replay_ = false;
-};
-
-// Copies land one by one when ticked, in any order, and all by Wait.
-class LaggingDevice final : public Device {
- public:
-  explicit LaggingDevice(Choices& choices) : choices_(choices) {}
-
-  std::span<std::byte> Reserve(std::size_t bytes, const char*) override {
-    CHECK(memory_.empty());
-    memory_.resize((bytes + sizeof(std::uint64_t) - 1) / sizeof(std::uint64_t));
-    return std::as_writable_bytes(std::span(memory_)).first(bytes);
-  }
-  PoolMemory ReservePool(std::size_t pool_bytes, std::size_t window_bytes, bool mapped,
-                         std::size_t) override {
-    CHECK(!mapped);
-    const std::span<std::byte> memory = Reserve(pool_bytes + window_bytes, "kv pool");
-    return {memory.first(pool_bytes), memory.subspan(pool_bytes)};
-  }
-  bool Map(std::size_t, std::size_t, std::size_t) noexcept override { return false; }
-  FlightId Submit(std::span<const CopyOp> copies) noexcept override {
-    ++num_flights_;
-    for (const CopyOp& copy : copies)
-      waiting_.push_back({FlightId{num_flights_}, copy});
-    return FlightId{num_flights_};
-  }
-  bool Landed(FlightId flight) noexcept override {
-    return std::none_of(waiting_.begin(), waiting_.end(),
-                        [flight](const auto& entry) { return entry.first == flight; });
-  }
-  void Wait(FlightId flight) noexcept override {
-    while (!Landed(flight))
-      Tick();
-  }
-  void Tick() {
-    if (waiting_.empty()) return;
-    const std::size_t which = choices_.Below(static_cast<std::uint32_t>(waiting_.size()));
-    const CopyOp copy = waiting_[which].second;
-    waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(which));
-    std::memcpy(copy.target, copy.source, copy.bytes);
-  }
-
- private:
-  Choices& choices_;
-  std::vector<std::uint64_t> memory_;
-  std::vector<std::pair<FlightId, CopyOp>> waiting_;
-  std::uint64_t num_flights_ = 0;
-};
-
 struct KvModelOptions {
-  std::uint32_t num_blocks = 32;  // sentinel included
+  std::uint32_t num_blocks = 32;  // sentinel included; static views: as many as they need
   std::uint32_t max_seqs = 4;
+  std::uint32_t max_blocks_per_seq = 0;  // 0: all of the pool
   std::uint32_t max_runs = 4;
   std::uint32_t max_groups = 4;
   std::uint32_t max_move_blocks = 8;
   std::uint32_t depth = 2;  // most steps committed and not retired
+  KvView view = KvView::kExtents;
+  PlacementPolicy placement = PlacementPolicy::kInPlace;
   std::uint64_t placement_seed = 0;
+  bool sharing = false;     // forks, prefix hits and trims as well
+  bool short_keys = false;  // first blocks of different content have one name
   bool check_books = true;
   bool check_fences = true;
 };
@@ -133,40 +65,23 @@ class KvModel {
                                        .dtype = DType::kF32};
 
   KvModel(const KvModelOptions& options, Choices& choices)
-      : options_(options),
+      : options_(Resolved(options)),
         choices_(choices),
         device_(choices),
-        cache_({.layout = kLayout,
-                .num_blocks = options.num_blocks,
-                .max_seqs = options.max_seqs,
-                .max_blocks_per_seq = options.num_blocks,
-                .max_runs = options.max_runs,
-                .max_groups = options.max_groups,
-                .max_move_bytes_per_step = options.max_move_blocks * kLayout.block_bytes(),
-                .placement = options.placement_seed != 0 ? PlacementPolicy::kScattered
-                                                         : PlacementPolicy::kInPlace,
-                .placement_seed = options.placement_seed},
-               device_),
-        builder_({.max_rows = options.max_seqs,
-                  .max_tokens = kMaxStepTokens,
-                  .max_runs = options.max_runs,
-                  .max_groups = options.max_groups,
-                  .block_tokens = kBlockTokens},
-                 options.depth),
-        seqs_(options.max_seqs) {}
+        cache_(CacheOptions(options_), device_),
+        builder_(Limits(options_), options_.depth),
+        seqs_(options_.max_seqs) {}
 
   KvCache& cache() { return cache_; }
-  std::uint32_t max_tokens() const { return (options_.num_blocks - 1) * kBlockTokens; }
+  std::uint32_t max_tokens() const { return options_.max_blocks_per_seq * kBlockTokens; }
   std::uint64_t num_executed() const { return num_executed_; }
   bool is_open(std::uint32_t s) const { return seqs_[s].open; }
-  std::uint32_t length(std::uint32_t s) const {
-    return static_cast<std::uint32_t>(seqs_[s].stamps.size());
-  }
+  std::uint32_t length(std::uint32_t s) const { return seqs_[s].length(); }
 
   // One operation of the random mix.
   void RandomOp() {
     const std::uint32_t seq = choices_.Below(options_.max_seqs);
-    const std::uint32_t kind = choices_.Below(32);
+    const std::uint32_t kind = choices_.Below(36);
     if (kind < 4) {
       seqs_[seq].open ? TryReserve(seq, RandomTokens()) : TryOpen(seq, RandomTokens());
     } else if (kind < 5) {
@@ -179,52 +94,79 @@ class KvModel {
       device_.Tick();
     } else if (kind < 25) {
       Execute();
-    } else {
+    } else if (kind < 32) {
       Retire();
+    } else if (options_.sharing) {
+      RandomSharing(kind, seq);
     }
     Check();
   }
 
   void TryOpen(std::uint32_t s, std::uint32_t reserve_tokens) {
-    Seq& seq = seqs_[s];
-    const bool fits = Blocks(reserve_tokens) + Promised() <= cache_.stats().num_free;
-    const bool opened = cache_.Open(SeqId{s}, reserve_tokens);
-    if (options_.check_books) CHECK(opened == fits);
-    if (!opened) return;
-    seq = Seq{};
+    Seq seq;
     seq.open = true;
     seq.life = ++num_lives_;
     seq.reserved = Blocks(reserve_tokens);
+    const KvStats before = cache_.stats();
+    bool opened = false;
+    if (options_.sharing && choices_.Chance(70)) {
+      seq.prompt = choices_.Below(3);
+      seq.num_scripted = choices_.Below(std::min(max_tokens(), 8 * kBlockTokens) + 1);
+      opened = OpenCached(s, seq, reserve_tokens);
+    } else {
+      opened = cache_.Open(SeqId{s}, reserve_tokens);
+    }
+    if (options_.check_books) {
+      const std::uint32_t spare = before.num_free + before.num_cached - before.num_promised;
+      const std::uint32_t most = std::max(seq.reserved, Blocks(seq.num_scripted));
+      if (seq.num_scripted == 0) CHECK(opened == (seq.reserved <= spare));
+      if (!opened) CHECK(most > spare);
+    }
+    if (opened) seqs_[s] = std::move(seq);
   }
   void TryReserve(std::uint32_t s, std::uint32_t reserve_tokens) {
     Seq& seq = seqs_[s];
-    Seq after = seq;
-    after.reserved = std::max(seq.reserved, Blocks(reserve_tokens));
-    const bool fits = Promised() - seq.Credit() + after.Credit() <= cache_.stats().num_free;
-    const bool reserved = cache_.Reserve(SeqId{s}, reserve_tokens);
-    if (options_.check_books) CHECK(reserved == fits);
-    if (reserved) seq = after;
+    const std::uint32_t reserved = std::max(seq.reserved, Blocks(reserve_tokens));
+    const std::uint32_t held = Held(s);
+    const KvStats before = cache_.stats();
+    const std::uint32_t more = std::max(reserved, held) - std::max(seq.reserved, held);
+    const bool done = cache_.Reserve(SeqId{s}, reserve_tokens);
+    if (options_.check_books && !options_.sharing)
+      CHECK(done == (more + before.num_promised <= before.num_free + before.num_cached));
+    if (done) seq.reserved = reserved;
   }
   bool TryExtend(std::uint32_t s, std::uint32_t num_tokens) {
     Seq& seq = seqs_[s];
-    const std::uint32_t need = Blocks(num_tokens);
-    const std::uint32_t more = need > seq.held ? need - seq.held : 0;
-    const bool fits = more + Promised() - seq.Credit() <= cache_.stats().num_free || more == 0;
-    const bool within_credit = more <= seq.Credit();
+    const std::uint32_t held = Held(s);
+    const std::uint32_t more = std::max(Blocks(num_tokens), held) - held;
+    const std::uint32_t credit = std::max(seq.reserved, held) - held;
+    const KvStats before = cache_.stats();
     const bool extended = cache_.Extend(SeqId{s}, num_tokens);
-    CHECK(extended || !within_credit);  // P5
-    if (options_.check_books) CHECK(extended == fits);
-    if (!extended) return false;
-    seq.held = std::max(seq.held, need);
-    seq.target = std::max(seq.target, num_tokens);
-    return true;
+    // A lane waits for what its identity held before; a shared block needs a copy.
+    const bool may_wait = IsStatic(options_.view) && !steps_.empty();
+    if (!may_wait && before.num_shared == 0) CHECK(extended || more > credit);  // P5
+    if (options_.check_books && !options_.sharing) {
+      const bool fits =
+          more == 0 || more + before.num_promised - credit <= before.num_free + before.num_cached;
+      CHECK(extended ? fits : (may_wait || !fits));
+    }
+    if (extended) seq.target = std::max(seq.target, num_tokens);
+    return extended;
   }
   void Truncate(std::uint32_t s, std::uint32_t num_tokens) {
     Seq& seq = seqs_[s];
+    const std::uint32_t last = num_tokens / kBlockTokens;
+    if (num_tokens < seq.length() && num_tokens % kBlockTokens != 0 && seq.IsDropped(last)) return;
     cache_.Truncate(SeqId{s}, num_tokens);
     seq.target = num_tokens;
-    if (seq.stamps.size() > num_tokens) seq.stamps.resize(num_tokens);
-    seq.held = std::min(seq.held, std::max(Blocks(num_tokens), seq.reserved));
+    if (seq.length() > num_tokens) {
+      seq.tokens.resize(num_tokens);
+      seq.stamps.resize(num_tokens);
+      seq.num_scripted = std::min(seq.num_scripted, num_tokens);  // Another text from here on.
+    }
+    // The promise may have been given up with what was shared.
+    if (options_.sharing) seq.reserved = 0;
+    seq.dropped.resize(std::min<std::size_t>(seq.dropped.size(), Blocks(num_tokens)));
   }
   void Release(std::uint32_t s) {
     cache_.Release(SeqId{s});
@@ -241,12 +183,12 @@ class KvModel {
     if (plan_first) Plan();
     for (std::uint32_t s = 0; s < options_.max_seqs; ++s) {
       if (!seqs_[s].open || choices_.Chance(30)) continue;
-      const auto length = static_cast<std::uint32_t>(seqs_[s].stamps.size());
+      const std::uint32_t length = seqs_[s].length();
       const std::uint32_t most = std::min(max_tokens() - length, budget);
       if (most == 0) continue;
       const std::uint32_t more =
           1 + choices_.Below(std::min(most, choices_.Chance(50) ? 1u : 3 * kBlockTokens));
-      if (length + more > seqs_[s].target && !TryExtend(s, length + more)) continue;
+      if (!TryExtend(s, length + more)) continue;
       want[s] = more;
       budget -= more;
     }
@@ -263,29 +205,38 @@ class KvModel {
     return true;
   }
   void Plan() { cache_.Plan(builder_, builder_.building()); }
-  // False when the sequence needs too many runs.
+  // False when the row must wait: too many runs, a copy, a window.
   bool AddRow(std::uint32_t s, std::uint32_t num_tokens) {
-    Seq& seq = seqs_[s];
-    const auto length = static_cast<std::uint32_t>(seq.stamps.size());
-    Row row = {.seq = s, .life = seq.life, .first = length, .stamps = seq.stamps};
-    for (std::uint32_t i = 0; i < num_tokens; ++i)
-      row.stamps.push_back(Mix64(Mix64(seq.life << 20 | (length + i)) ^ ++num_stamps_));
-    static constexpr std::array<std::int32_t, kMaxStepTokens> kTokens = {};
+    const Seq& seq = seqs_[s];
+    const std::uint32_t length = seq.length();
+    Row row = {.seq = s,
+               .life = seq.life,
+               .tokens = seq.tokens,
+               .stamps = seq.stamps,
+               .dropped = seq.dropped};
+    for (std::uint32_t t = length; t < length + num_tokens; ++t)
+      Append(row.tokens, row.stamps, NextToken(seq, t));
     if (!cache_.AddRow(builder_, {.seq = SeqId{s},
                                   .first_position = length,
-                                  .tokens = std::span(kTokens).first(num_tokens)}))
+                                  .tokens = std::span(row.tokens).subspan(length)}))
       return false;
     building_.rows.push_back(std::move(row));
     return true;
   }
   void Commit() {
     building_.view = builder_.Commit(0, options_.max_seqs);
+    NoteTouches();
     if (options_.check_fences) CheckFences();
     cache_.Launch(building_.view);
-    if (!building_.view.groups.empty()) last_flight_ = building_.view.header->step;
+    if (std::ranges::any_of(building_.view.groups,
+                            [](const auto& g) { return g.kind == GroupKind::kBlocks; })) {
+      last_flight_ = building_.view.header->step;
+    }
     for (const Row& row : building_.rows) {
       Seq& seq = seqs_[row.seq];
-      if (seq.life == row.life) seq.stamps = row.stamps;
+      if (seq.life != row.life) continue;
+      seq.tokens = row.tokens;
+      seq.stamps = row.stamps;
     }
     steps_.push_back(std::move(building_));
   }
@@ -312,20 +263,15 @@ class KvModel {
     const StepView& view = step->view;
     for (std::uint32_t r = 0; r < view.header->num_rows; ++r) {
       const Row& row = step->rows[r];
-      for (std::uint32_t t = view.row_start[r]; t < view.row_start[r + 1]; ++t)
-        *Slot(Index(view.slots[t])) = row.stamps[static_cast<std::size_t>(view.positions[t])];
-    }
-    for (std::uint32_t r = 0; r < view.header->num_rows; ++r) {
-      const Row& row = step->rows[r];
-      std::size_t position = 0;
-      for (const Extent& run : view.RowRuns(r)) {
-        for (std::uint32_t i = 0; i < run.num_blocks * kBlockTokens; ++i, ++position) {
-          if (position == row.stamps.size()) break;
-          CHECK(*Slot(Index(run.start) * kBlockTokens + i) == row.stamps[position]);  // K7
-        }
+      for (std::uint32_t t = view.row_start[r]; t < view.row_start[r + 1]; ++t) {
+        const std::uint64_t stamp = row.stamps[static_cast<std::size_t>(view.positions[t])];
+        *Slot(Index(view.slots[t])) = stamp;
+        if (!view.mirrors.empty()) *Slot(Index(view.mirrors[t])) = stamp;
       }
-      CHECK(position == row.stamps.size());
     }
+    Gather(view);
+    for (std::uint32_t r = 0; r < view.header->num_rows; ++r)
+      CheckRow(view, r, step->rows[r]);
     step->executed = true;
     ++num_executed_;
   }
@@ -335,22 +281,19 @@ class KvModel {
     steps_.pop_front();
   }
 
-  // Runs and retires everything in flight, ends every sequence: every block is free again.
+  // Runs and retires everything in flight, serves who waits, ends every sequence: every block is
+  // free again.
   void Drain() {
-    while (!steps_.empty()) {
-      Execute();
-      Retire();
-      Check();
+    Settle();
+    for (std::uint32_t s = 0; s < options_.max_seqs; ++s) {
+      if (seqs_[s].open) Serve(s);
     }
     for (std::uint32_t s = 0; s < options_.max_seqs; ++s) {
       if (seqs_[s].open) Release(s);
     }
     // A step without rows carries what an abandoned step had planned.
-    CHECK(Begin());
-    Plan();
-    Commit();
-    Execute();
-    Retire();
+    EmptyStep();
+    cache_.DropCached();
     Check();
     if (options_.check_books) CHECK(cache_.stats().num_free == options_.num_blocks - 1);
   }
@@ -359,19 +302,23 @@ class KvModel {
     if (!options_.check_books) return;
     cache_.CheckInvariants();
     const KvStats stats = cache_.stats();
-    std::uint32_t num_held = 0;
-    std::uint64_t num_live = 0;
-    for (const Seq& seq : seqs_) {
-      num_held += seq.held;
-      num_live += seq.stamps.size();
-    }
-    CHECK(stats.num_held == num_held);
-    CHECK(stats.num_promised == Promised());
-    CHECK(stats.live_bytes == num_live * kLayout.token_bytes());
-    CHECK(stats.mapped_bytes == num_held * kLayout.block_bytes());
-    CHECK(stats.num_free + stats.num_held + stats.num_limbo == stats.num_blocks);
+    CHECK(stats.num_free + stats.num_held + stats.num_cached + stats.num_limbo == stats.num_blocks);
     // Nothing waits for nothing: without a step in flight or abandoned, limbo is empty.
     if (steps_.empty() && abandoned_ != builder_.building()) CHECK(stats.num_limbo == 0);
+    if (options_.sharing) return;
+    std::uint32_t num_held = 0;
+    std::uint32_t num_promised = 0;
+    std::uint64_t num_live = 0;
+    for (std::uint32_t s = 0; s < options_.max_seqs; ++s) {
+      const std::uint32_t held = Held(s);
+      num_held += held;
+      num_promised += std::max(seqs_[s].reserved, held) - held;
+      num_live += seqs_[s].length();
+    }
+    CHECK(stats.num_held == num_held);
+    CHECK(stats.num_promised == num_promised);
+    CHECK(stats.live_bytes == num_live * kLayout.token_bytes());
+    if (stats.window_bytes == 0) CHECK(stats.mapped_bytes == num_held * kLayout.block_bytes());
   }
 
  private:
@@ -379,66 +326,288 @@ class KvModel {
     bool open = false;
     std::uint64_t life = 0;  // another one at each Open
     std::uint32_t target = 0;
-    std::uint32_t reserved = 0;         // blocks
-    std::uint32_t held = 0;             // blocks
-    std::vector<std::uint64_t> stamps;  // of each position written by committed steps
-    std::uint32_t Credit() const { return reserved > held ? reserved - held : 0; }
+    std::uint32_t reserved = 0;  // blocks
+    std::uint32_t prompt = 0;
+    std::uint32_t num_scripted = 0;     // tokens of the prompt; what follows is its own
+    std::vector<std::int32_t> tokens;   // written by committed steps
+    std::vector<std::uint64_t> stamps;  // of the same positions
+    std::vector<bool> dropped;          // of each block: trimmed
+    std::uint32_t length() const { return static_cast<std::uint32_t>(tokens.size()); }
+    bool IsDropped(std::uint32_t block) const { return block < dropped.size() && dropped[block]; }
   };
   struct Row {
     std::uint32_t seq = 0;
     std::uint64_t life = 0;
-    std::uint32_t first = 0;
-    std::vector<std::uint64_t> stamps;  // of each position, after the step
+    std::vector<std::int32_t> tokens;   // of each position, after the step
+    std::vector<std::uint64_t> stamps;  // the same
+    std::vector<bool> dropped;
+  };
+  // Slots [begin, end), where they really lie, that a step reads or writes.
+  struct Touch {
+    std::uint64_t life = 0;
+    std::uint64_t begin = 0;
+    std::uint64_t end = 0;
+    bool write = false;
   };
   struct Step {
     StepView view;
     std::vector<Row> rows;
+    std::vector<Touch> touches;
     bool executed = false;
   };
 
+  static bool IsStatic(KvView view) {
+    return view == KvView::kStatic || view == KvView::kStaticPadded ||
+           view == KvView::kStaticBucketed;
+  }
+  static KvModelOptions Resolved(KvModelOptions options) {
+    if (options.max_blocks_per_seq == 0) options.max_blocks_per_seq = options.num_blocks - 1;
+    if (IsStatic(options.view)) {
+      options.num_blocks = static_cast<std::uint32_t>(
+          KvCache::MinBlocks(options.view, options.max_seqs, options.max_blocks_per_seq));
+    }
+    return options;
+  }
+  static KvCacheOptions CacheOptions(const KvModelOptions& options) {
+    return {.layout = kLayout,
+            .num_blocks = options.num_blocks,
+            .max_seqs = options.max_seqs,
+            .max_blocks_per_seq = options.max_blocks_per_seq,
+            .max_runs = options.max_runs,
+            .max_groups = options.max_groups,
+            .max_move_bytes_per_step = options.max_move_blocks * kLayout.block_bytes(),
+            .view = options.view,
+            .placement = options.placement,
+            .placement_seed = options.placement_seed,
+            .prefix_cache = options.sharing};
+  }
+  static StepLimits Limits(const KvModelOptions& options) {
+    StepLimits limits = {.max_rows = options.max_seqs,
+                         .max_tokens = kMaxStepTokens,
+                         .max_runs = options.max_runs,
+                         .max_groups = options.max_groups,
+                         .block_tokens = kBlockTokens};
+    KvCache::RaiseLimits(CacheOptions(options), &limits);
+    return limits;
+  }
   static std::uint32_t Blocks(std::uint32_t num_tokens) {
     return (num_tokens + kBlockTokens - 1) / kBlockTokens;
+  }
+  static void Append(std::vector<std::int32_t>& tokens, std::vector<std::uint64_t>& stamps,
+                     std::int32_t token) {
+    const std::uint64_t before = stamps.empty() ? 1 : stamps.back();
+    tokens.push_back(token);
+    stamps.push_back(Mix64(before ^ Mix64(static_cast<std::uint64_t>(token))));
   }
   std::uint32_t RandomTokens() {
     return choices_.Chance(70) ? 0 : choices_.Below(max_tokens() / 3 + 1);
   }
-  std::uint32_t Promised() const {
+  // Blocks the sequence has places for, holes included.
+  std::uint32_t Held(std::uint32_t s) const {
     std::uint32_t sum = 0;
-    for (const Seq& seq : seqs_)
-      sum += seq.Credit();
-    return sum;
+    for (const Extent& run : cache_.home(SeqId{s}))
+      sum += run.num_blocks;
+    return seqs_[s].open ? sum : 0;
   }
-  std::uint64_t* Slot(std::uint32_t slot) {
-    return reinterpret_cast<std::uint64_t*>(cache_.memory().data()) + slot;
+  // The three prompts agree in their first block and a half, so that prefixes end in many places.
+  std::int32_t NextToken(const Seq& seq, std::uint32_t position) {
+    if (position >= seq.num_scripted)
+      return static_cast<std::int32_t>(Mix64(++num_own_tokens_) % 1000000000 + 1000);
+    return position < kBlockTokens * 3 / 2 ? 7 : static_cast<std::int32_t>(10 + seq.prompt);
+  }
+  // Names of the full blocks of `tokens`. Short ones: only whether the tokens agree tells two first
+  // blocks apart.
+  std::vector<PrefixKey> Keys(std::span<const std::int32_t> tokens) const {
+    std::vector<PrefixKey> keys;
+    PrefixKey parent = root_;
+    for (std::size_t end = kBlockTokens; end <= tokens.size(); end += kBlockTokens) {
+      parent = NextPrefixKey(parent, tokens.subspan(end - kBlockTokens, kBlockTokens));
+      keys.push_back(parent);
+    }
+    if (options_.short_keys && !keys.empty()) keys[0] = {};
+    return keys;
   }
 
-  // The step about to be launched against every step that has not retired.
-  void CheckFences() const {
+  void RandomSharing(std::uint32_t kind, std::uint32_t s) {
+    Seq& seq = seqs_[s];
+    if (!seq.open) return;
+    if (kind == 32) {
+      const std::uint32_t child = choices_.Below(options_.max_seqs);
+      if (!seqs_[child].open) Fork(child, s, choices_.Below(seq.length() + 1));
+    } else if (kind == 33) {
+      const std::uint32_t from = choices_.Below(seq.length() + 1);
+      Trim(s, from, from + choices_.Below(seq.length() - from + 1));
+    } else if (kind == 34) {
+      cache_.Publish(SeqId{s}, seq.tokens, Keys(seq.tokens));
+    } else if (choices_.Chance(5)) {
+      cache_.DropCached();
+    }
+  }
+  bool OpenCached(std::uint32_t s, Seq& seq, std::uint32_t reserve_tokens) {
+    Seq wish = seq;
+    for (std::uint32_t t = 0; t < seq.num_scripted; ++t)
+      Append(wish.tokens, wish.stamps, NextToken(seq, t));
+    const std::vector<PrefixKey> keys = Keys(wish.tokens);
+    const auto found = cache_.OpenCached(SeqId{s}, wish.tokens, keys, reserve_tokens);
+    if (!found) return false;
+    CHECK(*found % kBlockTokens == 0 && *found <= keys.size() * kBlockTokens);
+    seq.tokens.assign(wish.tokens.begin(), wish.tokens.begin() + *found);
+    seq.stamps.assign(wish.stamps.begin(), wish.stamps.begin() + *found);
+    seq.target = *found;
+    return true;
+  }
+  void Fork(std::uint32_t child, std::uint32_t parent, std::uint32_t num_tokens) {
+    const Seq& from = seqs_[parent];
+    if (num_tokens % kBlockTokens != 0 && from.target != from.length()) return;
+    const std::uint32_t reserve_tokens = RandomTokens();
+    const KvStats before = cache_.stats();
+    const bool forked = cache_.Fork(SeqId{child}, SeqId{parent}, num_tokens, reserve_tokens);
+    const bool is_lost =
+        num_tokens % kBlockTokens != 0 && from.IsDropped(num_tokens / kBlockTokens);
+    const std::uint32_t most = std::max(Blocks(reserve_tokens), Blocks(num_tokens)) + 1;
+    if (is_lost || IsStatic(options_.view)) {
+      CHECK(!forked);
+    } else if (most + before.num_promised <= before.num_free + before.num_cached) {
+      CHECK(forked);
+    }
+    if (!forked) return;
+    Seq seq = from;
+    seq.life = ++num_lives_;
+    seq.target = num_tokens;
+    seq.reserved = Blocks(reserve_tokens);
+    seq.tokens.resize(num_tokens);
+    seq.stamps.resize(num_tokens);
+    seq.num_scripted = std::min(seq.num_scripted, num_tokens);
+    seq.dropped.resize(std::min<std::size_t>(seq.dropped.size(), Blocks(num_tokens)));
+    seqs_[child] = std::move(seq);
+  }
+  // Either every whole block inside the range is gone now, or nothing has changed.
+  void Trim(std::uint32_t s, std::uint32_t from, std::uint32_t to) {
+    Seq& seq = seqs_[s];
+    cache_.Trim(SeqId{s}, from, to);
+    std::vector<bool> dropped;
+    for (const Extent& run : cache_.home(SeqId{s}))
+      dropped.insert(dropped.end(), run.num_blocks, run.start == kSentinelBlock);
+    const bool changed = dropped != seq.dropped &&
+                         std::ranges::count(dropped, true) != std::ranges::count(seq.dropped, true);
+    for (std::uint32_t b = 0; b < dropped.size(); ++b) {
+      const bool inside = b >= Blocks(from) && b < to / kBlockTokens;
+      CHECK(dropped[b] == (seq.IsDropped(b) || (changed && inside)));
+    }
+    seq.dropped = std::move(dropped);
+  }
+
+  std::uint64_t* Slot(std::uint64_t slot) {
+    const std::size_t offset = device_.At(slot * sizeof(std::uint64_t));
+    return reinterpret_cast<std::uint64_t*>(cache_.memory().data() + offset);
+  }
+  // The layer buffers of a model of one layer are one buffer.
+  std::uint64_t* BufferSlot(std::uint64_t slot) {
+    return reinterpret_cast<std::uint64_t*>(cache_.layer_buffers().data()) + slot;
+  }
+  void Gather(const StepView& view) {
+    for (const TransferGroup& group : view.groups) {
+      if (group.kind != GroupKind::kLayerSlices) continue;
+      for (std::uint64_t i = 0; i < std::uint64_t{group.num_blocks} * kBlockTokens; ++i)
+        *BufferSlot(Index(group.target) * kBlockTokens + i) =
+            *Slot(Index(group.source) * kBlockTokens + i);
+    }
+  }
+  void CheckRow(const StepView& view, std::uint32_t r, const Row& row) {
+    const bool buffered = (view.header->flags & kStepLayerWindows) != 0;
+    std::size_t position = 0;
+    for (const Extent& run : view.RowRuns(r)) {
+      for (std::uint64_t i = 0; i < std::uint64_t{run.num_blocks} * kBlockTokens; ++i, ++position) {
+        if (position == row.stamps.size()) break;
+        const bool is_dropped =
+            position / kBlockTokens < row.dropped.size() && row.dropped[position / kBlockTokens];
+        CHECK(is_dropped == (run.start == kSentinelBlock));
+        if (is_dropped) continue;
+        const std::uint64_t slot = Index(run.start) * std::uint64_t{kBlockTokens} + i;
+        CHECK((buffered ? *BufferSlot(slot) : *Slot(slot)) == row.stamps[position]);  // K7
+      }
+    }
+    CHECK(position == row.stamps.size());
+  }
+
+  // What the step about to be launched reads and writes.
+  void NoteTouches() {
     const StepView& view = building_.view;
-    for (const Step& step : steps_) {
-      std::vector<std::uint64_t> reader(options_.num_blocks, 0);  // life that touches the block
-      std::vector<bool> written(options_.num_blocks, false);
-      for (std::uint32_t r = 0; r < step.view.header->num_rows; ++r) {
-        for (const Extent& run : step.view.RowRuns(r)) {
-          for (std::uint32_t b = 0; b < run.num_blocks; ++b)
-            reader[Index(run.start) + b] = step.rows[r].life;
-        }
-        for (std::uint32_t t = step.view.row_start[r]; t < step.view.row_start[r + 1]; ++t)
-          written[Index(step.view.slots[t]) / kBlockTokens] = true;
+    const bool buffered = (view.header->flags & kStepLayerWindows) != 0;
+    const auto note = [this](std::uint64_t life, std::uint64_t slot, std::uint64_t n, bool write) {
+      const std::uint64_t begin = device_.At(slot * sizeof(std::uint64_t)) / sizeof(std::uint64_t);
+      building_.touches.push_back({life, begin, begin + n, write});
+    };
+    for (std::uint32_t r = 0; r < view.header->num_rows; ++r) {
+      const Row& row = building_.rows[r];
+      for (std::uint32_t t = view.row_start[r]; t < view.row_start[r + 1]; ++t) {
+        note(row.life, Index(view.slots[t]), 1, true);
+        if (!view.mirrors.empty()) note(row.life, Index(view.mirrors[t]), 1, true);
       }
-      for (const TransferGroup& group : view.groups) {
-        for (std::uint32_t b = 0; b < group.num_blocks; ++b) {
-          CHECK(reader[Index(group.target) + b] == 0);  // K4
-          CHECK(!written[Index(group.source) + b]);     // P8
-        }
-      }
-      for (std::uint32_t r = 0; r < view.header->num_rows; ++r) {
-        for (std::uint32_t t = view.row_start[r]; t < view.row_start[r + 1]; ++t) {
-          const std::uint64_t life = reader[Index(view.slots[t]) / kBlockTokens];
-          CHECK(life == 0 || life == building_.rows[r].life);  // K4
+      std::uint64_t left = row.stamps.size();
+      const std::span<const Extent> runs = buffered ? cache_.home(SeqId{row.seq}) : view.RowRuns(r);
+      for (const Extent& run : runs) {
+        for (std::uint32_t b = 0; b < run.num_blocks && left > 0; ++b) {
+          const std::uint64_t count = std::min<std::uint64_t>(left, kBlockTokens);
+          if (run.start != kSentinelBlock)
+            note(row.life, (Index(run.start) + b) * std::uint64_t{kBlockTokens}, count, false);
+          left -= count;
         }
       }
     }
+  }
+  // The step about to be launched against every step that has not retired.
+  void CheckFences() const {
+    for (const Step& step : steps_) {
+      for (const Touch& old : step.touches) {
+        for (const Touch& touch : building_.touches) {
+          const bool overlap = old.begin < touch.end && touch.begin < old.end;
+          CHECK(!overlap || !touch.write || old.life == touch.life);  // K4
+        }
+        for (const TransferGroup& group : building_.view.groups) {
+          if (group.kind != GroupKind::kBlocks) continue;
+          const auto overlaps = [&](BlockId start) {
+            const std::uint64_t begin = Index(start) * std::uint64_t{kBlockTokens};
+            const std::uint64_t end = begin + std::uint64_t{group.num_blocks} * kBlockTokens;
+            return old.begin < end && begin < old.end;
+          };
+          CHECK(!overlaps(group.target));                // K4
+          CHECK(!old.write || !overlaps(group.source));  // P8
+        }
+      }
+    }
+  }
+
+  void Settle() {
+    while (!steps_.empty()) {
+      Execute();
+      Retire();
+      Check();
+    }
+  }
+  void EmptyStep() {
+    CHECK(Begin());
+    Plan();
+    Commit();
+    Execute();
+    Retire();
+    Check();
+  }
+  // One more token, however often it must wait. Only a row with too many runs may wait for ever:
+  // there may be no hole that helps; and the budget must allow one block.
+  void Serve(std::uint32_t s) {
+    if (length(s) == max_tokens() || options_.max_move_blocks == 0) return;
+    const std::uint64_t overflows = cache_.stats().num_run_overflows;
+    for (std::uint32_t tries = 0; tries < 1000; ++tries) {
+      CHECK(Begin());
+      const bool extended = TryExtend(s, length(s) + 1);
+      Plan();
+      const bool added = extended && AddRow(s, 1);
+      Commit();
+      Settle();
+      if (added || !extended || cache_.stats().num_run_overflows > overflows) return;
+    }
+    CHECK(false);
   }
 
   const KvModelOptions options_;
@@ -446,13 +615,14 @@ class KvModel {
   LaggingDevice device_;
   KvCache cache_;
   StepBuilder builder_;
+  const PrefixKey root_ = PrefixRoot("model", kLayout, "");
   std::vector<Seq> seqs_;
   std::deque<Step> steps_;  // committed, not retired
   Step building_;
   StepId last_flight_{};
   StepId abandoned_{};  // A given-up step of this epoch may have left planned moves.
   std::uint64_t num_lives_ = 0;
-  std::uint64_t num_stamps_ = 0;
+  std::uint64_t num_own_tokens_ = 0;
   std::uint64_t num_executed_ = 0;
 };
 
@@ -465,7 +635,17 @@ inline KvModelOptions RandomKvModelOptions(Choices& choices) {
   options.max_groups = 1 + choices.Below(8);
   options.max_move_blocks = choices.Below(16);
   options.depth = 1 + choices.Below(3);
-  options.placement_seed = choices.Chance(60) ? 1 + choices.Below(1000) : 0;
+  if (choices.Chance(60)) {
+    options.placement = PlacementPolicy::kScattered;
+    options.placement_seed = 1 + choices.Below(1000);
+  } else {
+    options.placement = static_cast<PlacementPolicy>(
+        choices.Below(static_cast<std::uint32_t>(PlacementPolicy::kScattered)));
+  }
+  options.view = static_cast<KvView>(choices.Below(kNumKvViews));
+  if (choices.Chance(50)) options.max_blocks_per_seq = 1 + choices.Below(options.num_blocks - 1);
+  options.sharing = choices.Chance(60);
+  options.short_keys = options.sharing && choices.Chance(20);
   return options;
 }
 

@@ -14,6 +14,11 @@ struct Totals {
   std::uint64_t num_executed = 0;
   std::uint64_t num_groups = 0;
   std::uint64_t num_run_overflows = 0;
+  std::uint64_t num_staged_bytes = 0;
+  std::uint64_t num_maps = 0;
+  std::uint64_t num_cow_blocks = 0;
+  std::uint64_t num_prefix_hits = 0;
+  std::uint64_t num_evictions = 0;
 };
 
 void RunProgram(std::uint64_t seed, std::uint32_t num_ops, Totals& totals) {
@@ -25,19 +30,32 @@ void RunProgram(std::uint64_t seed, std::uint32_t num_ops, Totals& totals) {
   model.Drain();
   totals.num_ops += num_ops;
   totals.num_executed += model.num_executed();
-  totals.num_groups += model.cache().stats().num_groups;
-  totals.num_run_overflows += model.cache().stats().num_run_overflows;
+  const KvStats stats = model.cache().stats();
+  totals.num_groups += stats.num_groups;
+  totals.num_run_overflows += stats.num_run_overflows;
+  totals.num_staged_bytes += stats.num_staged_bytes;
+  totals.num_maps += stats.num_maps;
+  totals.num_cow_blocks += stats.num_cow_blocks;
+  totals.num_prefix_hits += stats.num_prefix_hits;
+  totals.num_evictions += stats.num_evictions;
 }
 
 TEST(KvModel, RandomProgramsKeepContentFencesAndBooks) {
   Totals totals;
-  for (std::uint64_t seed = 1; seed <= 400; ++seed)
+  for (std::uint64_t seed = 1; seed <= 1200; ++seed) {
+    SCOPED_TRACE(seed);
     RunProgram(seed, 1000, totals);
+  }
   // The programs reach what they are meant to reach.
-  EXPECT_EQ(totals.num_ops, 400000u);
-  EXPECT_GT(totals.num_executed, 20000u);
-  EXPECT_GT(totals.num_groups, 5000u);
+  EXPECT_EQ(totals.num_ops, 1200000u);
+  EXPECT_GT(totals.num_executed, 40000u);
+  EXPECT_GT(totals.num_groups, 4000u);
   EXPECT_GT(totals.num_run_overflows, 1000u);
+  EXPECT_GT(totals.num_staged_bytes, 100000u);
+  EXPECT_GT(totals.num_maps, 1000u);
+  EXPECT_GT(totals.num_cow_blocks, 500u);
+  EXPECT_GT(totals.num_prefix_hits, 1000u);
+  EXPECT_GT(totals.num_evictions, 100u);
 }
 
 // The letters of every program. A step is committed by one, run and retired by others, so that up
@@ -63,14 +81,16 @@ void Grow(KvModel& model, std::uint32_t s, std::uint32_t num_tokens, bool open,
 
 void RunLetters(std::uint64_t program, std::uint32_t length, std::uint64_t placement_seed) {
   Choices choices(program);
-  KvModel model({.num_blocks = 5,
-                 .max_seqs = 2,
-                 .max_runs = 2,
-                 .max_groups = 2,
-                 .max_move_blocks = 2,
-                 .depth = 2,
-                 .placement_seed = placement_seed},
-                choices);
+  KvModel model(
+      {.num_blocks = 5,
+       .max_seqs = 2,
+       .max_runs = 2,
+       .max_groups = 2,
+       .max_move_blocks = 2,
+       .depth = 2,
+       .placement = placement_seed != 0 ? PlacementPolicy::kScattered : PlacementPolicy::kInPlace,
+       .placement_seed = placement_seed},
+      choices);
   for (std::uint32_t i = 0; i < length; ++i, program /= kNumOps) {
     const auto op = static_cast<Op>(program % kNumOps);
     const std::uint32_t s = op == Op::kB33 || op == Op::kEndB ? 1 : 0;

@@ -127,30 +127,26 @@ void Pager::Truncate(SeqId seq, std::uint32_t num_tokens) noexcept {
   CHECK(sequence.open && !is_named(seq));
   CHECK(num_tokens <= sequence.target);  // P7
   const std::uint32_t end = BlocksFor(num_tokens);
+  // A hole has no room for the rest of a block.
+  CHECK(num_tokens % options_.block_tokens == 0 || num_tokens > sequence.length ||
+        BlockAt(seq, end - 1) != kSentinelBlock);
   if (num_tokens < sequence.length) {
     sequence.length = num_tokens;
     sequence.published_blocks =
         std::min(sequence.published_blocks, num_tokens / options_.block_tokens);
     ForgetCopy(sequence);
   }
+  if (num_tokens == sequence.length) StopWaiting(sequence);
   sequence.target = num_tokens;
-  // Blocks within the promise stay with the sequence. In limbo they could not back its credit, and
-  // P5 would be at the mercy of the epochs in flight. What others share or may find cannot be
-  // written again (P10): then the promise beyond the tokens is given up.
-  bool can_keep = true;
-  ForEachPiece(seq, end, sequence.num_blocks, [&](const Extent& blocks, std::uint32_t) {
-    for (std::uint32_t b = Index(blocks.start); b < Index(blocks.start) + blocks.num_blocks; ++b)
-      can_keep = can_keep && blocks_[b].refs == 1 &&
-                 (!index_.IsListed(BlockId{b}) || IsMutant(Mutant::kTruncateKeepsName));
-  });
-  if (!can_keep) {
+  if (!CanRewrite(seq, end)) {
     num_credit_ -= sequence.credit();
     sequence.reserved_blocks = std::min(sequence.reserved_blocks, end);
     num_credit_ += sequence.credit();
   }
   const std::uint32_t keep = std::max(end, sequence.reserved_blocks);
   if (keep < sequence.num_blocks) DropTail(seq, keep);
-  ForEachPiece(seq, num_tokens / options_.block_tokens, sequence.num_blocks,
+  const std::uint32_t written = sequence.length;
+  ForEachPiece(seq, written / options_.block_tokens, sequence.num_blocks,
                [&](const Extent& blocks, std::uint32_t number) {
                  for (std::uint32_t i = 0; i < blocks.num_blocks; ++i) {
                    const BlockId block{Index(blocks.start) + i};
@@ -158,9 +154,27 @@ void Pager::Truncate(SeqId seq, std::uint32_t num_tokens) noexcept {
                    if (index_.IsListed(block) && !IsMutant(Mutant::kTruncateKeepsName))
                      index_.Erase(block);  // P10
                    const std::uint32_t first_token = (number + i) * options_.block_tokens;
-                   SetFilled(block, num_tokens > first_token ? num_tokens - first_token : 0);
+                   SetFilled(block, written > first_token ? written - first_token : 0);
                  }
                });
+}
+
+// Whether the sequence may keep its blocks from number `first` on and write them anew. Blocks
+// within the promise stay with the sequence: in limbo they could not back its credit, and P5 would
+// be at the mercy of the epochs in flight. But what others share or may find cannot be written
+// again (P10), and a hole holds nothing: then the promise beyond the tokens is given up.
+bool Pager::CanRewrite(SeqId seq, std::uint32_t first) const noexcept {
+  const std::uint32_t num_blocks = Of(seq).num_blocks;
+  std::uint32_t num_seen = 0;
+  bool can = true;
+  ForEachPiece(seq, first, num_blocks, [&](const Extent& blocks, std::uint32_t) {
+    num_seen += blocks.num_blocks;
+    for (std::uint32_t b = Index(blocks.start); b < Index(blocks.start) + blocks.num_blocks; ++b) {
+      can = can && blocks_[b].refs == 1 && blocks_[b].shared_until <= retired_ &&  // P13
+            (!index_.IsListed(BlockId{b}) || IsMutant(Mutant::kTruncateKeepsName));
+    }
+  });
+  return can && (first >= num_blocks || num_seen == num_blocks - first);
 }
 
 void Pager::Trim(SeqId seq, std::uint32_t from, std::uint32_t to) noexcept {
@@ -234,6 +248,7 @@ void Pager::Committed(const StepView& step) noexcept {
     sequence.writes[epoch % kMaxStepsInFlight] = {epoch, first};
   }
   committed_ = epoch;
+  has_fence_ = false;
   ++build_;
 }
 
@@ -251,6 +266,10 @@ void Pager::Abandoned() noexcept {
     Bury(blocks, committed_);
     first = next;
   }
+  if (!has_fence_) return;
+  for (Block& block : blocks_)
+    block.shared_until = std::min(block.shared_until, committed_);
+  has_fence_ = false;
 }
 
 void Pager::Retired(StepId step) noexcept {
@@ -419,6 +438,7 @@ void Pager::Hold(const Extent& blocks) noexcept {
     block.state = BlockState::kHeld;
     block.refs = 1;
     block.filled = 0;
+    block.shared_until = 0;
     ++block.generation;
   }
   num_held_ += blocks.num_blocks;
@@ -428,15 +448,20 @@ void Pager::Hold(const Extent& blocks) noexcept {
 void Pager::Drop(const Extent& blocks, std::uint64_t epoch) noexcept {
   std::uint32_t end = Index(blocks.start) + blocks.num_blocks;
   std::uint32_t num_over = 0;  // blocks [b, b + num_over) have lost their last holder
+  const std::uint64_t last_epoch = epoch;
   for (std::uint32_t b = end; b-- > Index(blocks.start);) {
     Block& block = blocks_[b];
     CHECK(block.state == BlockState::kHeld && block.refs > 0);  // P2
     if (--block.refs == 1) --num_shared_;
     if (block.refs > 0 && !IsMutant(Mutant::kReleaseHeld)) {
+      block.shared_until = std::max(block.shared_until, last_epoch);
+      has_fence_ = has_fence_ || last_epoch > committed_;
       if (num_over > 0) Bury({BlockId{b + 1}, num_over}, epoch);
       num_over = 0;
+      epoch = last_epoch;
       continue;
     }
+    epoch = std::max(epoch, block.shared_until);
     num_live_tokens_ -= block.filled;
     --num_held_;
     ++num_over;

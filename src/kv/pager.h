@@ -50,8 +50,8 @@
 // Tagging every drop with `next` would be safe and could starve: a victim's blocks would wait for
 // a step that cannot be built for want of those very blocks. The reuse itself needs the wait even
 // though steps run in order, because copies of step n + 1 start when it is committed, while n may
-// still be running. A block that only loses one of several holders waits for nothing then, and its
-// last holder's epoch is the latest of all: epochs grow.
+// still be running. A block that only loses one of several holders notes that epoch (shared_until):
+// the last one may write where the others still read, or leave the block in its turn.
 //
 // Which blocks may be moved. The copy starts at commit, when steps in flight may still be writing:
 // only blocks below every position that an epoch in flight writes are settled and may be a source.
@@ -59,8 +59,9 @@
 // Copy-on-write. Only the block of the first position a sequence writes next can be shared (blocks
 // behind it were never written, and Truncate drops those that are shared or published), and only
 // after a Fork inside a block, or a Truncate. Extend sees it, secures one block of credit and marks
-// the sequence; Plan (PlanCopy) gives it a block of its own, with the tokens written so far. A
-// sequence whose sharers have all left by then writes in place, and the block is published no more.
+// the sequence; Plan (CopyShared) gives it a block of its own, with the tokens written so far. A
+// sequence whose sharers have all left by then waits only until they have retired (P13), then
+// writes in place, and the block is published no more.
 //
 // Invariants (checked where they matter, and all of them by CheckInvariants):
 //   P1  Every block is in one state, and free + held + cached + limbo == num_blocks - 1 (K1, I2).
@@ -74,10 +75,12 @@
 //   P7  length <= target <= num_blocks * block_tokens.
 //   P8  Only settled blocks are moved, and never those of a named sequence.
 //   P9  A block under a planned copy does not become free before that step has retired.
-//   P10 A shared or published block is never written: no position >= length of any holder lies in
+//   P10  A shared or published block is never written: no position >= length of any holder lies in
 //       it, but for one that waits for its copy (K6, I3).
-//   P11 Only full blocks are published; kCached blocks are, and nothing else is idle in the index.
-//   P12 live == sum over held blocks of the tokens written in them, shared ones once.
+//   P11  Only full blocks are published; kCached blocks are, and nothing else is idle in the index.
+//   P12  live == sum over held blocks of the tokens written in them, shared ones once.
+//   P13  Who is left alone with a block writes it only when every epoch in which the others may
+//       touch it has retired, and no planned copy reads it.
 //
 // Threading: engine thread only. Memory: everything is reserved by the constructor.
 #pragma once
@@ -230,7 +233,8 @@ class Pager {
     // First block of an extent in limbo: its length, and the first block of the list's next extent.
     std::uint32_t limbo_blocks = 0;
     std::uint32_t limbo_next = kNoBlock;
-    std::uint16_t filled = 0;  // tokens written in it, while held or published
+    std::uint64_t shared_until = 0;  // P13: epoch of the last holder that left others behind
+    std::uint16_t filled = 0;        // tokens written in it, while held or published
     BlockState state = BlockState::kFree;
     std::uint8_t planned = 0;  // planned copies that name it
   };
@@ -273,8 +277,15 @@ class Pager {
   bool SecureCopy(SeqId seq, std::uint32_t more_blocks) noexcept;
   bool StealCopyCredit(SeqId seq, BlockId block) noexcept;
   void ForgetCopy(Sequence& sequence) noexcept;
+  void StopWaiting(Sequence& sequence) noexcept;
+  void OwnInPlace(SeqId seq, BlockId block) noexcept;
+  // P13, and a planned copy still to be read.
+  bool IsFenced(const Block& block) const noexcept {
+    return block.shared_until > retired_ || block.planned > 0;
+  }
   void Grow(SeqId seq, std::uint32_t want) noexcept;
   void DropTail(SeqId seq, std::uint32_t keep_blocks) noexcept;
+  bool CanRewrite(SeqId seq, std::uint32_t first) const noexcept;
   std::uint64_t DropEpoch(SeqId seq) const noexcept;
   void Hold(const Extent& blocks) noexcept;
   void Share(BlockId block) noexcept;
@@ -303,6 +314,7 @@ class Pager {
   std::array<LimboList, kNumLimboLists> limbo_ = {};  // by epoch % kNumLimboLists
   std::uint64_t committed_ = 0;
   std::uint64_t retired_ = 0;
+  bool has_fence_ = false;   // a shared_until names the step under construction
   std::uint64_t build_ = 1;  // one more at each commit and each abandoned step
   std::uint32_t num_open_ = 0;
   std::uint32_t num_held_ = 0;
@@ -372,10 +384,7 @@ void Pager::CopyShared(SeqId seq, CopyFn copy) noexcept {
   const std::uint32_t number = sequence.length / options_.block_tokens;
   const BlockId source = BlockAt(seq, number);
   ForgetCopy(sequence);
-  if (blocks_[Index(source)].refs == 1) {
-    if (index_.IsListed(source)) index_.Erase(source);  // P10
-    return;
-  }
+  if (blocks_[Index(source)].refs == 1) return OwnInPlace(seq, source);
   if (free_runs_.num_free() == 0) Evict(1);
   const BlockId before = number > 0 ? BlockAt(seq, number - 1) : kSentinelBlock;
   const Extent target =

@@ -97,12 +97,19 @@ bool Pager::SecureCopy(SeqId seq, std::uint32_t more_blocks) noexcept {
   Sequence& sequence = Of(seq);
   if (sequence.waits_for_copy || sequence.length % options_.block_tokens == 0) return true;
   const BlockId block = BlockAt(seq, sequence.length / options_.block_tokens);
+  if (IsMutant(Mutant::kMissedCopy)) return true;
   if (blocks_[Index(block)].refs == 1) {
-    if (index_.IsListed(block)) index_.Erase(block);  // P10
-    ForgetCopy(sequence);
+    if (!IsFenced(blocks_[Index(block)])) {
+      ForgetCopy(sequence);
+      OwnInPlace(seq, block);
+      return true;
+    }
+    // Nobody may come to share it in the meantime: there may be no room for a copy.
+    if (index_.IsListed(block)) index_.Erase(block);
+    sequence.waits_for_copy = true;
+    ++num_copy_waits_;
     return true;
   }
-  if (IsMutant(Mutant::kMissedCopy)) return true;
   if (sequence.copy_credit == 0) {
     if (more_blocks < num_spare()) {
       sequence.copy_credit = 1;
@@ -131,14 +138,27 @@ bool Pager::StealCopyCredit(SeqId seq, BlockId block) noexcept {
 void Pager::ForgetCopy(Sequence& sequence) noexcept {
   num_credit_ -= sequence.copy_credit;
   sequence.copy_credit = 0;
+  StopWaiting(sequence);
+}
+
+void Pager::StopWaiting(Sequence& sequence) noexcept {
   if (sequence.waits_for_copy) --num_copy_waits_;
   sequence.waits_for_copy = false;
 }
 
+// The block that the sequence alone holds and is about to write.
+void Pager::OwnInPlace(SeqId seq, BlockId block) noexcept {
+  if (index_.IsListed(block)) index_.Erase(block);  // P10
+  SetFilled(block, Of(seq).length % options_.block_tokens);
+}
+
 bool Pager::CanCopyShared(SeqId seq) const noexcept {
   const Sequence& sequence = Of(seq);
-  return sequence.waits_for_copy && !is_named(seq) &&
-         sequence.length / options_.block_tokens < SettledBlocks(sequence);
+  if (!sequence.waits_for_copy || is_named(seq)) return false;
+  const std::uint32_t number = sequence.length / options_.block_tokens;
+  const Block& block = blocks_[Index(BlockAt(seq, number))];
+  return block.refs == 1 ? !IsFenced(block)  // P13
+                         : number < SettledBlocks(sequence);
 }
 
 void Pager::Publish(SeqId seq, std::span<const std::int32_t> tokens,

@@ -25,6 +25,7 @@ Views::Views(const KvCacheOptions& options, Device& device)
       holder_epoch_(options.max_seqs, 0),
       staged_(options.max_seqs, 0),
       tail_epoch_(options.max_seqs, 0),
+      num_read_(options.max_seqs, 0),
       shown_(options.view == KvView::kMapped
                  ? std::size_t{options.max_seqs} * options.max_blocks_per_seq
                  : 0) {
@@ -46,6 +47,7 @@ bool Views::NeedsFewRuns(KvView view) {
 
 void Views::Opened(SeqId seq, const Pager& pager) noexcept {
   if (!IsMutant(Mutant::kStagedSurvivesOpen)) staged_[Index(seq)] = 0;
+  num_read_[Index(seq)] = 0;
   holder_epoch_[Index(seq)] = pager.last_epoch(seq);
 }
 
@@ -172,8 +174,9 @@ std::span<const Extent> Views::WindowRuns(SeqId seq, const Pager& pager, std::ui
 
 bool Views::FillStaged(const Pager& pager, StepRow& row) noexcept {
   const std::uint32_t s = Index(row.seq);
-  if (staged_[s] < pager.length(row.seq)) return false;     // V1
-  if (tail_epoch_[s] == Index(pager.next())) return false;  // V4
+  if (holder_epoch_[s] > Index(pager.retired())) return false;  // V2
+  if (staged_[s] < pager.length(row.seq)) return false;         // V1
+  if (tail_epoch_[s] == Index(pager.next())) return false;      // V4
   row.home = pager.target_runs(row.seq);
   row.runs = WindowRuns(row.seq, pager, options_.num_blocks + Lane(row.seq),
                         pager.BlocksFor(pager.target(row.seq)));
@@ -203,6 +206,7 @@ bool Views::FillMapped(Pager& pager, StepBuilder& builder, StepRow& row) noexcep
   if (!ShowHome(pager, builder, row.seq, end)) return false;
   row.home = pager.target_runs(row.seq);
   row.runs = WindowRuns(row.seq, pager, options_.num_blocks + Lane(row.seq), end);
+  num_read_[Index(row.seq)] = std::max(num_read_[Index(row.seq)], end);
   return !row.runs.empty();
 }
 
@@ -231,7 +235,7 @@ bool Views::ShowHome(Pager& pager, StepBuilder& builder, SeqId seq, std::uint32_
 bool Views::ShowPiece(const Pager& pager, StepBuilder& builder, SeqId seq, const Extent& piece,
                       std::uint32_t* number) noexcept {
   const std::uint32_t first = *number;
-  const std::uint32_t num_read = pager.BlocksFor(pager.length(seq));
+  const std::uint32_t num_read = num_read_[Index(seq)];
   const std::uint64_t block_bytes = options_.layout.block_bytes();
   std::uint32_t i = 0;
   while (i < piece.num_blocks) {
@@ -292,7 +296,8 @@ void Views::Abandoned(Pager& pager) noexcept {
 std::uint64_t Views::reserved_bytes() const noexcept {
   return scratch_.size() * sizeof(Extent) +
          (holder_epoch_.size() + tail_epoch_.size()) * sizeof(std::uint64_t) +
-         (staged_.size() + shown_.size() + mapping_.capacity()) * sizeof(std::uint32_t);
+         (staged_.size() + num_read_.size() + shown_.size() + mapping_.capacity()) *
+             sizeof(std::uint32_t);
 }
 
 }  // namespace kvrm

@@ -16,7 +16,8 @@
 //   V1  staged: the window holds positions [0, staged) as the home does, and a row is added only
 //       when staged == length. Movement and copy-on-write change the home's place, never its
 //       content, so nothing that happens to the home makes a window stale but Truncate.
-//   V2  A window is not filled, and what it shows is not exchanged, while a step in flight may read
+//   V2  A window is not filled or mirrored into, and what it shows is not exchanged, while a step
+//   in flight may read
 //       it: for what its last holder has read, the epoch seen at Open must have retired; for what
 //       its own rows have read, their last epoch.
 //   V3  mapped: shown[i] is what the device shows at window block i, whoever holds the lane.
@@ -81,6 +82,7 @@ class Views {
   std::vector<std::uint64_t> holder_epoch_;  // [max_seqs] last epoch of the lane's last holder
   std::vector<std::uint32_t> staged_;        // [max_seqs] V1
   std::vector<std::uint64_t> tail_epoch_;    // [max_seqs] V4: the step that copies the tail in
+  std::vector<std::uint32_t> num_read_;      // [max_seqs] V2: window blocks that its rows may read
   std::vector<BlockId> shown_;               // [max_seqs * max_blocks_per_seq] V3
   std::vector<SeqId> mapping_;               // identities with mappings in the step being built
   std::uint64_t num_maps_ = 0;
