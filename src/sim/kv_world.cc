@@ -202,6 +202,7 @@ void KvWorld::Fork(std::uint32_t child, std::uint32_t parent, std::uint32_t num_
   const Seq& from = seqs_[parent];
   if (child == parent || !CanEdit(from)) return;
   if (seqs_[child].open || seqs_[child].ended_in_step) return;
+  if (num_tokens % limits_.block_tokens != 0 && from.target != from.length) return;
   if (!cache_.Fork(SeqId{child}, SeqId{parent}, num_tokens, 0)) return;
   Note(Name("fork", child) + " from " + std::to_string(parent) + " at " +
        std::to_string(num_tokens));
@@ -217,6 +218,10 @@ void KvWorld::Fork(std::uint32_t child, std::uint32_t parent, std::uint32_t num_
 void KvWorld::Truncate(std::uint32_t s, std::uint32_t num_tokens) {
   Seq& seq = seqs_[s];
   if (!CanEdit(seq)) return;
+  if (num_tokens < seq.length && num_tokens % limits_.block_tokens != 0 &&
+      seq.history.IsHole(num_tokens / limits_.block_tokens)) {
+    return;
+  }
   Note(Name("truncate", s) + " to " + std::to_string(num_tokens));
   cache_.Truncate(SeqId{s}, num_tokens);
   if (num_tokens < seq.length) seq.history.Truncate(num_tokens);
