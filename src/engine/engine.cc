@@ -586,6 +586,10 @@ KvStats Engine::kv_stats() const {
   return state_->kv_stats.Load();
 }
 
+void Engine::CheckInvariants() const {
+  state_->loop.cache().CheckInvariants();
+}
+
 const std::vector<ReservedBytes>& Engine::reserved() const {
   return state_->reserved;
 }

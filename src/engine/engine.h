@@ -109,6 +109,8 @@ class Engine {
   // Any thread; a snapshot as of the last step.
   EngineStats stats() const;
   KvStats kv_stats() const;
+  // Engine thread, between steps. Recounts the cache's books and aborts on a violation; slow.
+  void CheckInvariants() const;
   const std::vector<ReservedBytes>& reserved() const;
   std::uint32_t max_context() const;
   // Requires: constructed from a model.
