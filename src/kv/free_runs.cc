@@ -107,6 +107,20 @@ Extent FreeRuns::Longest() const noexcept {
   return {BlockId{begin + static_cast<std::uint32_t>(std::countr_zero(starts))}, longest};
 }
 
+std::uint32_t FreeRuns::LengthBefore(std::uint32_t end) const noexcept {
+  CHECK(end <= num_blocks_);
+  std::uint32_t length = 0;
+  while (length < end) {
+    const std::uint32_t last = end - 1 - length;
+    const std::uint32_t bits = last % kWordBits + 1;  // of the word, up to `last`
+    const auto run = static_cast<std::uint32_t>(
+        std::countl_one(words_[last / kWordBits] << (kWordBits - bits)));
+    length += std::min(run, bits);
+    if (run < bits) break;
+  }
+  return length;
+}
+
 BlockId FreeRuns::NextFrom(std::uint32_t from) const noexcept {
   CHECK(num_free_ > 0);
   const std::uint32_t first_word = (from % num_blocks_) / kWordBits;

@@ -33,6 +33,8 @@ class FreeRuns {
   bool IsFree(BlockId block) const noexcept;
   // Free blocks from `start` on, at most `at_most`. Any start, also one past the end.
   std::uint32_t LengthFrom(std::uint32_t start, std::uint32_t at_most) const noexcept;
+  // Free blocks in a row right before `end`, which is at most the number of blocks.
+  std::uint32_t LengthBefore(std::uint32_t end) const noexcept;
   // The leftmost of the longest holes; no blocks when none is free.
   Extent Longest() const noexcept;
   // The first free block at or after `from`, going round the end. Requires: num_free() > 0.
