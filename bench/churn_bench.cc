@@ -134,6 +134,7 @@ struct Setting {
   std::uint32_t max_runs = 32;
   std::uint32_t max_groups = 8;
   std::uint32_t max_moved = 64;  // blocks a step
+  std::uint32_t headroom = 0;    // percent of the pool
   std::uint32_t num_steps = 30000;
   std::uint64_t seed = 1;
 };
@@ -191,6 +192,7 @@ class Traffic {
       : setting_(setting),
         cache_(CacheOptions(setting, num_blocks), device_),
         builder_(Limits(CacheOptions(setting, num_blocks)), 3),
+        headroom_(num_blocks * setting.headroom / 100 * kBlockTokens),
         rng_(setting.seed, "churn") {
     for (std::uint32_t s = 0; s < kRows; ++s)
       Next(s);
@@ -201,9 +203,9 @@ class Traffic {
     std::array<std::uint32_t, kRows> want = {};
     for (std::uint32_t s = 0; s < kRows; ++s)
       want[s] = Grow(s);
-    const Clock::time_point start = Clock::now();
+    const std::int64_t start = clock_.NowNs();
     cache_.Plan(builder_, builder_.building());
-    plan_tenths_.Add(static_cast<std::uint32_t>((Clock::now() - start).count() / 100));
+    plan_tenths_.Add(static_cast<std::uint32_t>((clock_.NowNs() - start) / 100));
     for (std::uint32_t s = 0; s < kRows; ++s) {
       if (want[s] > 0) AddRow(s, want[s]);
     }
@@ -219,6 +221,7 @@ class Traffic {
       if (!seqs_[s].open || seqs_[s].length < seqs_[s].lengths.prompt + seqs_[s].lengths.output)
         continue;
       cache_.Release(SeqId{s});
+      --num_open_;
       Next(s);
     }
   }
@@ -252,11 +255,14 @@ class Traffic {
     Seq& seq = seqs_[s];
     if (!seq.open) {
       ++num_row_steps_;
-      if (!cache_.Open(SeqId{s}, ReserveOf(seq))) {
+      const std::uint32_t reserve = ReserveOf(seq);
+      const std::uint32_t spare = headroom_ > 0 && num_open_ > 0 ? headroom_ : 0;
+      if (cache_.num_available_tokens() < spare + reserve || !cache_.Open(SeqId{s}, reserve)) {
         ++num_empty_;
         return 0;
       }
       seq.open = true;
+      ++num_open_;
     }
     const std::uint32_t more =
         seq.length < seq.lengths.prompt ? std::min(kChunk, seq.lengths.prompt - seq.length) : 1;
@@ -265,6 +271,7 @@ class Traffic {
     // Its tokens so far are part of the prompt to compute again.
     ++num_again_;
     cache_.Release(SeqId{s});
+    --num_open_;
     const std::uint32_t longer = std::max(seq.length, seq.lengths.prompt) - seq.lengths.prompt;
     seq = {.lengths = {seq.lengths.prompt + longer, seq.lengths.output - longer}};
     return 0;
@@ -294,9 +301,11 @@ class Traffic {
   }
 
   const Setting setting_;
+  SystemClock clock_;
   NullDevice device_;
   KvCache cache_;
   StepBuilder builder_;
+  const std::uint32_t headroom_;  // tokens
   Rng rng_;
   std::array<Seq, kRows> seqs_ = {};
   Counts runs_{kMaxBlocksPerSeq};
@@ -305,6 +314,7 @@ class Traffic {
   Counts plan_tenths_{100000};  // of a microsecond
   Counts held_{1};              // means only
   Counts soft_{1};
+  std::uint32_t num_open_ = 0;
   std::uint64_t num_steps_ = 0;
   std::uint64_t num_again_ = 0;
   std::uint64_t num_empty_ = 0;
@@ -347,6 +357,7 @@ std::uint32_t PoolFor(const Setting& setting) {
   unlimited.policy = PlacementPolicy::kInPlace;
   unlimited.compaction = false;
   unlimited.hint_max = false;
+  unlimited.headroom = 0;
   Traffic traffic(unlimited, kRows * kMaxBlocksPerSeq + 1);
   for (std::uint32_t i = 0; i < setting.num_steps; ++i)
     traffic.Step();
@@ -403,7 +414,7 @@ int Main(int argc, char** argv) {
   app.add_option("--families", asked.families)->delimiter(',')->check(
       CLI::IsMember(asked.families));
   app.add_option("--policies", asked.policies)->delimiter(',');
-  app.add_option("--occupancies", asked.occupancies)->delimiter(',')->check(CLI::Range(1, 100));
+  app.add_option("--occupancies", asked.occupancies)->delimiter(',')->check(CLI::Range(1, 200));
   app.add_option("--hints", asked.hints)->delimiter(',')->check(CLI::IsMember({"prompt", "max"}));
   app.add_option("--compaction", asked.compaction)->delimiter(',')->check(
       CLI::IsMember({"yes", "no"}));
@@ -411,6 +422,7 @@ int Main(int argc, char** argv) {
   app.add_option("--runs", asked.base.max_runs, "runs a row")->check(CLI::Range(2, 1040));
   app.add_option("--groups", asked.base.max_groups, "groups a step")->check(CLI::Range(1, 4096));
   app.add_option("--moved", asked.base.max_moved, "blocks moved a step");
+  app.add_option("--headroom", asked.base.headroom, "percent that admission leaves free");
   app.add_option("--seed", asked.base.seed);
   app.add_flag("--all", asked.all, "every policy, compaction and hint");
   app.add_flag("--hour", asked.hour, "120,000 steps of the mixed family at 75 and 90 %");

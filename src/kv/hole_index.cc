@@ -42,7 +42,7 @@ void HoleIndex::Remove(std::uint32_t start, std::uint32_t num_blocks) noexcept {
 void HoleIndex::Freed(const Extent& blocks) noexcept {
   const std::uint32_t start = Index(blocks.start);
   const std::uint32_t end = start + blocks.num_blocks;
-  const std::uint32_t before = free_.LengthBefore(start);
+  const std::uint32_t before = free_.LengthBefore(start, num_blocks_);
   const std::uint32_t behind = free_.LengthFrom(end, num_blocks_);
   if (before > 0) Remove(start - before, before);
   if (behind > 0) Remove(end, behind);
@@ -52,7 +52,7 @@ void HoleIndex::Freed(const Extent& blocks) noexcept {
 void HoleIndex::Taken(const Extent& blocks) noexcept {
   const std::uint32_t start = Index(blocks.start);
   const std::uint32_t end = start + blocks.num_blocks;
-  const std::uint32_t before = free_.LengthBefore(start);
+  const std::uint32_t before = free_.LengthBefore(start, num_blocks_);
   const std::uint32_t behind = free_.LengthFrom(end, num_blocks_);
   Remove(start - before, before + blocks.num_blocks + behind);
   if (before > 0) Insert(start - before, before);

@@ -175,7 +175,8 @@ Extent Placement::ChooseClaimed(const FreeRuns& free, const PlacementRequest& re
 Extent Placement::NextClaim(const PlacementRequest& request) noexcept {
   std::uint32_t& last = claim_blocks_[Index(request.seq)];
   last = last == 0 ? kFirstClaim : std::min(2 * last, kMostClaim);
-  const std::uint32_t size = std::max({last, request.want, std::min(request.likely, kMostClaim)});
+  const std::uint32_t size =
+      std::max(request.want + last, std::min(request.likely, request.want + kMostClaim));
   if (options_.policy == PlacementPolicy::kBuddy) {
     const std::uint32_t length = std::min(std::bit_ceil(size), claims_->buddies().longest());
     return claims_->buddies().Find(static_cast<std::uint32_t>(std::countr_zero(length)));
@@ -183,6 +184,11 @@ Extent Placement::NextClaim(const PlacementRequest& request) noexcept {
   if (request.next_block != 0) {
     const std::uint32_t in_place = claims_->open().LengthFrom(request.next_block, size);
     if (in_place > 0) return {BlockId{request.next_block}, in_place};
+  }
+  // A prompt takes the first hole that holds it, and leaves long ones for longer ones.
+  if (request.want > 1) {
+    const Extent first = claims_->open().FirstFit(std::max(size, request.likely));
+    if (first.num_blocks > 0) return {first.start, size};
   }
   return RunIn(claims_->open().Longest(), size, std::max(size, request.likely));
 }

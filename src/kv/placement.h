@@ -9,8 +9,9 @@
 //   lifo, fifo one block from the front of a list; what is freed joins its front, or its end
 //   best fit   behind the last block, else at the start of the shortest hole that holds what the
 //              sequence has credit for
-//   soft       claims an extent ahead of the sequence, each twice as long as the one before; room
-//              for it is looked for as in place, among the blocks nobody claims
+//   soft       claims an extent ahead of the sequence, each twice as long as the one before: right
+//              behind it, else for several blocks in the first hole, and for one in the middle of
+//              the longest hole, of blocks that nobody claims
 //   buddy      the same with extents of a power of two at a multiple of their length
 //   regions    in place, in the quarter of the pool for sequences of its length; when that is full,
 //              wherever the longest hole is
@@ -53,8 +54,8 @@ struct PlacementRequest {
 
 class Placement {
  public:
-  // Claims, in blocks: the first of a sequence, and no one is longer than the most.
-  static constexpr std::uint32_t kFirstClaim = 8;
+  // Blocks a sequence's first claim reaches beyond what is wanted, and the most that one does.
+  static constexpr std::uint32_t kFirstClaim = 16;
   static constexpr std::uint32_t kMostClaim = 64;
   // kRegions: a sequence of at most so many blocks belongs to the first, second, third region.
   static constexpr std::uint32_t kNumRegions = 4;
