@@ -143,6 +143,8 @@ class Pager {
   void Publish(SeqId seq, std::span<const std::int32_t> tokens,
                std::span<const PrefixKey> keys) noexcept;
   void DropCached() noexcept;
+  // Makes so many cached blocks free, the oldest first, or all there are.
+  void GiveUpCached(std::uint32_t num_blocks) noexcept;
 
   // The step under construction reads (and may write) the sequence's blocks.
   void Name(SeqId seq) noexcept;
@@ -182,6 +184,12 @@ class Pager {
   std::uint32_t num_runs(SeqId seq) const noexcept { return num_runs_[Index(seq)]; }
   // Runs, from the first, whose blocks are all settled.
   std::uint32_t num_settled_runs(SeqId seq) const noexcept;
+  // Blocks the sequence is likely to write before it ends: its credit; without one, as many as it
+  // has, for what has grown long is likely to go on.
+  std::uint32_t num_likely_blocks(SeqId seq) const noexcept {
+    const Sequence& sequence = Of(seq);
+    return sequence.credit() > 0 ? sequence.credit() : sequence.num_blocks;
+  }
   std::uint32_t num_settled_blocks(SeqId seq) const noexcept { return SettledBlocks(Of(seq)); }
   // Whether each has one holder: what a move frees.
   bool is_sole_holder(const Extent& blocks) const noexcept;

@@ -191,7 +191,11 @@ void Pager::Publish(SeqId seq, std::span<const std::int32_t> tokens,
 }
 
 void Pager::DropCached() noexcept {
-  if (num_cached() > 0) Evict(free_runs_.num_free() + num_cached());
+  GiveUpCached(num_cached());
+}
+
+void Pager::GiveUpCached(std::uint32_t num_blocks) noexcept {
+  if (num_cached() > 0) Evict(free_runs_.num_free() + std::min(num_blocks, num_cached()));
 }
 
 void Pager::Share(BlockId id) noexcept {
