@@ -28,6 +28,7 @@ struct RunFlags {
   std::string system;
   bool has_prompt = false;
   bool chat = false;
+  std::string descriptor_log;
   bool verbose = false;
   std::uint32_t max_tokens = 256;
   float temperature = 0.8f;
@@ -139,6 +140,7 @@ void RunPrompt(RunFlags flags) {
                  .max_context = flags.context,
                  .max_queued = 1,
                  .num_threads = flags.threads,
+                 .descriptor_log = flags.descriptor_log,
                  .load_progress = ShowLoading()},
                 clock);
   const std::int64_t begin_ns = clock.NowNs();
@@ -177,6 +179,8 @@ void AddRunCommand(CLI::App& app) {
   command->add_option("-t,--threads", flags->threads, "worker threads; 0: all cores");
   command->add_option("-c,--ctx-size,--max-model-len", flags->context,
                       "tokens of context; 0: the model's");
+  command->add_option("--descriptor-log", flags->descriptor_log,
+                      "file that records every step for kvrm verify");
   command->add_flag("-v,--verbose", flags->verbose, "timings and reserved memory on stderr");
   command->callback([flags, prompt] {
     flags->has_prompt = prompt->count() > 0;

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <thread>
 #include <utility>
 
@@ -120,7 +121,16 @@ StepLoopOptions LoopOptions(const EngineOptions& options) {
           .view = options.view,
           .placement = options.placement,
           .placement_seed = options.placement_seed,
-          .prefix_cache = options.prefix_cache};
+          .prefix_cache = options.prefix_cache,
+          .descriptor_log = options.descriptor_log};
+}
+
+// What a descriptor log has for a salt: equal for equal salts, and not the salt itself.
+std::uint64_t LogSalt(const std::string& cache_salt) {
+  const PrefixKey key = PrefixRoot("", {}, cache_salt);
+  std::uint64_t salt = 0;
+  std::memcpy(&salt, key.bytes.data(), sizeof(salt));
+  return salt;
 }
 
 Error Invalid(std::string message) {
@@ -141,7 +151,8 @@ struct Engine::State {
         scheduler({.max_rows = options.max_rows,
                    .max_step_tokens = options.max_step_tokens,
                    .prompt_chunk = options.prompt_chunk,
-                   .max_waiting = options.max_queued},
+                   .max_waiting = options.max_queued,
+                   .log = loop.log()},
                   loop.cache()),
         sampler(vocab_size),
         commands(2 * (std::size_t{options.max_queued} + options.max_rows)),
@@ -150,6 +161,10 @@ struct Engine::State {
     layout.block_tokens = options.block_tokens;
     scheduled.reserve(options.max_rows);
     reserved.push_back({.owner = "step descriptors", .bytes = loop.descriptor_bytes()});
+    if (loop.log() != nullptr) {
+      sampled_tokens.reserve(options.max_rows);
+      reserved.push_back({.owner = "descriptor log", .bytes = loop.log()->reserved_bytes()});
+    }
     PublishStats();
   }
 
@@ -276,6 +291,9 @@ struct Engine::State {
       CountTokens(sequence, begin);
       if (sequence.num_to_compute() == 0) TakeToken(sequence, sample++);
     }
+    if (loop.log() == nullptr) return;
+    loop.log()->Sampled(StepId{Index(loop.next_step()) - 1}, sampled_tokens);
+    sampled_tokens.clear();
   }
 
   void CountTokens(Sequence& sequence, std::uint32_t begin) noexcept {
@@ -298,8 +316,10 @@ struct Engine::State {
                            std::span(sequence.keys).first(num_full));
     }
     sequence.num_published_blocks = num_full;
-    if (attention_window != 0 && sequence.num_computed + 1 > attention_window)
-      loop.cache().Trim(sequence.seq, 0, sequence.num_computed + 1 - attention_window);
+    if (attention_window == 0 || sequence.num_computed + 1 <= attention_window) return;
+    const std::uint32_t end = sequence.num_computed + 1 - attention_window;
+    loop.cache().Trim(sequence.seq, 0, end);
+    if (loop.log() != nullptr) loop.log()->Trimmed(sequence.seq, 0, end);
   }
 
   void ExtendKeys(Sequence& sequence, std::uint32_t num_tokens) const noexcept {
@@ -314,6 +334,9 @@ struct Engine::State {
   void TakeToken(Sequence& sequence, std::uint32_t sample) noexcept {
     const Sampled sampled = sampler.Sample(loop.executor().Logits(sample), sequence.sampling,
                                            sequence.num_output_tokens());
+    // Samples that were forked off share the logits of their parent's.
+    if (loop.log() != nullptr && sampled_tokens.size() == sample)
+      sampled_tokens.push_back(sampled.token);
     if (sampled.token < 0) {
       Emit({.request = sequence.id, .finish = FinishReason::kError});
       return Finish(sequence.id);
@@ -354,6 +377,7 @@ struct Engine::State {
       sequence->max_length = num_prompt_tokens + std::min(request.max_tokens, max_output);
       sequence->tokens.reserve(sequence->max_length);
       sequence->tokens = request.prompt;  // The capacity stays.
+      if (!options.descriptor_log.empty()) sequence->log_salt = LogSalt(request.cache_salt);
       if (options.prefix_cache) {
         sequence->root = PrefixRoot(model_digest, layout, request.cache_salt);
         sequence->keys.reserve(sequence->max_length / options.block_tokens);
@@ -406,6 +430,7 @@ struct Engine::State {
   BoundedQueue<TokenEvent> events;                   // engine -> consumer
   BoundedQueue<std::unique_ptr<Sequence>> finished;  // engine -> consumer, to be freed
   std::vector<PlannedRow> scheduled;                 // rows of the step being run
+  std::vector<std::int32_t> sampled_tokens;          // of that step, for the descriptor log
   std::vector<ReservedBytes> reserved;
   std::function<void()> wake;
   std::array<std::uint64_t, kNumCounters> counts = {};  // engine thread

@@ -47,6 +47,7 @@ struct EngineOptions {
   std::string kernels = {};          // "": as KVRM_ISA or the best; else a table's name
   std::uint64_t placement_seed = 0;  // not 0: kScattered, whatever `placement` is (tests)
   DType kv_dtype = DType::kF16;
+  std::string descriptor_log = {};  // file that records every descriptor (step/step_log.h)
   // Called while weights are packed, with bytes done and in all.
   std::function<void(std::uint64_t done, std::uint64_t total)> load_progress = {};
 };
