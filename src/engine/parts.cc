@@ -54,13 +54,15 @@ EngineParts HostParts(const Model& model, Device& device, const HostPartsOptions
           .device = &device,
           .make_executor = [&model, &device, kernels, num_workers, progress = options.progress](
                                const ExecutorNeeds& needs) -> std::unique_ptr<Executor> {
-            return std::make_unique<CpuExecutor>(BuildDecoder(model.config(), model.weights()),
-                                                 CpuExecutorOptions{.limits = needs.limits,
-                                                                    .layout = needs.layout,
-                                                                    .num_workers = num_workers,
-                                                                    .kernels = kernels,
-                                                                    .progress = progress},
-                                                 device, needs.memory);
+            return std::make_unique<CpuExecutor>(
+                BuildDecoder(model.config(), model.weights()),
+                CpuExecutorOptions{.limits = needs.limits,
+                                   .layout = needs.layout,
+                                   .num_workers = num_workers,
+                                   .kernels = kernels,
+                                   .layer_buffers = needs.layer_buffers,
+                                   .progress = progress},
+                device, needs.memory);
           }};
 }
 
