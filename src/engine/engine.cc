@@ -107,7 +107,7 @@ EngineOptions Resolved(EngineOptions options, const EngineParts& parts) {
   return options;
 }
 
-StepLoopOptions LoopOptions(const EngineOptions& options) {
+StepLoopOptions LoopOptions(const EngineOptions& options, bool only_reserve) {
   return {.limits = {.max_rows = options.max_rows,
                      .max_tokens = options.max_step_tokens,
                      .max_runs = options.max_runs,
@@ -122,7 +122,8 @@ StepLoopOptions LoopOptions(const EngineOptions& options) {
           .placement = options.placement,
           .placement_seed = options.placement_seed,
           .prefix_cache = options.prefix_cache,
-          .descriptor_log = options.descriptor_log};
+          .descriptor_log = options.descriptor_log,
+          .only_reserve = only_reserve};
 }
 
 // What a descriptor log has for a salt: equal for equal salts, and not the salt itself.
@@ -140,14 +141,15 @@ Error Invalid(std::string message) {
 }  // namespace
 
 struct Engine::State {
-  State(const EngineParts& parts, const EngineOptions& options_in, const Clock& clock_in)
+  State(const EngineParts& parts, const EngineOptions& options_in, const Clock& clock_in,
+        bool only_reserve = false)
       : vocab_size(parts.vocab_size),
         attention_window(parts.attention_window),
         model_digest(parts.model_digest),
         layout(parts.layout),
         clock(clock_in),
         options(Resolved(options_in, parts)),
-        loop(parts, LoopOptions(options)),
+        loop(parts, LoopOptions(options, only_reserve)),
         scheduler({.max_rows = options.max_rows,
                    .max_step_tokens = options.max_step_tokens,
                    .prompt_chunk = options.prompt_chunk,
@@ -161,9 +163,13 @@ struct Engine::State {
     layout.block_tokens = options.block_tokens;
     scheduled.reserve(options.max_rows);
     reserved.push_back({.owner = "step descriptors", .bytes = loop.descriptor_bytes()});
-    if (loop.log() != nullptr) {
+    reserved.push_back({.owner = "kv tables", .bytes = loop.cache().stats().table_bytes});
+    reserved.push_back(
+        {.owner = "queues",
+         .bytes = commands.reserved_bytes() + events.reserved_bytes() + finished.reserved_bytes()});
+    if (loop.log_bytes() > 0) {
       sampled_tokens.reserve(options.max_rows);
-      reserved.push_back({.owner = "descriptor log", .bytes = loop.log()->reserved_bytes()});
+      reserved.push_back({.owner = "descriptor log", .bytes = loop.log_bytes()});
     }
     PublishStats();
   }
@@ -445,19 +451,57 @@ struct Engine::State {
   std::atomic<bool> stop{false};
 };
 
+namespace {
+
+HostPartsOptions PartsOptions(const EngineOptions& options, bool only_reserve) {
+  return {.num_threads = options.num_threads,
+          .kernels = options.kernels,
+          .kv_dtype = options.kv_dtype,
+          .progress = options.load_progress,
+          .only_reserve = only_reserve};
+}
+
+void AddDevice(const HostDevice& device, std::vector<ReservedBytes>* reserved) {
+  std::vector<ReservedBytes> of_device;
+  for (const Reservation& r : device.reservations())
+    of_device.push_back({.owner = r.owner, .bytes = r.bytes});
+  reserved->insert(reserved->begin(), of_device.begin(), of_device.end());
+}
+
+// Returns the options, or throws when they ask for more than they allow.
+const EngineOptions& WithinBudget(const Model& model, const EngineOptions& options,
+                                  const Clock& clock) {
+  if (options.memory_budget == 0) return options;
+  std::uint64_t need = 0;
+  std::string parts;
+  for (const ReservedBytes& reserved : Engine::Measure(model, options, clock)) {
+    need += reserved.bytes;
+    parts += (parts.empty() ? "" : ", ") + reserved.owner + " " + std::to_string(reserved.bytes);
+  }
+  if (need <= options.memory_budget) return options;
+  throw StartError("the memory budget is " + std::to_string(options.memory_budget) + " bytes and " +
+                   std::to_string(need) + " are needed: " + parts);
+}
+
+}  // namespace
+
+std::vector<ReservedBytes> Engine::Measure(const Model& model, const EngineOptions& options,
+                                           const Clock& clock) {
+  HostDevice device;
+  const State state(HostParts(model, device, PartsOptions(options, true)), options, clock,
+                    /*only_reserve=*/true);
+  std::vector<ReservedBytes> reserved = state.reserved;
+  AddDevice(device, &reserved);
+  return reserved;
+}
+
 Engine::Engine(const Model& model, const EngineOptions& options, const Clock& clock)
     : device_(std::make_unique<HostDevice>()),
       model_(&model),
-      state_(std::make_unique<State>(HostParts(model, *device_,
-                                               {.num_threads = options.num_threads,
-                                                .kernels = options.kernels,
-                                                .kv_dtype = options.kv_dtype,
-                                                .progress = options.load_progress}),
-                                     options, clock)) {
-  std::vector<ReservedBytes> of_device;
-  for (const Reservation& r : device_->reservations())
-    of_device.push_back({.owner = r.owner, .bytes = r.bytes});
-  state_->reserved.insert(state_->reserved.begin(), of_device.begin(), of_device.end());
+      state_(std::make_unique<State>(
+          HostParts(model, *device_, PartsOptions(WithinBudget(model, options, clock), false)),
+          options, clock)) {
+  AddDevice(*device_, &state_->reserved);
 }
 
 Engine::Engine(const EngineParts& parts, const EngineOptions& options, const Clock& clock)
@@ -618,6 +662,10 @@ void Engine::CheckInvariants() const {
 const std::vector<ReservedBytes>& Engine::reserved() const {
   return state_->reserved;
 }
+const EngineOptions& Engine::options() const {
+  return state_->options;
+}
+
 std::uint32_t Engine::max_context() const {
   return state_->options.max_context;
 }

@@ -85,9 +85,10 @@ StepLogHeader LogHeader(const KvCache& cache, const StepLimits& limits) {
           .placement = PlacementPolicyName(options.placement)};
 }
 
-std::unique_ptr<StepLog> OpenLog(const std::string& path, const KvCache& cache,
+std::unique_ptr<StepLog> OpenLog(const StepLoopOptions& loop_options, const KvCache& cache,
                                  const StepLimits& limits) {
-  if (path.empty()) return nullptr;
+  const std::string& path = loop_options.descriptor_log;
+  if (path.empty() || loop_options.only_reserve) return nullptr;
   StepLogOptions options;
   options.on_error = [](const std::string& message) {
     Log(LogLevel::kError, "descriptor_log_ended", {{"reason", message}});
@@ -118,7 +119,10 @@ StepLoop::StepLoop(const EngineParts& parts, const StepLoopOptions& options)
                                      .layout = cache_options_.layout,
                                      .memory = cache_->memory(),
                                      .layer_buffers = cache_->layer_buffers()})),
-      log_(OpenLog(options.descriptor_log, *cache_, limits_)) {}
+      log_bytes_(options.descriptor_log.empty()
+                     ? 0
+                     : StepLog::RequiredBytes(LogHeader(*cache_, limits_), {})),
+      log_(OpenLog(options, *cache_, limits_)) {}
 
 void StepLoop::Begin() noexcept {
   CHECK(builder_.Begin());
