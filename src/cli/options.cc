@@ -62,7 +62,10 @@ void AddKvFlags(CLI::App& command, EngineOptions* engine) {
     policies += (p > 0 ? ", " : "") + std::string(PlacementPolicyName(policy));
   }
   AddChoice(command, {"--kv-placement", "where new blocks go", policies}, &engine->placement,
-            PlacementPolicyName, FindPlacementPolicy);
+            PlacementPolicyName, [](const std::string& text) {
+              const auto found = FindPlacementPolicy(text);
+              return found == PlacementPolicy::kLanes ? std::nullopt : found;
+            });
   AddChoice(
       command, {"--prefix-cache", "keep finished prefixes for others", "on, off"},
       &engine->prefix_cache, [](bool on) { return on ? "on" : "off"; },
