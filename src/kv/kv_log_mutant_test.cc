@@ -90,11 +90,11 @@ INSTANTIATE_TEST_SUITE_P(
                     KVRM_PLANTED(kMissedCopy), KVRM_PLANTED(kCopyWithoutTokens),
                     KVRM_PLANTED(kForkForgetsRef), KVRM_PLANTED(kTruncateKeepsName),
                     KVRM_PLANTED(kTrimOneTooMany), KVRM_PLANTED(kKeyWithoutTokens),
-                    KVRM_PLANTED(kPublishPartial), KVRM_PLANTED(kFreeKeepsName),
-                    KVRM_PLANTED(kNoLand), KVRM_PLANTED(kMergeAcrossGap),
-                    KVRM_PLANTED(kForgetAbandoned), KVRM_PLANTED(kMirrorMissing),
-                    KVRM_PLANTED(kStagedSurvivesOpen), KVRM_PLANTED(kStageWrongBlock),
-                    KVRM_PLANTED(kMapStale), KVRM_PLANTED(kRunsSwapped)),
+                    KVRM_PLANTED(kFreeKeepsName), KVRM_PLANTED(kNoLand),
+                    KVRM_PLANTED(kMergeAcrossGap), KVRM_PLANTED(kForgetAbandoned),
+                    KVRM_PLANTED(kMirrorMissing), KVRM_PLANTED(kStagedSurvivesOpen),
+                    KVRM_PLANTED(kStageWrongBlock), KVRM_PLANTED(kMapStale),
+                    KVRM_PLANTED(kRunsSwapped)),
     [](const auto& test) { return std::string(test.param.name + 1); });
 
 TEST(KvLogMutant, NoneIsFoundWhereNoneIsPlanted) {
