@@ -144,10 +144,11 @@ KvCacheOptions CacheOptions(const Setting& setting, std::uint32_t num_blocks) {
           .num_blocks = num_blocks,
           .max_seqs = kRows,
           .max_blocks_per_seq = kMaxBlocksPerSeq,
-          // Nobody is crowded when a row may have a run for every block.
-          .max_runs = setting.compaction ? setting.max_runs : 2 * kMaxBlocksPerSeq,
+          // Nothing moves and nobody waits when a row may have a run for every block.
+          .max_runs = setting.compaction ? setting.max_runs : kMaxBlocksPerSeq,
           .max_groups = setting.max_groups,
-          .max_move_bytes_per_step = setting.max_moved * kLayout.block_bytes(),
+          .max_move_bytes_per_step =
+              setting.compaction ? setting.max_moved * kLayout.block_bytes() : 0,
           .placement = setting.policy,
           .placement_seed = setting.seed};
 }
@@ -397,6 +398,7 @@ void RunAll(const Asked& asked) {
           setting.hint_max = hint == "max";
           for (const std::string& compaction : asked.compaction) {
             setting.compaction = compaction == "yes";
+            if (asked.all && setting.hint_max && !setting.compaction) continue;
             Traffic traffic(setting, std::max(kMaxBlocksPerSeq, load * 100 / percent));
             for (std::uint32_t i = 0; i < setting.num_steps; ++i)
               traffic.Step();

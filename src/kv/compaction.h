@@ -66,12 +66,15 @@ class Compactor {
   Action BestWindow(SeqId seq, const Pager& pager, const Transport& transport) const noexcept;
   Action BestStart(SeqId seq, const Pager& pager, const Transport& transport) const noexcept;
 
-  // Bounds what Plan costs the host: about a microsecond a sequence.
+  // Bounds of what Plan costs the host: about a microsecond a sequence.
+  static constexpr std::uint32_t kStuckPerStep = 4;
   static constexpr std::uint32_t kCrowdedPerStep = 4;
+  static constexpr std::uint32_t kMostWidth = 8;         // of a window, in runs
   static constexpr std::uint32_t kEvacuationLooks = 64;  // runs
 
   const std::uint32_t max_runs_;
   const std::uint32_t trigger_;
+  std::uint32_t stuck_cursor_ = 0;
   std::uint32_t cursor_ = 0;  // Who comes first changes from step to step, so nobody starves.
   std::uint32_t evacuation_cursor_ = 0;
   bool is_unserved_ = false;  // In this step a pressed sequence has gained nothing.
