@@ -82,7 +82,7 @@ StepLoop::StepLoop(const Model& model, const StepLoopOptions& options)
                      .max_groups = limits_.max_groups,
                      .max_move_bytes_per_step = options.max_move_bytes_per_step,
                      .placement = options.placement_seed != 0 ? PlacementPolicy::kScattered
-                                                              : PlacementPolicy::kInPlace,
+                                                              : KvCacheOptions{}.placement,
                      .placement_seed = options.placement_seed},
       device_);
   const std::uint32_t num_workers = options.num_threads != 0
