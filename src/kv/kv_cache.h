@@ -85,8 +85,8 @@ struct KvCacheOptions {
   std::uint32_t max_groups = 0;  // edits per step: transfer groups and mappings
   std::uint64_t max_move_bytes_per_step = 0;
   KvView view = KvView::kExtents;
-  PlacementPolicy placement =
-      PlacementPolicy::kInPlace;     // Static views: kLanes, whatever is asked.
+  // docs/decisions/0013 has the figures. Static views: kLanes, whatever is asked.
+  PlacementPolicy placement = PlacementPolicy::kSoft;
   std::uint64_t placement_seed = 0;  // of kScattered
   bool prefix_cache = false;  // Keep published blocks without a holder until their room is needed.
 };
