@@ -13,5 +13,6 @@ void AddTokenizeCommands(CLI::App& app);  // tokenize and detokenize
 void AddInspectCommand(CLI::App& app);
 void AddLogitsCommand(CLI::App& app);
 void AddPerplexityCommand(CLI::App& app);
+void AddSimCommand(CLI::App& app);
 
 }  // namespace kvrm

@@ -157,7 +157,8 @@ class KvCache {
                                           std::uint32_t reserve_tokens) noexcept;
   // Starts `child` with the first `num_tokens` of `parent`, sharing their blocks, and credit as
   // Open. False, and nothing changes, as Open, and always in the static views, which share nothing.
-  // Requires: num_tokens <= parent's length; child as `seq` of Open.
+  // Requires: num_tokens <= parent's length; inside a block, the parent has not been extended
+  // beyond its length; child as `seq` of Open.
   bool Fork(SeqId child, SeqId parent, std::uint32_t num_tokens,
             std::uint32_t reserve_tokens) noexcept;
   // Raises the credit; false as above.
@@ -168,7 +169,8 @@ class KvCache {
   // Requires, as Open and Reserve: num_tokens <= max_blocks_per_seq * block_tokens.
   bool Extend(SeqId seq, std::uint32_t num_tokens) noexcept;
   // Drops tokens from the end. Blocks within the credit stay with the sequence as its reserve.
-  // Requires: num_tokens <= target, and no AddRow for the step under construction.
+  // Requires: num_tokens <= target, not inside a hole, and no AddRow for the step under
+  // construction.
   void Truncate(SeqId seq, std::uint32_t num_tokens) noexcept;
   // Drops the whole blocks inside positions [from, to): they are a hole in the history from now on
   // and are not attended. Positions do not change. Without effect in the static views.

@@ -132,6 +132,8 @@ void Pager::Truncate(SeqId seq, std::uint32_t num_tokens) noexcept {
         BlockAt(seq, end - 1) != kSentinelBlock);
   if (num_tokens < sequence.length) {
     sequence.length = num_tokens;
+    if (sequence.whole_length != ~std::uint32_t{0})
+      sequence.whole_length = std::min(sequence.whole_length, num_tokens);  // P14
     sequence.published_blocks =
         std::min(sequence.published_blocks, num_tokens / options_.block_tokens);
     ForgetCopy(sequence);
@@ -192,7 +194,9 @@ void Pager::Trim(SeqId seq, std::uint32_t from, std::uint32_t to) noexcept {
     Drop(blocks, epoch);
     any = true;
   });
-  if (any) Splice(seq, first, {kSentinelBlock, end - first});
+  if (!any) return;
+  sequence.whole_length = std::min(sequence.whole_length, sequence.length);  // P14
+  Splice(seq, first, {kSentinelBlock, end - first});
 }
 
 // With blocks [first, end) gone as well.

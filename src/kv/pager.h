@@ -81,6 +81,8 @@
 //   P12  live == sum over held blocks of the tokens written in them, shared ones once.
 //   P13  Who is left alone with a block writes it only when every epoch in which the others may
 //       touch it has retired, and no planned copy reads it.
+//   P14  A block is published only when all of its tokens were computed over a history without
+//       holes: keys and values of deeper layers depend on what was attended, not on tokens alone.
 //
 // Threading: engine thread only. Memory: everything is reserved by the constructor.
 #pragma once
@@ -182,6 +184,12 @@ class Pager {
   std::uint32_t num_runs(SeqId seq) const noexcept { return num_runs_[Index(seq)]; }
   // Runs, from the first, whose blocks are all settled.
   std::uint32_t num_settled_runs(SeqId seq) const noexcept;
+  // Blocks the sequence is likely to write before it ends: its credit; without one, as many as it
+  // has, for what has grown long is likely to go on.
+  std::uint32_t num_likely_blocks(SeqId seq) const noexcept {
+    const Sequence& sequence = Of(seq);
+    return sequence.credit() > 0 ? sequence.credit() : sequence.num_blocks;
+  }
   std::uint32_t num_settled_blocks(SeqId seq) const noexcept { return SettledBlocks(Of(seq)); }
   // Whether each has one holder: what a move frees.
   bool is_sole_holder(const Extent& blocks) const noexcept;
@@ -255,6 +263,7 @@ class Pager {
     std::uint32_t num_blocks = 0;        // holes included
     std::uint32_t published_blocks = 0;  // Publish has looked at the blocks below this one
     std::uint32_t first_changed = 0;
+    std::uint32_t whole_length = ~std::uint32_t{0};    // P14; no limit before the first Trim
     std::uint64_t named_in = 0;                        // value of build_ when last named
     std::array<Write, kMaxStepsInFlight> writes = {};  // by epoch % kMaxStepsInFlight
     std::uint32_t credit() const {

@@ -28,7 +28,8 @@ Views::Views(const KvCacheOptions& options, Device& device)
       num_read_(options.max_seqs, 0),
       shown_(options.view == KvView::kMapped
                  ? std::size_t{options.max_seqs} * options.max_blocks_per_seq
-                 : 0) {
+                 : 0),
+      told_(shown_.size(), false) {
   mapping_.reserve(options.max_seqs);
 }
 
@@ -231,40 +232,55 @@ bool Views::ShowHome(Pager& pager, StepBuilder& builder, SeqId seq, std::uint32_
   return done;
 }
 
+// Of the sequence's blocks `blocks`, the first of which has this number: how many, from the first,
+// one edit can show. They are all to be mapped, or all mapped and only to be told of.
+std::uint32_t Views::AlikeFrom(const Pager& pager, SeqId seq, const Extent& blocks,
+                               std::uint32_t number) const noexcept {
+  const std::uint32_t num_read = num_read_[Index(seq)];
+  const auto kind = [&](std::uint32_t i) {
+    const BlockId shown = shown_[Lane(seq) + number + i];
+    const bool is_right = shown == BlockId{Index(blocks.start) + i};
+    if (is_right) return told_[Lane(seq) + number + i] ? 0 : 1;
+    if (shown == kSentinelBlock) return 2;
+    const std::uint64_t epoch =
+        number + i < num_read ? pager.last_epoch(seq) : holder_epoch_[Index(seq)];
+    return epoch <= Index(pager.retired()) ? 2 : 3;  // V2
+  };
+  std::uint32_t count = 1;
+  while (count < blocks.num_blocks && kind(count) == kind(0))
+    ++count;
+  return kind(0) == 3 ? 0 : count;
+}
+
 // *number: the piece's first block in the sequence; on return, the first that is not shown yet.
 bool Views::ShowPiece(const Pager& pager, StepBuilder& builder, SeqId seq, const Extent& piece,
                       std::uint32_t* number) noexcept {
   const std::uint32_t first = *number;
-  const std::uint32_t num_read = num_read_[Index(seq)];
   const std::uint64_t block_bytes = options_.layout.block_bytes();
   std::uint32_t i = 0;
   while (i < piece.num_blocks) {
-    BlockId* const shown = &shown_[Lane(seq) + first + i];
+    const std::size_t at = std::size_t{Lane(seq)} + first + i;
     const BlockId block{Index(piece.start) + i};
-    const bool is_stale = *shown != kSentinelBlock && IsMutant(Mutant::kMapStale);
-    if (*shown == block || is_stale) {
+    const bool is_right = shown_[at] == block;
+    const bool is_stale = shown_[at] != kSentinelBlock && IsMutant(Mutant::kMapStale);
+    if ((is_right && told_[at]) || is_stale) {
       ++i;
       continue;
     }
-    const bool is_own = first + i < num_read;
-    const std::uint64_t epoch = is_own ? pager.last_epoch(seq) : holder_epoch_[Index(seq)];
     *number = first + i;
-    if (*shown != kSentinelBlock && epoch > Index(pager.retired())) return false;  // V2
-    if (builder.num_groups() >= options_.max_groups) return false;
-    std::uint32_t count = 1;
-    while (i + count < piece.num_blocks && (first + i + count < num_read) == is_own &&
-           shown[count] != BlockId{Index(block) + count}) {
-      ++count;
-    }
-    if (!device_.Map((Lane(seq) + first + i) * block_bytes, Index(block) * block_bytes,
-                     count * block_bytes)) {
-      std::fill_n(shown, count, kSentinelBlock);
+    const std::uint32_t count = AlikeFrom(pager, seq, {block, piece.num_blocks - i}, first + i);
+    if (count == 0 || builder.num_groups() >= options_.max_groups) return false;
+    if (!is_right &&
+        !device_.Map(at * block_bytes, Index(block) * block_bytes, count * block_bytes)) {
+      std::fill_n(&shown_[at], count, kSentinelBlock);
       return false;
     }
-    for (std::uint32_t k = 0; k < count; ++k)
-      shown[k] = BlockId{Index(block) + k};
+    for (std::uint32_t k = 0; k < count; ++k) {
+      shown_[at + k] = BlockId{Index(block) + k};
+      told_[at + k] = true;
+    }
     builder.AddGroup({.source = block,
-                      .target = BlockId{options_.num_blocks + Lane(seq) + first + i},
+                      .target = BlockId{options_.num_blocks + static_cast<std::uint32_t>(at)},
                       .num_blocks = count,
                       .kind = GroupKind::kMap,
                       .priority = static_cast<std::uint8_t>(MovePriority::kStage)});
@@ -287,7 +303,7 @@ void Views::Committed(const StepView& step) noexcept {
 // What the given-up step told of mappings is told again.
 void Views::Abandoned(Pager& pager) noexcept {
   for (const SeqId seq : mapping_) {
-    std::fill_n(&shown_[Lane(seq)], options_.max_blocks_per_seq, kSentinelBlock);
+    std::fill_n(told_.begin() + Lane(seq), options_.max_blocks_per_seq, false);
     pager.SetChanged(seq, 0);
   }
   mapping_.clear();
@@ -297,7 +313,8 @@ std::uint64_t Views::reserved_bytes() const noexcept {
   return scratch_.size() * sizeof(Extent) +
          (holder_epoch_.size() + tail_epoch_.size()) * sizeof(std::uint64_t) +
          (staged_.size() + num_read_.size() + shown_.size() + mapping_.capacity()) *
-             sizeof(std::uint32_t);
+             sizeof(std::uint32_t) +
+         told_.size() / 8;
 }
 
 }  // namespace kvrm

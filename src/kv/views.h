@@ -20,7 +20,10 @@
 //   in flight may read
 //       it: for what its last holder has read, the epoch seen at Open must have retired; for what
 //       its own rows have read, their last epoch.
-//   V3  mapped: shown[i] is what the device shows at window block i, whoever holds the lane.
+//   V3  mapped: shown[i] is what the device shows at window block i, whoever holds the lane;
+//   told[i]
+//       says whether a committed descriptor has said so. What a given-up step told is told again
+//       and not mapped again: a step in flight may be reading it.
 //   V4  A copy into a window does not read a block that the same step writes (D7): the row whose
 //       last, half-filled block is copied in a step is not part of that step.
 //
@@ -72,6 +75,8 @@ class Views {
   bool FillLayers(const Pager& pager, StepBuilder& builder, StepRow& row) noexcept;
   bool FillMapped(Pager& pager, StepBuilder& builder, StepRow& row) noexcept;
   bool ShowHome(Pager& pager, StepBuilder& builder, SeqId seq, std::uint32_t end) noexcept;
+  std::uint32_t AlikeFrom(const Pager& pager, SeqId seq, const Extent& blocks,
+                          std::uint32_t number) const noexcept;
   bool ShowPiece(const Pager& pager, StepBuilder& builder, SeqId seq, const Extent& piece,
                  std::uint32_t* number) noexcept;
   std::uint32_t Lane(SeqId seq) const noexcept { return Index(seq) * options_.max_blocks_per_seq; }
@@ -84,6 +89,7 @@ class Views {
   std::vector<std::uint64_t> tail_epoch_;    // [max_seqs] V4: the step that copies the tail in
   std::vector<std::uint32_t> num_read_;      // [max_seqs] V2: window blocks that its rows may read
   std::vector<BlockId> shown_;               // [max_seqs * max_blocks_per_seq] V3
+  std::vector<bool> told_;                   // as shown_
   std::vector<SeqId> mapping_;               // identities with mappings in the step being built
   std::uint64_t num_maps_ = 0;
   std::uint64_t num_gathered_blocks_ = 0;

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sim/engine_world.h"
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+
+#include "base/check.h"
+#include "sim/sim_executor.h"
+
+namespace kvrm {
+namespace {
+
+constexpr std::uint32_t kVocab = 64;
+// So many steps without an event, or without work while requests wait, is no progress.
+constexpr std::uint32_t kPatience = 20000;
+
+bool IsStatic(KvView view) {
+  return view == KvView::kStatic || view == KvView::kStaticPadded ||
+         view == KvView::kStaticBucketed;
+}
+
+}  // namespace
+
+EngineScenario RandomEngineScenario(std::uint64_t seed) {
+  Rng rng(seed, "engine scenario");
+  const auto below = [&rng](std::uint32_t bound) {
+    return static_cast<std::uint32_t>(rng.Below(bound));
+  };
+  EngineScenario s;
+  EngineOptions& e = s.engine;
+  e.block_tokens = below(100) < 80 ? 16 : 32;
+  e.max_rows = 1 + below(8);
+  e.max_context = 2 * e.block_tokens + below(12 * e.block_tokens);
+  e.max_step_tokens = e.max_rows + below(100);
+  e.prompt_chunk = below(2) == 0 ? 0 : 1 + below(40);
+  e.view = below(100) < 30 ? KvView::kExtents : static_cast<KvView>(below(kNumKvViews));
+  e.placement = static_cast<PlacementPolicy>(below(kNumPlacementPolicies - 1));
+  e.placement_seed = below(2) == 0 ? 0 : 1 + rng.Below(1000);
+  e.kv_tokens = IsStatic(e.view) ? 0 : e.max_context + below(e.max_rows * e.max_context);
+  e.max_runs = 2 + below(7);
+  e.max_edits_per_step = 1 + below(8);
+  e.max_move_bytes_per_step = (1 + below(12)) * SimLayout(e.block_tokens).block_bytes();
+  e.prefix_cache = below(100) < 75;
+  e.max_queued = 1 + below(8);
+  s.device.twice_percent = below(50);
+  s.device.refuse_percent = below(100) < 20 ? below(30) : 0;
+  s.shared_percent = below(90);
+  return s;
+}
+
+std::string ToString(const EngineScenario& s) {
+  const EngineOptions& e = s.engine;
+  const auto field = [](const char* name, std::uint64_t value) {
+    return std::string(" ") + name + "=" + std::to_string(value);
+  };
+  return std::string("view=") + KvViewName(e.view) +
+         " placement=" + PlacementPolicyName(e.placement) +
+         field("placement_seed", e.placement_seed) + field("block_tokens", e.block_tokens) +
+         field("rows", e.max_rows) + field("context", e.max_context) +
+         field("step_tokens", e.max_step_tokens) + field("chunk", e.prompt_chunk) +
+         field("kv_tokens", e.kv_tokens) + field("runs", e.max_runs) +
+         field("edits", e.max_edits_per_step) + field("move_bytes", e.max_move_bytes_per_step) +
+         field("prefix_cache", e.prefix_cache ? 1 : 0) + field("queued", e.max_queued);
+}
+
+std::vector<std::uint8_t> EngineWorld::OpMix(std::uint64_t seed) {
+  Rng rng(seed, "engine mix");
+  std::vector<std::uint8_t> mix;
+  const auto add = [&mix](std::uint8_t kind, std::uint64_t weight) {
+    mix.insert(mix.end(), weight, kind);
+  };
+  add(kSubmit, 2 + rng.Below(10));
+  add(kCancel, rng.Below(3) * rng.Below(4));
+  add(kStep, 20 + rng.Below(40));
+  add(kPoll, 5 + rng.Below(30));
+  return mix;
+}
+
+EngineWorld::EngineWorld(const EngineScenario& scenario, SimTrace trace)
+    : scenario_(scenario),
+      trace_(trace),
+      device_(scenario.device),
+      engine_(Parts(), scenario.engine, clock_),
+      sampler_(kVocab),
+      logits_(kVocab) {
+  device_.Use(&device_rng_);
+  Note(ToString(scenario));
+}
+
+EngineParts EngineWorld::Parts() {
+  return {.layout = SimLayout(kTileTokens),
+          .vocab_size = kVocab,
+          .max_context = 1u << 20,
+          .model_digest = "sim",
+          .device = &device_,
+          .make_executor = [this](const ExecutorNeeds& needs) -> std::unique_ptr<Executor> {
+            return std::make_unique<SimExecutor>(needs, device_, kVocab);
+          }};
+}
+
+void EngineWorld::Do(const SimOp& op) {
+  device_rng_ = Rng(op.seed, "device");
+  Rng rng(op.seed, "op");
+  switch (op.kind) {
+    case kSubmit:
+      return Submit(rng);
+    case kCancel:
+      return Cancel(rng);
+    case kStep:
+      clock_.Advance(1'000'000);
+      engine_.Step();
+      engine_.CheckInvariants();
+      return;
+    case kPoll:
+      return Poll(static_cast<std::uint32_t>(rng.Below(2) == 0 ? ~0u : rng.Below(8)));
+    default:
+      CHECK(false);
+  }
+}
+
+Request EngineWorld::RandomRequest(Rng& rng) const {
+  const std::uint32_t context = scenario_.engine.max_context;
+  Request request;
+  const auto length = static_cast<std::uint32_t>(1 + rng.Below(context - 1));
+  const bool shared = rng.Below(100) < scenario_.shared_percent;
+  // Four families of prompts; a prompt leaves its family at some point.
+  const std::uint64_t family = rng.Below(4);
+  const std::uint64_t leaves = shared ? rng.Below(length + 1) : 0;
+  for (std::uint32_t p = 0; p < length; ++p) {
+    const std::uint64_t token = p < leaves ? Mix64(family << 32 | p) : rng.Next();
+    request.prompt.push_back(static_cast<std::int32_t>(token % kVocab));
+  }
+  request.max_tokens = static_cast<std::uint32_t>(1 + rng.Below(rng.Below(2) == 0 ? 8 : context));
+  if (rng.Below(2) == 0) request.sampling.temperature = 0.0f;
+  request.sampling.seed = rng.Next();
+  if (rng.Below(100) < 30) request.stop_ids = {static_cast<std::int32_t>(rng.Below(kVocab))};
+  return request;
+}
+
+void EngineWorld::Submit(Rng& rng) {
+  const Request request = RandomRequest(rng);
+  const Result<RequestId> id = engine_.Submit(request);
+  const std::uint32_t limit = scenario_.engine.max_queued + scenario_.engine.max_rows;
+  if (!id) {
+    CHECK(id.error().code == ErrorCode::kOverloaded);
+    CHECK(num_open_ >= limit || num_commands_ >= 2 * limit);  // R6
+    return;
+  }
+  ++num_commands_;
+  ++num_open_;
+  Note("submit " + std::to_string(static_cast<std::uint64_t>(*id)) + ": prompt of " +
+       std::to_string(request.prompt.size()) + ", at most " + std::to_string(request.max_tokens));
+  const auto num_prompt = static_cast<std::uint32_t>(request.prompt.size());
+  Served& served = served_[*id];
+  for (const std::int32_t token : request.prompt)
+    served.history.Append(token);
+  served.sampling = request.sampling;
+  served.stop_ids = request.stop_ids;
+  served.num_prompt_tokens = num_prompt;
+  served.max_length =
+      num_prompt + std::min(request.max_tokens, scenario_.engine.max_context - num_prompt);
+}
+
+// Now and then of one that is over, or never was (R3).
+void EngineWorld::Cancel(Rng& rng) {
+  const std::uint32_t limit = scenario_.engine.max_queued + scenario_.engine.max_rows;
+  if (num_commands_ + 1 >= 2 * limit) return;  // Cancel would wait for the engine's thread.
+  const RequestId id{1 + rng.Below(served_.size() + 2)};
+  ++num_commands_;
+  Note("cancel " + std::to_string(static_cast<std::uint64_t>(id)));
+  if (const auto it = served_.find(id); it != served_.end()) it->second.cancelled = true;
+  engine_.Cancel(id);
+}
+
+void EngineWorld::Poll(std::uint32_t most) {
+  TokenEvent event;
+  while (most-- > 0 && engine_.Poll({&event, 1}) == 1)
+    Take(event);
+}
+
+void EngineWorld::Take(const TokenEvent& event) {
+  ++num_events_;
+  const auto it = served_.find(event.request);
+  CHECK(it != served_.end());
+  Served& served = it->second;
+  CHECK(!served.ended);  // R1
+  if (event.finish != FinishReason::kNone) {
+    served.ended = true;
+    --num_open_;
+  }
+  if (event.finish == FinishReason::kAborted) {
+    CHECK(served.cancelled && event.token == -1);  // R4
+    return;
+  }
+  CHECK(event.finish != FinishReason::kError);
+  FillLogits(served.history.digest(), logits_);
+  const Sampled expected =
+      sampler_.Sample(logits_, served.sampling, served.history.length() - served.num_prompt_tokens);
+  CHECK(event.token == expected.token);                                            // R8
+  CHECK(!(event.logprob < expected.logprob || event.logprob > expected.logprob));  // R8
+  served.history.Append(event.token);
+  const bool stops = std::ranges::find(served.stop_ids, event.token) != served.stop_ids.end();
+  const FinishReason finish = stops                                          ? FinishReason::kStop
+                              : served.history.length() == served.max_length ? FinishReason::kLength
+                                                                             : FinishReason::kNone;
+  CHECK(event.finish == finish);
+}
+
+void EngineWorld::Finish() {
+  Note("faults end");
+  device_.EndFaults();
+  std::uint32_t patience = kPatience;
+  while (num_open_ > 0) {
+    const std::uint64_t before = num_events_;
+    engine_.Step();
+    Poll(~0u);
+    patience = num_events_ != before ? kPatience : patience - 1;
+    CHECK(patience > 0);  // R5
+  }
+  engine_.Step();
+  engine_.CheckInvariants();
+  const EngineStats stats = engine_.stats();
+  CHECK(stats.num_running == 0 && stats.num_waiting == 0);
+  if (!scenario_.engine.prefix_cache) CHECK(stats.num_free_blocks == stats.num_blocks);  // K1
+  TokenEvent event;
+  CHECK(engine_.Poll({&event, 1}) == 0);
+}
+
+SimTotals EngineWorld::totals() const {
+  const EngineStats stats = engine_.stats();
+  return {.num_steps = stats.num_steps,
+          .num_rows = stats.num_prompt_tokens + stats.num_output_tokens,
+          .num_copies = stats.num_moved_blocks,
+          .num_run_overflows = stats.num_run_overflows,
+          .num_requests = served_.size(),
+          .num_preemptions = stats.num_preemptions};
+}
+
+}  // namespace kvrm
