@@ -25,6 +25,10 @@ StepLimits LimitsOf(const KvScenario& scenario) {
   return limits;
 }
 
+std::uint32_t UpTo(std::uint32_t most, Rng& rng) {
+  return static_cast<std::uint32_t>(rng.Below(std::uint64_t{most} + 1));
+}
+
 std::string Name(const char* verb, std::uint32_t s) {
   return std::string(verb) + " " + std::to_string(s);
 }
@@ -102,11 +106,20 @@ void KvWorld::Do(const SimOp& op) {
   Check();
 }
 
+// One that is open, or that is not, where there is one.
+std::uint32_t KvWorld::Pick(bool open, Rng& rng) const {
+  const auto first = static_cast<std::uint32_t>(rng.Below(seqs_.size()));
+  for (std::uint32_t i = 0; i < seqs_.size(); ++i) {
+    const std::uint32_t s = (first + i) % static_cast<std::uint32_t>(seqs_.size());
+    if (seqs_[s].open == open) return s;
+  }
+  return first;
+}
+
 void KvWorld::DoVerb(std::uint8_t kind, Rng& rng) {
-  const auto s = static_cast<std::uint32_t>(rng.Below(seqs_.size()));
-  const auto up_to = [&rng](std::uint32_t most) {
-    return static_cast<std::uint32_t>(rng.Below(std::uint64_t{most} + 1));
-  };
+  const bool opens = kind == kOpen || kind == kOpenCached || kind == kFork;
+  const std::uint32_t s = Pick(!opens, rng);
+  const Seq& seq = seqs_[s];
   const auto family = static_cast<std::uint32_t>(rng.Below(kFamilies));
   switch (kind) {
     case kStep:
@@ -120,31 +133,25 @@ void KvWorld::DoVerb(std::uint8_t kind, Rng& rng) {
     case kOpen:
       return Open(s, RandomTokens(rng), family);
     case kOpenCached:
-      return OpenCached(s, up_to(max_tokens()), family);
+      return OpenCached(s, UpTo(max_tokens(), rng), family);
     case kFork: {
-      const auto parent = static_cast<std::uint32_t>(rng.Below(seqs_.size()));
+      const std::uint32_t parent = Pick(true, rng);
       const std::uint32_t length = seqs_[parent].length;
-      return Fork(s, parent, rng.Below(2) == 0 ? length : up_to(length));
+      return Fork(s, parent, rng.Below(2) == 0 ? length : UpTo(length, rng));
     }
     case kReserve:
-      if (seqs_[s].open) {
-        const std::uint32_t tokens = RandomTokens(rng);
-        if (cache_.Reserve(SeqId{s}, tokens))
-          seqs_[s].reserved = std::max(seqs_[s].reserved, tokens);
-      }
-      return;
+      return Reserve(s, RandomTokens(rng));
     case kExtend:
-      if (CanEdit(seqs_[s])) Extend(s, seqs_[s].target + up_to(max_tokens() - seqs_[s].target));
+      if (CanEdit(seq)) Extend(s, seq.target + UpTo(max_tokens() - seq.target, rng));
       return;
     case kTruncate: {
       // Often only a little, as rejected speculation does.
-      const std::uint32_t target = seqs_[s].target;
-      const std::uint32_t few = std::min(target, 1 + up_to(limits_.block_tokens));
-      return Truncate(s, rng.Below(2) == 0 ? target - few : up_to(target));
+      const std::uint32_t few = std::min(seq.target, 1 + UpTo(limits_.block_tokens, rng));
+      return Truncate(s, rng.Below(3) != 0 ? seq.target - few : UpTo(seq.target, rng));
     }
     case kTrim: {
-      const std::uint32_t from = up_to(seqs_[s].length);
-      return Trim(s, from, from + up_to(seqs_[s].length - from));
+      const std::uint32_t from = UpTo(seq.length, rng);
+      return Trim(s, from, from + UpTo(seq.length - from, rng));
     }
     case kRelease:
       return Release(s);
@@ -156,6 +163,13 @@ void KvWorld::DoVerb(std::uint8_t kind, Rng& rng) {
     default:
       CHECK(false);
   }
+}
+
+void KvWorld::Reserve(std::uint32_t s, std::uint32_t num_tokens) {
+  Seq& seq = seqs_[s];
+  if (!seq.open || !cache_.Reserve(SeqId{s}, num_tokens)) return;
+  Note(Name("reserve", s) + " " + std::to_string(num_tokens));
+  seq.reserved = std::max(seq.reserved, num_tokens);
 }
 
 void KvWorld::Open(std::uint32_t s, std::uint32_t reserve_tokens, std::uint32_t family) {
@@ -390,7 +404,8 @@ void KvWorld::DoStep(Rng& rng) {
     if (!seq.open || rng.Below(100) < 30) continue;
     const std::uint32_t most = std::min(max_tokens() - seq.length, budget);
     if (most == 0) continue;
-    const std::uint32_t few = rng.Below(2) == 0 ? 1 : 3 * limits_.block_tokens;
+    const std::uint64_t dice = rng.Below(100);
+    const std::uint32_t few = dice < 35 ? 1 : dice < 80 ? 3 * limits_.block_tokens : most;
     const auto more = static_cast<std::uint32_t>(1 + rng.Below(std::min(most, few)));
     if (seq.length + more > seq.target && !Extend(s, seq.length + more)) continue;
     want[s] = more;

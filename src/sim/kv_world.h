@@ -77,6 +77,7 @@ class KvWorld final : public World {
   void Open(std::uint32_t s, std::uint32_t reserve_tokens, std::uint32_t family);
   void OpenCached(std::uint32_t s, std::uint32_t num_tokens, std::uint32_t family);
   void Fork(std::uint32_t child, std::uint32_t parent, std::uint32_t num_tokens);
+  void Reserve(std::uint32_t s, std::uint32_t num_tokens);
   void Truncate(std::uint32_t s, std::uint32_t num_tokens);
   void Trim(std::uint32_t s, std::uint32_t from, std::uint32_t to);
   void Release(std::uint32_t s);
@@ -134,6 +135,7 @@ class KvWorld final : public World {
   std::uint32_t BlocksFor(std::uint32_t num_tokens) const;
   std::uint32_t RandomTokens(Rng& rng) const;
   bool CanEdit(const Seq& seq) const { return seq.open && !seq.in_step && !planned_; }
+  std::uint32_t Pick(bool open, Rng& rng) const;
   void DoVerb(std::uint8_t kind, Rng& rng);
   void DoStep(Rng& rng);
   void Interlude(Rng& rng);
