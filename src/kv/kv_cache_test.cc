@@ -316,6 +316,26 @@ TEST(KvCache, MovedContentIsFoundWhereTheRunsSay) {
   EXPECT_EQ(bench.cache.stats().num_run_overflows, 0u);
 }
 
+TEST(KvCache, WhatWasComputedBehindAHoleIsNotPublished) {
+  KvCacheOptions options = Options(16);
+  options.prefix_cache = true;
+  Bench bench(options);
+  const std::vector<std::int32_t> tokens(3 * kBlockTokens, 1);
+  std::vector<PrefixKey> keys(3);
+  for (std::uint8_t i = 0; i < 3; ++i)
+    keys[i].bytes[0] = i;
+  ASSERT_TRUE(bench.cache.Open(kA, 0) && bench.cache.Open(kB, 0));
+  bench.Write(kB, kBlockTokens);
+  bench.cache.Publish(kB, tokens, keys);
+  bench.Write(kA, 2 * kBlockTokens);
+  bench.cache.Trim(kA, 0, kBlockTokens);
+  bench.Write(kA, 3 * kBlockTokens);
+  bench.cache.Publish(kA, tokens, keys);
+  // The first is B's, the second A's from before the hole; the third has seen the hole.
+  EXPECT_EQ(bench.cache.OpenCached(kC, tokens, keys, 0), 2 * kBlockTokens);
+  bench.cache.CheckInvariants();
+}
+
 TEST(KvCache, SequenceAloneInHalfThePoolIsMovedTogetherWithinItsBudget) {
   for (std::uint64_t seed = 1; seed <= 50; ++seed) {
     KvCacheOptions options = Options(65, 4);

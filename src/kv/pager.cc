@@ -192,7 +192,9 @@ void Pager::Trim(SeqId seq, std::uint32_t from, std::uint32_t to) noexcept {
     Drop(blocks, epoch);
     any = true;
   });
-  if (any) Splice(seq, first, {kSentinelBlock, end - first});
+  if (!any) return;
+  sequence.exact_tokens = std::min(sequence.exact_tokens, sequence.length);
+  Splice(seq, first, {kSentinelBlock, end - first});
 }
 
 // With blocks [first, end) gone as well.

@@ -81,6 +81,8 @@
 //   P12  live == sum over held blocks of the tokens written in them, shared ones once.
 //   P13  Who is left alone with a block writes it only when every epoch in which the others may
 //       touch it has retired, and no planned copy reads it.
+//   P14  A block whose tokens were computed after a part of the history was dropped is not
+//       published: under its name others look for the exact one.
 //
 // Threading: engine thread only. Memory: everything is reserved by the constructor.
 #pragma once
@@ -252,6 +254,8 @@ class Pager {
     std::uint32_t reserved_blocks = 0;
     std::uint32_t num_blocks = 0;        // holes included
     std::uint32_t published_blocks = 0;  // Publish has looked at the blocks below this one
+    // Tokens computed from all that came before them: those from here on saw a hole (P14).
+    std::uint32_t exact_tokens = ~std::uint32_t{0};
     std::uint32_t first_changed = 0;
     std::uint64_t named_in = 0;                        // value of build_ when last named
     std::array<Write, kMaxStepsInFlight> writes = {};  // by epoch % kMaxStepsInFlight

@@ -65,10 +65,12 @@ bool Pager::Fork(SeqId child, SeqId parent, std::uint32_t num_tokens,
   if (is_lost || more + (is_inside ? 1 : 0) > num_spare()) return false;
 
   const auto writes = from.writes;
+  const std::uint32_t exact_tokens = from.exact_tokens;
   StartSequence(child, reserve_blocks, num_blocks);
   Sequence& sequence = Of(child);
   sequence.length = sequence.target = num_tokens;
   sequence.published_blocks = std::min(from.published_blocks, num_tokens / options_.block_tokens);
+  sequence.exact_tokens = exact_tokens;
   sequence.writes = writes;  // What is still being written of the parent is of the child as well.
   if (is_inside) {
     // The blocks that sharers of the last one may yet need: one fewer than there are sharers.
@@ -168,9 +170,10 @@ void Pager::Publish(SeqId seq, std::span<const std::int32_t> tokens,
   if (!index_.is_on()) return;
   const std::uint32_t settled =
       IsMutant(Mutant::kPublishUnsettled) ? sequence.num_blocks : SettledBlocks(sequence);
-  const std::uint32_t full = IsMutant(Mutant::kPublishPartial)
-                                 ? BlocksFor(sequence.length)
-                                 : sequence.length / options_.block_tokens;
+  const std::uint32_t full =
+      IsMutant(Mutant::kPublishPartial)
+          ? BlocksFor(sequence.length)
+          : std::min(sequence.length, sequence.exact_tokens) / options_.block_tokens;  // P14
   const auto end = static_cast<std::uint32_t>(
       std::min<std::size_t>({keys.size(), tokens.size() / options_.block_tokens, full, settled}));
   if (sequence.published_blocks >= end) return;
