@@ -336,6 +336,27 @@ TEST(KvCache, WhatWasComputedBehindAHoleIsNotPublished) {
   bench.cache.CheckInvariants();
 }
 
+TEST(KvCache, ABlockUnderAPlannedCopyIsNotKeptToBeWrittenAnew) {
+  Bench bench(Options(16));
+  ASSERT_TRUE(bench.cache.Open(kA, 2 * kBlockTokens));
+  bench.Write(kA, kBlockTokens + 8);
+  ASSERT_TRUE(bench.cache.Fork(kB, kA, kBlockTokens + 5, 0));
+  bench.lengths[Index(kB)] = kBlockTokens + 5;
+  // The copy of A's second block is planned for B, and the step is given up.
+  ASSERT_TRUE(bench.cache.Extend(kB, kBlockTokens + 6) && bench.builder.Begin());
+  bench.cache.Plan(bench.builder, bench.builder.building());
+  ASSERT_EQ(bench.builder.num_groups(), 1u);
+  bench.builder.Abandon();
+  bench.cache.Abandon();
+  // A writes its second block anew in the step that makes the copy: in another block then (D7).
+  bench.cache.Truncate(kA, kBlockTokens);
+  bench.lengths[Index(kA)] = kBlockTokens;
+  const StepView view = bench.Write(kA, kBlockTokens + 1);
+  ASSERT_EQ(view.groups.size(), 1u);
+  EXPECT_NE(Index(view.slots[0]) / kBlockTokens, Index(view.groups[0].source));
+  bench.cache.CheckInvariants();
+}
+
 TEST(KvCache, SequenceAloneInHalfThePoolIsMovedTogetherWithinItsBudget) {
   for (std::uint64_t seed = 1; seed <= 50; ++seed) {
     KvCacheOptions options = Options(65, 4);
