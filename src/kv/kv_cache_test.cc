@@ -333,6 +333,14 @@ TEST(KvCache, WhatWasComputedBehindAHoleIsNotPublished) {
   bench.cache.Publish(kA, tokens, keys);
   // The first is B's, the second A's from before the hole; the third has seen the hole.
   EXPECT_EQ(bench.cache.OpenCached(kC, tokens, keys, 0), 2 * kBlockTokens);
+  // Written anew, the second has seen it as well.
+  bench.Release(kC);
+  bench.cache.Truncate(kA, kBlockTokens);
+  bench.lengths[Index(kA)] = kBlockTokens;
+  bench.cache.DropCached();
+  bench.Write(kA, 3 * kBlockTokens);
+  bench.cache.Publish(kA, tokens, keys);
+  EXPECT_EQ(bench.cache.OpenCached(kC, tokens, keys, 0), kBlockTokens);
   bench.cache.CheckInvariants();
 }
 

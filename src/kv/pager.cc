@@ -134,6 +134,8 @@ void Pager::Truncate(SeqId seq, std::uint32_t num_tokens) noexcept {
     sequence.length = num_tokens;
     sequence.published_blocks =
         std::min(sequence.published_blocks, num_tokens / options_.block_tokens);
+    if (sequence.exact_tokens != kAllTokens)
+      sequence.exact_tokens = std::min(sequence.exact_tokens, num_tokens);
     ForgetCopy(sequence);
   }
   if (num_tokens == sequence.length) StopWaiting(sequence);

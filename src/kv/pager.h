@@ -227,6 +227,7 @@ class Pager {
 
  private:
   static constexpr std::uint32_t kNoBlock = 0;  // The sentinel is never in limbo.
+  static constexpr std::uint32_t kAllTokens = ~std::uint32_t{0};
   static constexpr std::uint32_t kNumLimboLists = kMaxStepsInFlight + 1;
 
   struct Block {
@@ -255,7 +256,7 @@ class Pager {
     std::uint32_t num_blocks = 0;        // holes included
     std::uint32_t published_blocks = 0;  // Publish has looked at the blocks below this one
     // Tokens computed from all that came before them: those from here on saw a hole (P14).
-    std::uint32_t exact_tokens = ~std::uint32_t{0};
+    std::uint32_t exact_tokens = kAllTokens;
     std::uint32_t first_changed = 0;
     std::uint64_t named_in = 0;                        // value of build_ when last named
     std::array<Write, kMaxStepsInFlight> writes = {};  // by epoch % kMaxStepsInFlight

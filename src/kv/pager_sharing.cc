@@ -65,7 +65,8 @@ bool Pager::Fork(SeqId child, SeqId parent, std::uint32_t num_tokens,
   if (is_lost || more + (is_inside ? 1 : 0) > num_spare()) return false;
 
   const auto writes = from.writes;
-  const std::uint32_t exact_tokens = from.exact_tokens;
+  const std::uint32_t exact_tokens =
+      from.exact_tokens == kAllTokens ? kAllTokens : std::min(from.exact_tokens, num_tokens);
   StartSequence(child, reserve_blocks, num_blocks);
   Sequence& sequence = Of(child);
   sequence.length = sequence.target = num_tokens;
