@@ -20,7 +20,7 @@ class Finding(NamedTuple):
     message: str
 
 
-SOURCE = (".h", ".cc", ".cu", ".S")
+SOURCE = (".h", ".c", ".cc", ".cu", ".S")
 # Everything a person reads or edits; binary files are left alone.
 TEXT = SOURCE + (".md", ".txt", ".py", ".json", ".cmake", ".js", ".mjs", ".ts", ".sh", ".yml", "")
 

@@ -13,11 +13,17 @@ namespace kvrm {
 
 }  // namespace kvrm
 
-#define CHECK(condition) \
+#define KVRM_CHECK(condition) \
   ((condition) ? static_cast<void>(0) : ::kvrm::CheckFailed(#condition, __FILE__, __LINE__))
 
 #ifdef KVRM_DEBUG_CHECKS
-#define DCHECK(condition) CHECK(condition)
+#define KVRM_DCHECK(condition) KVRM_CHECK(condition)
 #else
-#define DCHECK(condition) static_cast<void>(sizeof(!(condition)))
+#define KVRM_DCHECK(condition) static_cast<void>(sizeof(!(condition)))
+#endif
+
+// Installed headers use the long names alone: projects that use the package have a CHECK already.
+#ifndef KVRM_INSTALLED
+#define CHECK(condition) KVRM_CHECK(condition)
+#define DCHECK(condition) KVRM_DCHECK(condition)
 #endif

@@ -57,13 +57,13 @@ class [[nodiscard]] Result {
 
   // Requires: !has_value().
   const Error& error() const {
-    CHECK(!has_value());
+    KVRM_CHECK(!has_value());
     return *std::get_if<1>(&state_);
   }
 
  private:
   T& Get() {
-    CHECK(has_value());
+    KVRM_CHECK(has_value());
     return *std::get_if<0>(&state_);
   }
   std::variant<T, Error> state_;

@@ -9,7 +9,14 @@
 // about 0.1 ms a MiB. What lands is visible to threads that are started or released afterwards by
 // the caller.
 //
-// Threading: engine thread only. Memory: Reserve allocates, nothing else does.
+// A mapped pool lies in a memory file that is mapped twice: all of it at the front of one range of
+// addresses, and parts of it, by Map, behind. Windows are read-only and take no memory of their
+// own; reading one that nothing was mapped to ends the process. The kernel limits the number of
+// mappings of a process, and a window may need one for each of its units, so that a pool with more
+// windows than fit below the limit is refused at start.
+//
+// Threading: engine thread only. Memory: Reserve and ReservePool allocate, nothing else does. Map
+// makes one or two system calls, which wait for other threads that map memory.
 #pragma once
 
 #include <cstddef>
@@ -32,6 +39,8 @@ struct HostDeviceOptions {
   // Touch every page at once, so that no step ever pays for a page fault. Costs about 0.2 s a GiB
   // at start-up and makes the reservation count as used memory from the start.
   bool prefault = false;
+  // Mappings the process may have in all. 0: what the kernel says (vm.max_map_count).
+  std::uint64_t max_mappings = 0;
 };
 
 class HostDevice final : public Device {
@@ -53,10 +62,19 @@ class HostDevice final : public Device {
   std::uint64_t reserved_bytes() const noexcept;
 
  private:
+  PoolMemory ReserveMappedPool(std::size_t pool_bytes, std::size_t window_bytes,
+                               std::size_t map_unit);
+  void CheckMappings(std::uint64_t num_units) const;
+  std::span<std::byte> Adopt(void* memory, std::size_t mapped_bytes);
+  void Prepare(std::span<std::byte> memory) const noexcept;
+
   HostDeviceOptions options_;
   std::vector<Reservation> reservations_;
   std::vector<std::span<std::byte>> mappings_;
   std::uint64_t num_flights_ = 0;
+  int pool_file_ = -1;  // of the mapped pool
+  PoolMemory mapped_pool_;
+  std::size_t map_unit_ = 0;
 };
 
 }  // namespace kvrm

@@ -11,6 +11,7 @@
 
 #include "base/bounded_queue.h"
 #include "base/check.h"
+#include "base/snapshot.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
 #include "engine/sequence.h"
@@ -41,6 +42,7 @@ enum Counter {
   kOutputTokens,
   kPreemptions,
   kRecomputed,
+  kCachedTokens,
   kMovedBlocks,
   kRunOverflows,
   kBlocks,
@@ -130,6 +132,9 @@ Error Invalid(std::string message) {
 struct Engine::State {
   State(const EngineParts& parts, const EngineOptions& options_in, const Clock& clock_in)
       : vocab_size(parts.vocab_size),
+        attention_window(parts.attention_window),
+        model_digest(parts.model_digest),
+        layout(parts.layout),
         clock(clock_in),
         options(Resolved(options_in, parts)),
         loop(parts, LoopOptions(options)),
@@ -142,13 +147,15 @@ struct Engine::State {
         commands(2 * (std::size_t{options.max_queued} + options.max_rows)),
         events(16 * (EventsOfOneStep() + AbortsOfStop())),
         finished(std::size_t{options.max_queued} + options.max_rows) {
+    layout.block_tokens = options.block_tokens;
     scheduled.reserve(options.max_rows);
     reserved.push_back({.owner = "step descriptors", .bytes = loop.descriptor_bytes()});
     PublishStats();
   }
 
-  // A step makes at most one event for each row; commands take what room is left beyond that.
-  std::size_t EventsOfOneStep() const noexcept { return options.max_rows; }
+  // A step makes at most one event for each row, and one for each sample that is forked off; where
+  // rows end, more of these find room than there were rows left. Commands take what room is left.
+  std::size_t EventsOfOneStep() const noexcept { return 2 * std::size_t{options.max_rows}; }
 
   // Stop ends everything at once; that many cells are never used by anything else.
   std::size_t AbortsOfStop() const noexcept {
@@ -180,7 +187,7 @@ struct Engine::State {
       std::optional<Command> command = commands.TryPop();
       if (!command) return;
       if (command->add != nullptr) {
-        scheduler.Add(std::move(command->add));
+        AddAll(std::move(command->add));
       } else if (std::unique_ptr<Sequence> sequence = scheduler.Remove(command->cancel)) {
         num_accepted.fetch_sub(1);
         Emit({.request = sequence->id, .finish = FinishReason::kAborted});
@@ -189,11 +196,20 @@ struct Engine::State {
     }
   }
 
+  // A sequence and the other samples of its prompt.
+  void AddAll(std::unique_ptr<Sequence> sequence) noexcept {
+    while (sequence != nullptr) {
+      std::unique_ptr<Sequence> next = std::move(sequence->next_sample);
+      scheduler.Add(std::move(sequence));
+      sequence = std::move(next);
+    }
+  }
+
   // What still runs or waits ends; everything accepted so far is here or in the queue of commands.
   void AbortAll() noexcept {
     while (num_accepted.load() > 0) {
       while (std::optional<Command> command = commands.TryPop()) {
-        if (command->add != nullptr) scheduler.Add(std::move(command->add));
+        if (command->add != nullptr) AddAll(std::move(command->add));
       }
       while (const Sequence* sequence = scheduler.Any()) {
         const RequestId id = sequence->id;
@@ -203,7 +219,8 @@ struct Engine::State {
     }
   }
 
-  // Rows whose history needs more runs than a descriptor holds wait for compaction.
+  // Rows whose history needs more runs than a descriptor holds wait for compaction, others for a
+  // block of their own or for their window.
   void BuildRows(std::span<const PlannedRow> rows) noexcept {
     scheduled.clear();
     bool crowded = false;
@@ -221,7 +238,15 @@ struct Engine::State {
         crowded = true;
       }
     }
-    num_crowded_steps = crowded ? num_crowded_steps + 1 : 0;
+    if (!crowded) {
+      num_crowded_steps = 0;
+      return;
+    }
+    // Windows are filled as the budget goes: as long as that goes on, the wait has an end.
+    const KvStats stats = loop.cache().stats();
+    const std::uint64_t filled = stats.num_staged_bytes + stats.num_maps + stats.num_cow_blocks;
+    const bool goes_on = std::exchange(num_filled, filled) != filled;
+    num_crowded_steps = goes_on ? 1 : num_crowded_steps + 1;
   }
 
   bool RunStep() noexcept {
@@ -262,12 +287,42 @@ struct Engine::State {
     sequence.num_ever_computed = std::max(sequence.num_ever_computed, end);
   }
 
+  // The result was good, and with it all that was computed for it (K13): its blocks may be found by
+  // others from now on. What no position to come attends is dropped.
+  void Publish(Sequence& sequence) noexcept {
+    const std::uint32_t num_full = sequence.num_computed / options.block_tokens;
+    if (num_full == sequence.num_published_blocks) return;
+    if (options.prefix_cache) {
+      ExtendKeys(sequence, sequence.num_computed);
+      loop.cache().Publish(sequence.seq, std::span(sequence.tokens).first(sequence.num_computed),
+                           std::span(sequence.keys).first(num_full));
+    }
+    sequence.num_published_blocks = num_full;
+    if (attention_window != 0 && sequence.num_computed + 1 > attention_window)
+      loop.cache().Trim(sequence.seq, 0, sequence.num_computed + 1 - attention_window);
+  }
+
+  void ExtendKeys(Sequence& sequence, std::uint32_t num_tokens) const noexcept {
+    const std::span<const std::int32_t> tokens(sequence.tokens);
+    while (sequence.keys.size() < num_tokens / options.block_tokens) {
+      const std::size_t first = sequence.keys.size() * options.block_tokens;
+      const PrefixKey& parent = sequence.keys.empty() ? sequence.root : sequence.keys.back();
+      sequence.keys.push_back(NextPrefixKey(parent, tokens.subspan(first, options.block_tokens)));
+    }
+  }
+
   void TakeToken(Sequence& sequence, std::uint32_t sample) noexcept {
     const Sampled sampled = sampler.Sample(loop.executor().Logits(sample), sequence.sampling,
                                            sequence.num_output_tokens());
     if (sampled.token < 0) {
       Emit({.request = sequence.id, .finish = FinishReason::kError});
       return Finish(sequence.id);
+    }
+    Publish(sequence);
+    if (sequence.num_output_tokens() == 0) {
+      counts[kCachedTokens] += sequence.num_cached_tokens;
+      while (Sequence* other = scheduler.Fork(sequence))
+        TakeToken(*other, sample);
     }
     CHECK(sequence.tokens.size() < sequence.tokens.capacity());
     sequence.tokens.push_back(sampled.token);
@@ -280,19 +335,54 @@ struct Engine::State {
     Emit({.request = sequence.id,
           .token = sampled.token,
           .logprob = sampled.logprob,
-          .finish = finish});
+          .finish = finish,
+          .num_cached_tokens = sequence.num_cached_tokens});
     if (finish != FinishReason::kNone) Finish(sequence.id);
+  }
+
+  // Any thread. One sequence for each sample, the first at the front.
+  std::unique_ptr<Sequence> MakeSequences(Request request) const {
+    const auto num_prompt_tokens = static_cast<std::uint32_t>(request.prompt.size());
+    const std::uint32_t max_output = options.max_context - num_prompt_tokens;
+    std::unique_ptr<Sequence> first;
+    for (std::uint32_t i = request.num_samples; i-- > 0;) {
+      auto sequence = std::make_unique<Sequence>();
+      sequence->sampling = request.sampling;
+      sequence->sampling.seed += i;
+      sequence->stop_ids = request.stop_ids;
+      sequence->num_prompt_tokens = num_prompt_tokens;
+      sequence->max_length = num_prompt_tokens + std::min(request.max_tokens, max_output);
+      sequence->tokens.reserve(sequence->max_length);
+      sequence->tokens = request.prompt;  // The capacity stays.
+      if (options.prefix_cache) {
+        sequence->root = PrefixRoot(model_digest, layout, request.cache_salt);
+        sequence->keys.reserve(sequence->max_length / options.block_tokens);
+        ExtendKeys(*sequence, num_prompt_tokens);
+      }
+      sequence->next_sample = std::move(first);
+      first = std::move(sequence);
+    }
+    return first;
+  }
+  // Consecutive ids; all but the first wait for its prompt.
+  static void Number(Sequence& first, RequestId id) noexcept {
+    std::uint64_t next = static_cast<std::uint64_t>(id);
+    for (Sequence* sequence = &first; sequence != nullptr; sequence = sequence->next_sample.get()) {
+      sequence->id = RequestId{next++};
+      if (sequence != &first) sequence->sample_of = id;
+    }
   }
 
   void PublishStats() noexcept {
     const KvStats kv = loop.cache().stats();
+    kv_stats.Store(kv);
     counts[kRunning] = scheduler.num_running();
     counts[kWaiting] = scheduler.num_waiting();
     counts[kPreemptions] = scheduler.num_preemptions();
     counts[kMovedBlocks] = kv.num_moved_blocks;
     counts[kRunOverflows] = kv.num_run_overflows;
     counts[kBlocks] = kv.num_blocks;
-    counts[kFreeBlocks] = kv.num_free;
+    counts[kFreeBlocks] = kv.num_free + kv.num_cached;
     for (std::size_t i = 0; i < kNumCounters; ++i) {
       published[i].store(counts[i], std::memory_order_relaxed);
     }
@@ -304,6 +394,9 @@ struct Engine::State {
   }
 
   const std::uint32_t vocab_size;
+  const std::uint32_t attention_window;
+  const std::string model_digest;
+  KvLayout layout;
   const Clock& clock;
   const EngineOptions options;
   StepLoop loop;
@@ -318,7 +411,9 @@ struct Engine::State {
   std::array<std::uint64_t, kNumCounters> counts = {};  // engine thread
   std::array<std::atomic<std::uint64_t>, kNumCounters> published = {};
   std::uint64_t num_emitted = 0;        // engine thread
-  std::uint32_t num_crowded_steps = 0;  // in a row, with a row that fitted no descriptor
+  std::uint32_t num_crowded_steps = 0;  // in a row, with a row that had to wait
+  std::uint64_t num_filled = 0;         // as of the last of them
+  Snapshot<KvStats> kv_stats;
   std::atomic<std::uint64_t> next_id{1};
   std::atomic<std::uint32_t> num_accepted{0};  // accepted and not ended
   std::atomic<std::uint32_t> signal{0};        // counts reasons to look again
@@ -369,33 +464,34 @@ Result<RequestId> Engine::Submit(Request request) {
   if (!(sampling.min_p >= 0.0f && sampling.min_p <= 1.0f))
     return Invalid("min_p must be in [0, 1]");
   if (sampling.top_k < 0) return Invalid("top_k must be at least 0");
+  if (request.num_samples == 0 || request.num_samples > kMaxSamples) {
+    return Invalid("samples must be 1 to " + std::to_string(kMaxSamples) + ", not " +
+                   std::to_string(request.num_samples));
+  }
+  if (request.cache_salt.size() > kMaxSaltBytes) {
+    return Invalid("cache_salt must have at most " + std::to_string(kMaxSaltBytes) +
+                   " bytes, not " + std::to_string(request.cache_salt.size()));
+  }
 
-  auto sequence = std::make_unique<Sequence>();
-  const auto num_prompt_tokens = static_cast<std::uint32_t>(request.prompt.size());
-  const std::uint32_t max_output = s.options.max_context - num_prompt_tokens;
-  sequence->sampling = sampling;
-  sequence->stop_ids = std::move(request.stop_ids);
-  sequence->num_prompt_tokens = num_prompt_tokens;
-  sequence->max_length = num_prompt_tokens + std::min(request.max_tokens, max_output);
-  sequence->tokens = std::move(request.prompt);
-  sequence->tokens.reserve(sequence->max_length);
+  const std::uint32_t num_samples = request.num_samples;
+  std::unique_ptr<Sequence> first = s.MakeSequences(std::move(request));
 
   // Counted first and then looked at stop: either Run sees the count and waits for the command, or
   // this sees stop. Both need the one order of sequentially consistent operations.
   const std::uint32_t limit = s.options.max_queued + s.options.max_rows;
-  const bool full = s.num_accepted.fetch_add(1) >= limit;
+  const bool full = s.num_accepted.fetch_add(num_samples) + num_samples > limit;
   if (full || s.stop.load()) {
-    s.num_accepted.fetch_sub(1);
+    s.num_accepted.fetch_sub(num_samples);
     return Error{ErrorCode::kOverloaded,
                  full ? "the queue is full: " + std::to_string(limit) + " requests run or wait"
                       : "draining"};
   }
-  const RequestId id{s.next_id.fetch_add(1, std::memory_order_relaxed)};
-  sequence->id = id;
+  const RequestId id{s.next_id.fetch_add(num_samples, std::memory_order_relaxed)};
+  s.Number(*first, id);
   Command command;
-  command.add = std::move(sequence);
+  command.add = std::move(first);
   if (!s.commands.TryPush(std::move(command))) {
-    s.num_accepted.fetch_sub(1);
+    s.num_accepted.fetch_sub(num_samples);
     return Error{ErrorCode::kOverloaded, "too many requests and cancellations at once"};
   }
   s.Wake();
@@ -452,6 +548,7 @@ bool Engine::Step() noexcept {
 
 void Engine::Run() {
   State& s = *state_;
+  static_cast<void>(NextPrefixKey({}, {}));  // What this thread hashes with is made now.
   while (!s.stop.load()) {
     const std::uint32_t seen = s.signal.load(std::memory_order_acquire);
     if (!Step()) s.signal.wait(seen, std::memory_order_acquire);
@@ -477,11 +574,16 @@ EngineStats Engine::stats() const {
           .num_output_tokens = get(kOutputTokens),
           .num_preemptions = get(kPreemptions),
           .num_recomputed_tokens = get(kRecomputed),
+          .num_cached_tokens = get(kCachedTokens),
           .num_moved_blocks = get(kMovedBlocks),
           .num_run_overflows = get(kRunOverflows),
           .num_blocks = static_cast<std::uint32_t>(get(kBlocks)),
           .num_free_blocks = static_cast<std::uint32_t>(get(kFreeBlocks)),
           .step_ns = get(kStepNs)};
+}
+
+KvStats Engine::kv_stats() const {
+  return state_->kv_stats.Load();
 }
 
 void Engine::CheckInvariants() const {

@@ -65,11 +65,12 @@ struct EngineStats {
   std::uint64_t num_output_tokens = 0;
   std::uint64_t num_preemptions = 0;
   std::uint64_t num_recomputed_tokens = 0;
+  std::uint64_t num_cached_tokens = 0;  // prompt tokens found in the prefix cache or shared
   std::uint64_t num_moved_blocks = 0;
   std::uint64_t num_run_overflows = 0;
-  std::uint32_t num_blocks = 0;  // of the pool, sentinel excluded
-  std::uint32_t num_free_blocks = 0;
-  std::uint64_t step_ns = 0;  // time spent in steps
+  std::uint32_t num_blocks = 0;       // of the pool, sentinel excluded
+  std::uint32_t num_free_blocks = 0;  // cached ones included
+  std::uint64_t step_ns = 0;          // time spent in steps
 };
 
 class Engine {
@@ -85,6 +86,7 @@ class Engine {
 
   // Any thread. Errors: kInvalidArgument (names the field and the limit), kTooLarge (prompt longer
   // than the context or the pool), kOverloaded (queue full or draining). Nothing is kept on error.
+  // With several samples: the id of the first.
   Result<RequestId> Submit(Request request);
 
   // Any thread. The request ends with kAborted within one step; unknown or finished: no effect.
@@ -106,6 +108,7 @@ class Engine {
 
   // Any thread; a snapshot as of the last step.
   EngineStats stats() const;
+  KvStats kv_stats() const;
   // Engine thread, between steps. Recounts the cache's books and aborts on a violation; slow.
   void CheckInvariants() const;
   const std::vector<ReservedBytes>& reserved() const;

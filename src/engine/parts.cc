@@ -49,6 +49,7 @@ EngineParts HostParts(const Model& model, Device& device, const HostPartsOptions
                      .dtype = options.kv_dtype},
           .vocab_size = config.vocab_size,
           .max_context = config.max_context,
+          .attention_window = config.sliding_window,
           .model_digest = DigestOf(model, *kernels),
           .device = &device,
           .make_executor = [&model, &device, kernels, num_workers, progress = options.progress](

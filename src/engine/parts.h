@@ -31,9 +31,10 @@ struct ExecutorNeeds {
 struct EngineParts {
   KvLayout layout;  // block_tokens is the engine's option and not looked at here
   std::uint32_t vocab_size = 0;
-  std::uint32_t max_context = 0;  // tokens per sequence that the model can serve
-  std::string model_digest = {};  // tells models apart in the names of prefixes
-  Device* device = nullptr;       // outlives the engine
+  std::uint32_t max_context = 0;       // tokens per sequence that the model can serve
+  std::uint32_t attention_window = 0;  // tokens that are attended, the own one included; 0: all
+  std::string model_digest = {};       // tells models apart in the names of prefixes
+  Device* device = nullptr;            // outlives the engine
   // May throw StartError. The executor lives as long as the engine.
   std::function<std::unique_ptr<Executor>(const ExecutorNeeds&)> make_executor = {};
 };

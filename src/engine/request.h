@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 namespace kvrm {
@@ -17,11 +18,19 @@ struct SamplingParams {
   std::uint64_t seed = 0;    // The draw at output token n is a function of (seed, n) alone.
 };
 
+inline constexpr std::uint32_t kMaxSamples = 128;
+inline constexpr std::size_t kMaxSaltBytes = 256;
+
 struct Request {
   std::vector<std::int32_t> prompt = {};  // 1 .. max_context - 1 tokens, ids < vocab
   std::uint32_t max_tokens = 16;          // at least 1; cut to the rest of the context
   SamplingParams sampling = {};
   std::vector<std::int32_t> stop_ids = {};  // These end the output and are not part of its text.
+  // Outputs of the same prompt, 1 to kMaxSamples. The prompt is computed once and shared. They are
+  // requests of their own, whose ids follow one another; the seed of output i is seed + i.
+  std::uint32_t num_samples = 1;
+  // Cached prefixes are found only by requests with the same salt. At most kMaxSaltBytes.
+  std::string cache_salt = {};
 };
 
 enum class FinishReason : std::uint8_t {
@@ -40,6 +49,8 @@ struct TokenEvent {
   // ln p(token) under the model's distribution before temperature and truncation.
   float logprob = 0.0f;
   FinishReason finish = FinishReason::kNone;
+  // Prompt tokens whose KV was there already when the request was first admitted.
+  std::uint32_t num_cached_tokens = 0;
 };
 
 }  // namespace kvrm

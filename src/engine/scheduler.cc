@@ -2,6 +2,8 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
+#include <optional>
+#include <span>
 #include <utility>
 
 #include "base/check.h"
@@ -85,6 +87,7 @@ bool Scheduler::PreemptYoungest() noexcept {
   cache_.Release(victim->seq);
   free_seqs_.push_back(victim->seq);
   victim->num_computed = 0;
+  victim->num_published_blocks = 0;
   ++num_preemptions_;
   InsertById(waiting_, std::move(victim));
   return true;
@@ -93,15 +96,69 @@ bool Scheduler::PreemptYoungest() noexcept {
 // New sequences, in order of arrival, with credit for all tokens they know and one more: enough to
 // come out of the prompt without preempting anyone.
 void Scheduler::Admit() noexcept {
-  while (!waiting_.empty() && running_.size() < options_.max_rows && budget_ > 0) {
-    Sequence& next = *waiting_.front();
-    if (!cache_.Open(free_seqs_.back(), std::min(next.length() + 1, next.max_length))) return;
-    next.seq = free_seqs_.back();
-    free_seqs_.pop_back();
-    InsertById(running_, std::move(waiting_.front()));
-    waiting_.erase(waiting_.begin());
+  std::size_t i = 0;
+  while (i < waiting_.size() && running_.size() < options_.max_rows && budget_ > 0) {
+    Sequence& next = *waiting_[i];
+    if (WaitsForParent(next)) {
+      ++i;
+      continue;
+    }
+    if (!Open(next)) return;
+    Run(i, free_seqs_.back());
     Plan(next);
   }
+}
+
+// Takes over what is cached of its tokens, except for the last: its logits are wanted.
+bool Scheduler::Open(Sequence& sequence) noexcept {
+  const std::uint32_t reserve = std::min(sequence.length() + 1, sequence.max_length);
+  const std::span<const std::int32_t> tokens(sequence.tokens);
+  const std::optional<std::uint32_t> found =
+      cache_.OpenCached(free_seqs_.back(), tokens.first(tokens.size() - 1), sequence.keys, reserve);
+  if (!found) return false;
+  sequence.num_computed = *found;
+  if (sequence.num_ever_computed == 0)
+    sequence.num_cached_tokens = std::min(*found, sequence.num_prompt_tokens);
+  return true;
+}
+
+void Scheduler::Run(std::size_t waiting_idx, SeqId seq) noexcept {
+  CHECK(free_seqs_.back() == seq);
+  free_seqs_.pop_back();
+  waiting_[waiting_idx]->seq = seq;
+  waiting_[waiting_idx]->sample_of = {};
+  InsertById(running_, std::move(waiting_[waiting_idx]));
+  waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(waiting_idx));
+}
+
+const Sequence* Scheduler::Find(const Queue& queue, RequestId id) noexcept {
+  const auto place =
+      std::lower_bound(queue.begin(), queue.end(), id,
+                       [](const std::unique_ptr<Sequence>& a, RequestId b) { return a->id < b; });
+  return place != queue.end() && (*place)->id == id ? place->get() : nullptr;
+}
+
+bool Scheduler::WaitsForParent(const Sequence& sequence) const noexcept {
+  if (sequence.sample_of == RequestId{}) return false;
+  const Sequence* parent = Find(running_, sequence.sample_of);
+  if (parent == nullptr) parent = Find(waiting_, sequence.sample_of);
+  return parent != nullptr && parent->num_output_tokens() == 0;
+}
+
+Sequence* Scheduler::Fork(const Sequence& parent) noexcept {
+  for (std::size_t i = 0; i < waiting_.size(); ++i) {
+    Sequence& child = *waiting_[i];
+    if (child.sample_of != parent.id) continue;
+    child.sample_of = {};
+    if (running_.size() == options_.max_rows) continue;
+    const std::uint32_t reserve = std::min(child.length() + 1, child.max_length);
+    if (!cache_.Fork(free_seqs_.back(), parent.seq, parent.num_computed, reserve)) continue;
+    child.num_computed = child.num_ever_computed = parent.num_computed;
+    child.num_cached_tokens = parent.num_computed;
+    Run(i, free_seqs_.back());
+    return &child;
+  }
+  return nullptr;
 }
 
 std::unique_ptr<Sequence> Scheduler::Remove(RequestId id) noexcept {

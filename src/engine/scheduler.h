@@ -39,6 +39,10 @@ class Scheduler {
 
   // Requires: fewer than max_waiting + max_rows sequences in all.
   void Add(std::unique_ptr<Sequence> sequence) noexcept;
+  // Of the sequences that wait for `parent`'s prompt, the first; it runs now, and shares all that
+  // `parent` has computed. The others wait like anybody else when there is no room for them. Null:
+  // no more. Requires: `parent` is running and nothing of it is planned.
+  Sequence* Fork(const Sequence& parent) noexcept;
   // Plans one step; every planned row has its slots. Valid until the next call of any method.
   // Without `admit` no new sequence is taken in.
   std::span<const PlannedRow> Pass(bool admit) noexcept;
@@ -59,6 +63,10 @@ class Scheduler {
   static void InsertById(Queue& queue, std::unique_ptr<Sequence> sequence) noexcept;
   void PlanRunning() noexcept;
   void Admit() noexcept;
+  bool Open(Sequence& sequence) noexcept;
+  void Run(std::size_t waiting_idx, SeqId seq) noexcept;
+  static const Sequence* Find(const Queue& queue, RequestId id) noexcept;
+  bool WaitsForParent(const Sequence& sequence) const noexcept;
   bool Secure(const PlannedRow& row) noexcept;
   void Plan(Sequence& sequence) noexcept;
 

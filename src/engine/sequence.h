@@ -4,15 +4,17 @@
 //   [0, num_computed)               in the cache
 //   [num_computed, tokens.size())   known, to be computed; the last one's logits are sampled
 //
-// While decoding exactly one token is to be computed. After preemption num_computed is 0 again and
-// what had been computed is computed once more, output tokens included.
+// While decoding exactly one token is to be computed. After preemption num_computed is what the
+// prefix cache still has, and the rest is computed once more, output tokens included.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "engine/request.h"
 #include "step/ids.h"
+#include "step/prefix_key.h"
 
 namespace kvrm {
 
@@ -25,7 +27,17 @@ struct Sequence {
   std::uint32_t max_length = 0;  // prompt and output together
   std::uint32_t num_computed = 0;
   std::uint32_t num_ever_computed = 0;  // the high-water mark: beyond it nothing is recomputed
-  SeqId seq{};                          // valid while running
+  std::uint32_t num_cached_tokens = 0;  // as TokenEvent
+  std::uint32_t num_published_blocks = 0;
+  // Names of the full blocks of `tokens`, as far as they are known; capacity for all of max_length,
+  // and none without a prefix cache.
+  std::vector<PrefixKey> keys;
+  PrefixKey root = {};
+  // Another sample's sequence, with the same prompt, that this one shares it with: it waits until
+  // that one has computed it. 0: nobody's.
+  RequestId sample_of{};
+  std::unique_ptr<Sequence> next_sample;  // on the way to the engine thread only
+  SeqId seq{};                            // valid while running
 
   std::uint32_t length() const { return static_cast<std::uint32_t>(tokens.size()); }
   std::uint32_t num_to_compute() const { return length() - num_computed; }

@@ -55,15 +55,16 @@ std::vector<Bucket> PlanBuckets(const StepLimits& limits) {
 
 struct CpuExecutor::State {
   State(Graph graph_in, const CpuExecutorOptions& options_in, Device& device,
-        std::span<std::byte> pool_in)
+        std::span<std::byte> memory_in)
       : graph(std::move(graph_in)),
         options(options_in),
-        pool(pool_in),
+        memory(memory_in),
         team(options.num_workers),
         program(CompileProgram(graph,
                                {.kernels = options.kernels,
                                 .max_tokens = options.limits.max_tokens,
                                 .max_samples = options.limits.max_samples,
+                                .layer_windows = !options.layer_buffers.empty(),
                                 .progress = options.progress},
                                device, team)),
         buckets(PlanBuckets(options.limits)),
@@ -81,34 +82,80 @@ struct CpuExecutor::State {
       frequencies.push_back(frequency);
     }
     const std::size_t floats = AttentionScratchFloats(config);
-    const std::span<std::byte> memory =
+    const std::span<std::byte> all_scratch =
         device.Reserve(floats * sizeof(float) * options.num_workers, "attention scratch");
     for (std::uint32_t w = 0; w < options.num_workers; ++w) {
-      scratch.push_back(reinterpret_cast<float*>(memory.data()) + w * floats);
+      scratch.push_back(reinterpret_cast<float*>(all_scratch.data()) + w * floats);
     }
+    CHECK(options.layer_buffers.size() % (2 * options.layout.layer_bytes()) == 0);
   }
 
-  // Everything the workers share for one step, derived from the descriptor before they start.
+  // Everything the workers share for one step, derived from the descriptor before they start. What
+  // is read or written of the cache in this step is checked here and nowhere else.
   void Latch(const StepView& view) noexcept {
     step = view;
-    const std::size_t block_bytes = options.layout.block_bytes();
     const StepHeader& header = *view.header;
     CHECK(header.num_tokens <= options.limits.max_tokens);
     CHECK(header.num_samples <= options.limits.max_samples);
+    has_layer_windows = (header.flags & kStepLayerWindows) != 0;
+    CHECK(!has_layer_windows || !options.layer_buffers.empty());
     for (std::uint32_t row = 0; row < header.num_rows; ++row) {
-      AttentionRun* target = &runs[std::size_t{row} * options.limits.max_runs];
-      for (const Extent& extent : view.RowRuns(row)) {
-        CHECK((std::uint64_t{Index(extent.start)} + extent.num_blocks) * block_bytes <=
-              pool.size());
-        *target++ = {.base = reinterpret_cast<const std::uint8_t*>(pool.data()) +
-                             Index(extent.start) * block_bytes,
-                     .num_blocks = extent.num_blocks};
-      }
+      LatchRuns(row);
       for (std::uint32_t t = view.row_start[row]; t < view.row_start[row + 1]; ++t) {
         token_row[t] = row;
       }
     }
+    const std::uint64_t num_slots =
+        memory.size() / options.layout.block_bytes() * options.layout.block_tokens;
+    for (const SlotId slot : view.slots)
+      CHECK(Index(slot) < num_slots);
+    for (const SlotId slot : view.mirrors)
+      CHECK(Index(slot) < num_slots);
+    LatchSlices();
     SplitAttention();
+  }
+
+  void LatchRuns(std::uint32_t row) noexcept {
+    const std::span<const std::byte> space =
+        has_layer_windows ? options.layer_buffers.first(LayerBufferBytes()) : memory;
+    CHECK(step.num_runs[row] <= options.limits.max_runs);
+    AttentionRun* target = &runs[std::size_t{row} * options.limits.max_runs];
+    std::uint64_t num_blocks = 0;
+    for (const Extent& extent : step.RowRuns(row)) {
+      const bool is_hole = extent.start == kSentinelBlock;
+      CHECK(is_hole || (std::uint64_t{Index(extent.start)} + extent.num_blocks) * BlockStride() <=
+                           space.size());
+      *target++ = {.base = is_hole ? nullptr
+                                   : reinterpret_cast<const std::uint8_t*>(space.data()) +
+                                         Index(extent.start) * BlockStride(),
+                   .num_blocks = extent.num_blocks};
+      num_blocks += extent.num_blocks;
+    }
+    const std::uint64_t num_positions = num_blocks * options.layout.block_tokens;
+    const std::int32_t last = step.positions[step.row_start[row + 1] - 1];
+    CHECK(static_cast<std::uint64_t>(last) < num_positions);
+    CHECK(step.header->padded_tokens <= num_positions);
+  }
+
+  void LatchSlices() noexcept {
+    num_slices = 0;
+    for (const TransferGroup& group : step.groups) {
+      if (group.kind != GroupKind::kLayerSlices) continue;
+      CHECK(has_layer_windows && group.source_tier == 0 && group.target_tier == 0);
+      CHECK((std::uint64_t{Index(group.source)} + group.num_blocks) *
+                options.layout.block_bytes() <=
+            memory.size());
+      CHECK((std::uint64_t{Index(group.target)} + group.num_blocks) *
+                options.layout.layer_bytes() <=
+            LayerBufferBytes());
+      num_slices += group.num_blocks;
+    }
+  }
+
+  std::size_t LayerBufferBytes() const noexcept { return options.layer_buffers.size() / 2; }
+  // From block to block of what attention reads.
+  std::size_t BlockStride() const noexcept {
+    return has_layer_windows ? options.layout.layer_bytes() : options.layout.block_bytes();
   }
 
   // Divides the (token, kv head) items so that every worker reads about as much of the cache. Who
@@ -138,12 +185,14 @@ struct CpuExecutor::State {
     if (graph.config.sliding_window != 0) {
       context = std::min<std::uint64_t>(context, graph.config.sliding_window);
     }
+    context = std::max<std::uint64_t>(context, step.header->padded_tokens);
     return context + kAttentionUnit;  // A fixed part for the query, the output and the overhead.
   }
 
   static void Work(void* argument, std::uint32_t worker) {
     State& state = *static_cast<State*>(argument);
     for (const Instruction& instruction : state.program.code) {
+      if (instruction.optional && !state.has_layer_windows) continue;
       if (instruction.barrier) state.team.Barrier();
       state.Execute(instruction, worker);
     }
@@ -155,6 +204,8 @@ struct CpuExecutor::State {
     switch (i.code) {
       case Code::kMatMul:
         return MatMul(i, worker, num_rows);
+      case Code::kStage:
+        return Stage(i.layer, worker);
       case Code::kAttention:
         return Attention(i, worker);
       default:
@@ -199,13 +250,16 @@ struct CpuExecutor::State {
              .rope_dim = config.rope_dim,
              .style = config.rope_halves ? RopeStyle::kHalves : RopeStyle::kInterleaved});
       case Code::kStoreKv:
-        return StoreKv(i.layer, row, in, in2);
+        StoreKv(i.layer, step.slots[row], in, in2);
+        if (!step.mirrors.empty()) StoreKv(i.layer, step.mirrors[row], in, in2);
+        return;
       case Code::kSwiGlu:
         return kernels.swiglu(in, in2, out, i.width);
       case Code::kGather:
         std::memcpy(out, i.in + step.sample_token[row] * i.in_stride, i.width * sizeof(float));
         return;
       case Code::kMatMul:
+      case Code::kStage:
       case Code::kAttention:
         CHECK(false);
     }
@@ -222,12 +276,10 @@ struct CpuExecutor::State {
     }
   }
 
-  void StoreKv(std::uint32_t layer, std::uint32_t token, const float* k,
-               const float* v) const noexcept {
+  void StoreKv(std::uint32_t layer, SlotId slot, const float* k, const float* v) const noexcept {
     const KvLayout& layout = options.layout;
-    const std::uint32_t slot = Index(step.slots[token]);
-    const std::uint32_t in_block = slot % layout.block_tokens;
-    std::byte* block = pool.data() + slot / layout.block_tokens * layout.block_bytes() +
+    const std::uint32_t in_block = Index(slot) % layout.block_tokens;
+    std::byte* block = memory.data() + Index(slot) / layout.block_tokens * layout.block_bytes() +
                        in_block / kTileTokens * layout.tile_bytes();
     options.kernels->store_kv(
         {.k = k,
@@ -259,37 +311,74 @@ struct CpuExecutor::State {
          .accumulate = i.accumulate});
   }
 
+  // Gathers the layer of every block that the step shows into this layer's buffer.
+  void Stage(std::uint32_t layer, std::uint32_t worker) const noexcept {
+    const std::size_t block_bytes = options.layout.block_bytes();
+    const std::size_t layer_bytes = options.layout.layer_bytes();
+    std::byte* const buffer = options.layer_buffers.data() + layer % 2 * LayerBufferBytes();
+    const std::byte* const slices = memory.data() + layer * layer_bytes;
+    const Range share = Share(num_slices, worker, options.num_workers);
+    std::uint32_t first = 0;  // number of the group's first slice among all
+    for (const TransferGroup& group : step.groups) {
+      if (first >= share.end) break;
+      if (group.kind != GroupKind::kLayerSlices) continue;
+      const std::uint32_t end = std::min(first + group.num_blocks, share.end);
+      for (std::uint32_t slice = std::max(first, share.begin); slice < end; ++slice) {
+        std::memcpy(buffer + (Index(group.target) + (slice - first)) * layer_bytes,
+                    slices + (Index(group.source) + (slice - first)) * block_bytes, layer_bytes);
+      }
+      first += group.num_blocks;
+    }
+  }
+
   void Attention(const Instruction& i, std::uint32_t worker) const noexcept {
     const KvLayout& layout = options.layout;
     const std::uint32_t group = graph.config.num_heads / graph.config.num_kv_heads;
+    // In a layer buffer a block is one layer.
+    const std::uint32_t layer = has_layer_windows ? 0 : i.layer;
+    const std::size_t buffer = has_layer_windows ? i.layer % 2 * LayerBufferBytes() : 0;
     for (std::uint32_t item = item_begin[worker]; item < item_begin[worker + 1]; ++item) {
       const std::uint32_t token = item / layout.num_kv_heads;
       const std::uint32_t head = item % layout.num_kv_heads;
       const std::uint32_t row = token_row[token];
       const std::uint32_t end = static_cast<std::uint32_t>(step.positions[token]) + 1;
       const std::uint32_t window = graph.config.sliding_window;
-      options.kernels->attention(
-          {.q = i.in + token * i.in_stride + std::size_t{head} * group * layout.head_dim,
-           .out = i.out + token * i.out_stride + std::size_t{head} * group * layout.head_dim,
-           .runs = &runs[std::size_t{row} * options.limits.max_runs],
-           .scratch = scratch[worker],
-           .block_bytes = layout.block_bytes(),
-           .k_offset = layout.k_offset(i.layer, head),
-           .v_offset = layout.v_offset(i.layer, head),
-           .num_runs = step.num_runs[row],
-           .group = group,
-           .head_dim = layout.head_dim,
-           .block_tokens = layout.block_tokens,
-           .begin = window != 0 && end > window ? end - window : 0,
-           .end = end,
-           .scale = 1.0f / std::sqrt(static_cast<float>(layout.head_dim)),
-           .dtype = layout.dtype});
+      const AttentionArgs args = {
+          .q = i.in + token * i.in_stride + std::size_t{head} * group * layout.head_dim,
+          .out = i.out + token * i.out_stride + std::size_t{head} * group * layout.head_dim,
+          .runs = &runs[std::size_t{row} * options.limits.max_runs],
+          .scratch = scratch[worker],
+          .block_bytes = BlockStride(),
+          .k_offset = buffer + layout.k_offset(layer, head),
+          .v_offset = buffer + layout.v_offset(layer, head),
+          .num_runs = step.num_runs[row],
+          .group = group,
+          .head_dim = layout.head_dim,
+          .block_tokens = layout.block_tokens,
+          .begin = window != 0 && end > window ? end - window : 0,
+          .end = end,
+          .scale = 1.0f / std::sqrt(static_cast<float>(layout.head_dim)),
+          .dtype = layout.dtype};
+      if (step.header->padded_tokens != 0) AttendPadding(args, step.header->padded_tokens);
+      options.kernels->attention(args);
     }
+  }
+
+  // Computes over the units of [0, num_tokens) that the row does not attend. The outcome goes where
+  // the row's own will replace it, so that nothing of what lies there, NaN neither, can leak.
+  void AttendPadding(const AttentionArgs& args, std::uint32_t num_tokens) const noexcept {
+    AttentionArgs padding = args;
+    padding.begin = 0;
+    padding.end = args.begin / kAttentionUnit * kAttentionUnit;
+    if (padding.begin < padding.end) options.kernels->attention(padding);
+    padding.begin = (args.end + kAttentionUnit - 1) / kAttentionUnit * kAttentionUnit;
+    padding.end = num_tokens;
+    if (padding.begin < padding.end) options.kernels->attention(padding);
   }
 
   const Graph graph;
   const CpuExecutorOptions options;
-  const std::span<std::byte> pool;
+  const std::span<std::byte> memory;  // blocks of the pool, then of the windows
   WorkerTeam team;
   Program program;
   std::vector<Bucket> buckets;
@@ -299,6 +388,8 @@ struct CpuExecutor::State {
 
   // The step in flight.
   StepView step;
+  bool has_layer_windows = false;
+  std::uint32_t num_slices = 0;           // of all kLayerSlices groups
   std::vector<AttentionRun> runs;         // [max_rows][max_runs]
   std::vector<std::uint32_t> token_row;   // [max_tokens]
   std::vector<std::uint32_t> item_begin;  // [num_workers + 1] attention items of each worker
@@ -306,8 +397,8 @@ struct CpuExecutor::State {
 };
 
 CpuExecutor::CpuExecutor(Graph graph, const CpuExecutorOptions& options, Device& device,
-                         std::span<std::byte> pool)
-    : state_(std::make_unique<State>(std::move(graph), options, device, pool)) {}
+                         std::span<std::byte> kv_memory)
+    : state_(std::make_unique<State>(std::move(graph), options, device, kv_memory)) {}
 
 CpuExecutor::~CpuExecutor() = default;
 

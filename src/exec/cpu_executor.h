@@ -6,6 +6,15 @@
 // divided among the workers by token, by output feature, or by (token, kv head); a barrier stands
 // before it only where it touches what another worker may have written since the last one.
 //
+// Which view of the KV cache a step reads is the descriptor's business (step/step.h): runs of the
+// pool or of windows behind it, holes, mirrors, layer buffers and padding are all taken as they
+// come, and a row's result is the same to the bit.
+//
+// Padding: with StepHeader::padded_tokens attention is computed over every whole unit of that many
+// positions, and what lies outside the row's context is thrown away: the cost of a graph of that
+// length, for live rows. (Of the unit in which a context ends the keys are read and multiplied as a
+// whole and the values to the end of the context only, which favours the padded graph.)
+//
 // Memory: activations, packed weights and scratch are reserved from the device, nothing later.
 #pragma once
 
@@ -32,15 +41,20 @@ struct CpuExecutorOptions {
   KvLayout layout;
   std::uint32_t num_workers = 1;
   const CpuKernels* kernels = nullptr;
+  // Two buffers of equal size, whole blocks of layout.layer_bytes(), one behind the other; empty
+  // when no step has kStepLayerWindows. With them the program has one more instruction a layer,
+  // which other steps pass by without a barrier.
+  std::span<std::byte> layer_buffers = {};
   LoadProgress progress = {};
 };
 
 class CpuExecutor final : public Executor {
  public:
-  // `graph`'s weights, `device` and `pool` (the KV blocks) outlive the executor. Throws StartError
-  // when the device cannot give the memory.
+  // `graph`'s weights, `device`, `kv_memory` (the pool's blocks and the windows' behind them) and
+  // the layer buffers outlive the executor. Throws StartError when the device cannot give the
+  // memory.
   CpuExecutor(Graph graph, const CpuExecutorOptions& options, Device& device,
-              std::span<std::byte> pool);
+              std::span<std::byte> kv_memory);
   ~CpuExecutor() override;
 
   std::span<const Bucket> buckets() const noexcept override;
@@ -49,7 +63,7 @@ class CpuExecutor final : public Executor {
   std::span<const float> Logits(std::uint32_t sample) const noexcept override;
   std::span<const std::uint64_t> replays() const noexcept override;
 
-  // Barriers of one step, the final one included.
+  // Barriers of one step without layer windows, the final one included.
   std::uint32_t num_barriers() const noexcept;
 
  private:

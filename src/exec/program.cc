@@ -14,7 +14,7 @@ namespace kvrm {
 namespace {
 
 // What instructions touch, for deciding barriers: buffers of the graph, then the prepared operand
-// of each format, then the cache.
+// of each format, then the cache by layers, then the two layer buffers.
 struct Access {
   std::uint32_t resource;
   std::uint32_t begin;
@@ -46,7 +46,7 @@ class Compiler {
     program_.logits_stride = Stride(graph_.logits);
     program_.num_barriers = 1;  // Join.
     for (const Instruction& i : program_.code)
-      program_.num_barriers += i.barrier ? 1 : 0;
+      program_.num_barriers += i.barrier && !i.optional ? 1 : 0;
     return std::move(program_);
   }
 
@@ -144,6 +144,7 @@ class Compiler {
   std::uint32_t CacheResource() const {
     return static_cast<std::uint32_t>(graph_.buffers.size()) + kNumActFormats;
   }
+  std::uint32_t LayerBufferResource() const { return CacheResource() + 1; }
 
   void Append(Instruction instruction, std::initializer_list<Access> accesses) {
     for (const Access& access : accesses) {
@@ -151,7 +152,7 @@ class Compiler {
         instruction.barrier = instruction.barrier || Conflict(access, earlier);
       }
     }
-    if (instruction.barrier) since_barrier_.clear();
+    if (instruction.barrier && !instruction.optional) since_barrier_.clear();
     since_barrier_.insert(since_barrier_.end(), accesses);
     program_.code.push_back(instruction);
     // A write makes prepared copies of what it overwrote stale.
@@ -210,12 +211,8 @@ class Compiler {
         return Append(i, {Read(op.in, Split::kToken), Read(op.in2, Split::kToken),
                           Access{CacheResource(), op.layer, op.layer + 1, true, Split::kToken}});
       }
-      case OpKind::kAttention: {
-        Instruction i = Basic(op, Code::kAttention);
-        i.split = Split::kItem;
-        return Append(i, {Write(op.out, Split::kItem), Read(op.in, Split::kItem),
-                          Access{CacheResource(), op.layer, op.layer + 1, false, Split::kItem}});
-      }
+      case OpKind::kAttention:
+        return EmitAttention(op);
       case OpKind::kSwiGlu:
         return Append(Basic(op, Code::kSwiGlu),
                       {Write(op.out, Split::kToken), Read(op.in, Split::kToken),
@@ -245,6 +242,24 @@ class Compiler {
       CHECK(i.kernel->packed_bytes == nullptr);
     }
     Append(i, {Write(op.out, Split::kToken)});
+  }
+
+  void EmitAttention(const Op& op) {
+    const std::uint32_t buffer = op.layer % 2;
+    if (options_.layer_windows) {
+      Instruction stage;
+      stage.code = Code::kStage;
+      stage.split = Split::kBlock;
+      stage.optional = true;
+      stage.layer = op.layer;
+      Append(stage, {Access{CacheResource(), op.layer, op.layer + 1, false, Split::kBlock},
+                     Access{LayerBufferResource(), buffer, buffer + 1, true, Split::kBlock}});
+    }
+    Instruction i = Basic(op, Code::kAttention);
+    i.split = Split::kItem;
+    Append(i, {Write(op.out, Split::kItem), Read(op.in, Split::kItem),
+               Access{CacheResource(), op.layer, op.layer + 1, false, Split::kItem},
+               Access{LayerBufferResource(), buffer, buffer + 1, false, Split::kItem}});
   }
 
   void EmitNorm(const Op& op, Code code) {

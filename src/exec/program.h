@@ -19,7 +19,7 @@ namespace kvrm {
 
 // How an instruction is divided among the workers. Two instructions divided by token (or both by
 // sample) touch the same rows from the same worker, so no barrier is needed between them.
-enum class Split : std::uint8_t { kToken, kSample, kOutput, kItem };
+enum class Split : std::uint8_t { kToken, kSample, kOutput, kItem, kBlock };
 
 enum class Code : std::uint8_t {
   kEmbed,
@@ -30,6 +30,7 @@ enum class Code : std::uint8_t {
   kHeadNorm,
   kRope,
   kStoreKv,
+  kStage,
   kAttention,
   kSwiGlu,
   kGather,
@@ -41,6 +42,9 @@ struct Instruction {
   bool barrier = false;  // All workers meet before this instruction.
   bool accumulate = false;
   bool per_sample = false;  // Rows are samples, else tokens.
+  // kStage: steps without layer windows pass it by, its barrier as well. No other instruction's
+  // barrier may count on it.
+  bool optional = false;
   std::uint32_t layer = 0;
   std::uint32_t num_heads = 0;
   std::uint32_t width = 0;  // floats per row
@@ -60,9 +64,9 @@ struct Instruction {
 
 struct Program {
   std::vector<Instruction> code;
-  float* logits = nullptr;        // [max_samples][logits_stride]
-  std::size_t logits_stride = 0;  // floats
-  std::uint32_t num_barriers = 0;
+  float* logits = nullptr;         // [max_samples][logits_stride]
+  std::size_t logits_stride = 0;   // floats
+  std::uint32_t num_barriers = 0;  // of optional instructions not counted
 };
 
 // Called while weights are packed, with bytes done and in all.
@@ -72,6 +76,7 @@ struct ProgramOptions {
   const CpuKernels* kernels = nullptr;
   std::uint32_t max_tokens = 0;
   std::uint32_t max_samples = 0;
+  bool layer_windows = false;  // There may be steps with kStepLayerWindows.
   LoadProgress progress = {};
 };
 

@@ -196,6 +196,34 @@ TEST(Attention, WhatIsNotAttendedHasNoInfluence) {
 // e^(2 delta) (its own score's and the maximum's) and the error of exp, 2e-7, and so is the sum
 // they are divided by; the sums of n weighted values and the corrections of each unit add one
 // rounding each. To first order, all of it times the greatest |v|.
+double BoundOf(const History& history, const float* q) {
+  const std::uint32_t dim = history.head_dim;
+  double magnitude = 0, greatest = 0;
+  for (std::uint32_t t = 0; t < history.tokens; ++t) {
+    double sum = 0;
+    for (std::uint32_t d = 0; d < dim; ++d) {
+      sum += std::abs(static_cast<double>(q[d] * history.k[t * dim + d]));
+      greatest = std::max(greatest, std::abs(static_cast<double>(history.v[t * dim + d])));
+    }
+    magnitude = std::max(magnitude, sum);
+  }
+  const double delta = (dim + 2) * kRounding * magnitude * static_cast<double>(Cache::Scale(dim));
+  const double units = history.tokens / kAttentionUnit + 1;
+  return 2 * (2 * delta + 2e-7 + (history.tokens + 2 * units + 2) * kRounding) * greatest;
+}
+
+// Both of 2 query heads over the one kv head of `history`.
+void ExpectNear(const std::vector<float>& out, const std::vector<float>& truth,
+                const History& history, const std::vector<float>& q, const std::string& what) {
+  const std::uint32_t dim = history.head_dim;
+  for (std::uint32_t g = 0; g < 2; ++g) {
+    const double bound = BoundOf(history, &q[g * dim]);
+    for (std::uint32_t d = 0; d < dim; ++d)
+      EXPECT_LE(std::abs(static_cast<double>(out[g * dim + d] - truth[g * dim + d])), bound)
+          << what << " head_dim " << dim;
+  }
+}
+
 void CheckDistance(const CpuKernels& table, std::uint32_t tokens, std::uint32_t dim) {
   Rng rng(tokens * 1000 + dim);
   const History history = RandomHistory(rng, tokens, 1, dim);
@@ -205,23 +233,7 @@ void CheckDistance(const CpuKernels& table, std::uint32_t tokens, std::uint32_t 
       Cache(reference, history, DType::kF32, 16).Attend(reference, q, 2, 0, 0, tokens);
   const std::vector<float> out =
       Cache(table, history, DType::kF32, 16).Attend(table, q, 2, 0, 0, tokens);
-  for (std::uint32_t g = 0; g < 2; ++g) {
-    double magnitude = 0, greatest = 0;
-    for (std::uint32_t t = 0; t < tokens; ++t) {
-      double sum = 0;
-      for (std::uint32_t d = 0; d < dim; ++d) {
-        sum += std::abs(static_cast<double>(q[g * dim + d] * history.k[t * dim + d]));
-        greatest = std::max(greatest, std::abs(static_cast<double>(history.v[t * dim + d])));
-      }
-      magnitude = std::max(magnitude, sum);
-    }
-    const double delta = (dim + 2) * kRounding * magnitude * static_cast<double>(Cache::Scale(dim));
-    const double units = tokens / kAttentionUnit + 1;
-    const double bound = 2 * (2 * delta + 2e-7 + (tokens + 2 * units + 2) * kRounding) * greatest;
-    for (std::uint32_t d = 0; d < dim; ++d)
-      EXPECT_LE(std::abs(static_cast<double>(out[g * dim + d] - truth[g * dim + d])), bound)
-          << table.name << " tokens " << tokens << " head_dim " << dim;
-  }
+  ExpectNear(out, truth, history, q, table.name + (" tokens " + std::to_string(tokens)));
 }
 
 TEST(Attention, IsWithinItsDerivedBoundOfTheReference) {
@@ -244,6 +256,90 @@ TEST(Attention, ManyQueryHeadsShareOneKvHead) {
       const std::vector<float> alone =
           cache.Attend(*table, {&q[g * 64], &q[g * 64] + 64}, 1, 0, 0, 70);
       EXPECT_TRUE(std::equal(alone.begin(), alone.end(), &all[g * 64])) << table->name;
+    }
+  }
+}
+
+// Blocks of 16 of which some are not there: holes[b] says so.
+struct Holed {
+  History remaining;
+  std::vector<AttentionRun> runs;      // holes as long as they are
+  std::vector<AttentionRun> by_block;  // one run a block
+};
+
+Holed DropBlocks(const History& history, const Cache& cache, const std::vector<bool>& holes) {
+  Holed holed = {{0, 1, history.head_dim, {}, {}}, {}, {}};
+  const std::size_t dim = history.head_dim;
+  for (std::uint32_t b = 0; b < cache.num_blocks(); ++b) {
+    const AttentionRun run = {holes[b] ? nullptr : cache.block(b).data(), 1};
+    holed.by_block.push_back(run);
+    if (holes[b] && b > 0 && holes[b - 1]) {
+      ++holed.runs.back().num_blocks;
+    } else {
+      holed.runs.push_back(run);
+    }
+    for (std::uint32_t t = 16 * b; !holes[b] && t < std::min(16 * b + 16, history.tokens); ++t) {
+      const auto at = static_cast<std::ptrdiff_t>(t * dim);
+      const auto end = at + static_cast<std::ptrdiff_t>(dim);
+      History& left = holed.remaining;
+      left.k.insert(left.k.end(), history.k.begin() + at, history.k.begin() + end);
+      left.v.insert(left.v.end(), history.v.begin() + at, history.v.begin() + end);
+      ++left.tokens;
+    }
+  }
+  return holed;
+}
+
+// Without rotation a key does not know its position: attention over a history with holes is that
+// over the history without them, within rounding; and to the bit where holes are whole units.
+TEST(Attention, OverHolesIsThatOverTheRemainingPositions) {
+  constexpr std::uint32_t kTokens = 250;
+  const CpuKernels& reference = *FindCpuKernels("reference");
+  for (const CpuKernels* table : Tables()) {
+    for (std::uint64_t seed = 0; seed < 24; ++seed) {
+      Rng rng(seed);
+      const std::uint32_t dim = seed % 2 == 0 ? 32 : 10;
+      const History history = RandomHistory(rng, kTokens, 1, dim);
+      const std::vector<float> q = Normals(rng, 2 * dim);
+      const Cache cache(*table, history, DType::kF32, 16);
+      std::vector<bool> holes(cache.num_blocks());
+      const std::uint32_t granule = seed < 12 ? 1 : 4;  // blocks
+      for (std::uint32_t b = 0; b < cache.num_blocks(); ++b) {
+        const bool first = b % granule == 0;
+        holes[b] = first ? rng.Below(2) == 0 && b + 4 < cache.num_blocks() : bool{holes[b - 1]};
+      }
+      const Holed holed = DropBlocks(history, cache, holes);
+      const std::vector<float> out = cache.AttendRuns(*table, q, 2, 0, 0, kTokens, holed.runs);
+      EXPECT_EQ(cache.AttendRuns(*table, q, 2, 0, 0, kTokens, holed.by_block), out) << table->name;
+      const std::uint32_t left = holed.remaining.tokens;
+      const std::vector<float> truth =
+          Cache(reference, holed.remaining, DType::kF32, 16).Attend(reference, q, 2, 0, 0, left);
+      ExpectNear(out, truth, holed.remaining, q, table->name + (" seed " + std::to_string(seed)));
+      if (granule == 1) continue;
+      EXPECT_EQ(Cache(*table, holed.remaining, DType::kF32, 16).Attend(*table, q, 2, 0, 0, left),
+                out)
+          << table->name << " seed " << seed;
+    }
+  }
+}
+
+TEST(Attention, SkipsUnitsOfHolesBeforeAndAfterTheBeginning) {
+  for (const CpuKernels* table : Tables()) {
+    Rng rng(5);
+    const History history = RandomHistory(rng, 200, 1, 16);
+    const std::vector<float> q = Normals(rng, 2 * 16);
+    const Cache cache(*table, history, DType::kF16, 16);
+    // Blocks [0, 6) are a hole: positions [0, 96). Blocks of the last run are not all needed.
+    const std::vector<std::uint8_t> all = cache.Contiguous();
+    const std::uint8_t* base = all.data();
+    const std::uint64_t bytes = cache.layout().block_bytes();
+    const std::vector<AttentionRun> runs = {{nullptr, 2}, {nullptr, 4}, {base + 6 * bytes, 7}};
+    const std::vector<AttentionRun> one = {{base, cache.num_blocks()}};
+    for (const std::uint32_t end : {97u, 130u, 200u}) {
+      const std::vector<float> expected = cache.AttendRuns(*table, q, 2, 0, 96, end, one);
+      for (const std::uint32_t begin : {0u, 5u, 64u, 80u, 96u})
+        EXPECT_EQ(cache.AttendRuns(*table, q, 2, 0, begin, end, runs), expected)
+            << table->name << ' ' << begin << ".." << end;
     }
   }
 }

@@ -42,27 +42,36 @@ UnitWalk StartUnits(const AttentionArgs& args) {
 
 bool NextUnit(UnitWalk* walk, AttentionUnit* unit) {
   const AttentionArgs& args = *walk->args;
-  if (walk->position >= args.end) return false;
   const size_t tile_bytes =
       size_t{kTileTokens} * args.head_dim * (args.dtype == DType::kF32 ? 4 : 2);
-  const uint32_t start = walk->position / kAttentionUnit * kAttentionUnit;
   const uint8_t* some = nullptr;
-  for (uint32_t i = 0; i < kUnitTiles; ++i) {
-    const uint32_t first = start + i * kTileTokens;
-    unit->begin[i] = Lane(args.begin, first);
-    unit->end[i] = Lane(args.end, first);
-    unit->k[i] = unit->v[i] = nullptr;
-    if (unit->begin[i] >= unit->end[i]) continue;
-    DCHECK(walk->run < args.num_runs);
-    const uint8_t* block = args.runs[walk->run].base + walk->block * args.block_bytes;
-    some = unit->k[i] = block + args.k_offset + walk->tile * tile_bytes;
-    unit->v[i] = block + args.v_offset + walk->tile * tile_bytes;
-    NextTile(walk);
+  // Holes leave units without any lane: the running maximum could be -Inf still, so that folding
+  // one in is not the same as passing it by.
+  while (some == nullptr) {
+    if (walk->position >= args.end) return false;
+    const uint32_t start = walk->position / kAttentionUnit * kAttentionUnit;
+    for (uint32_t i = 0; i < kUnitTiles; ++i) {
+      const uint32_t first = start + i * kTileTokens;
+      unit->begin[i] = Lane(args.begin, first);
+      unit->end[i] = Lane(args.end, first);
+      unit->k[i] = unit->v[i] = nullptr;
+      if (unit->begin[i] >= unit->end[i]) continue;
+      DCHECK(walk->run < args.num_runs);
+      const uint8_t* block = args.runs[walk->run].base;
+      if (block == nullptr) {
+        unit->begin[i] = unit->end[i] = 0;
+      } else {
+        block += walk->block * args.block_bytes;
+        some = unit->k[i] = block + args.k_offset + walk->tile * tile_bytes;
+        unit->v[i] = block + args.v_offset + walk->tile * tile_bytes;
+      }
+      NextTile(walk);
+    }
+    walk->position = start + kAttentionUnit;
   }
   for (const uint8_t*& k : unit->k) {
     if (k == nullptr) k = some;
   }
-  walk->position = start + kAttentionUnit;
   return true;
 }
 

@@ -117,12 +117,13 @@ struct StoreKvArgs {
 };
 
 struct AttentionRun {
-  const uint8_t* base;  // first block of the run
+  const uint8_t* base;  // first block of the run; null: a hole, whose positions are not attended
   uint32_t num_blocks;
 };
 
 // All query heads of one kv head, for one token. Positions [begin, end) are attended, over the runs
-// in token order (run 0 starts at position 0). Online softmax in units of kAttentionUnit absolute
+// in token order (run 0 starts at position 0); without any position in them that is not in a hole,
+// `out` is NaN. Online softmax in units of kAttentionUnit absolute
 // positions, so the result does not depend on how the history is cut into runs or chunks.
 // head_dim is any even number up to 512: there are models with 8, so tails are real.
 struct AttentionArgs {
@@ -159,7 +160,8 @@ struct CpuKernels {
   void (*exp)(const float* x, float* y, uint32_t n);
 };
 
-// The tiles of one attention unit: those of positions [64 n, 64 n + 64), by lanes.
+// The tiles of one attention unit: those of positions [64 n, 64 n + 64), by lanes. Tiles lie in
+// holes as a whole; a unit none of whose lanes is attended is left out.
 inline constexpr uint32_t kUnitTiles = 4;
 struct AttentionUnit {
   // Lanes [begin, end) of each tile are attended. A tile without any is not looked for: its k is
@@ -179,7 +181,7 @@ struct UnitWalk {
   uint32_t tile;      // within the block
 };
 UnitWalk StartUnits(const AttentionArgs& args);
-// False when all positions have been taken.
+// False when all positions have been taken. Otherwise at least one lane of the unit is attended.
 bool NextUnit(UnitWalk* walk, AttentionUnit* unit);
 
 // The layout the vector tables share: rows in groups of 16, interleaved so that one load meets 16

@@ -2,6 +2,8 @@
 #include "kv/compaction.h"
 
 #include <algorithm>
+#include <array>
+#include <utility>
 
 #include "base/check.h"
 #include "kv/placement.h"
@@ -24,6 +26,13 @@ bool CanMove(const Pager& pager, const Extent& run, bool stuck) {
   return run.start != kSentinelBlock && (stuck || pager.is_sole_holder(run));
 }
 
+// Whether so many blocks right before run number `next` are free.
+bool RoomBefore(const Pager& pager, std::span<const Extent> runs, std::size_t next,
+                std::uint32_t num_blocks) {
+  if (next >= runs.size() || runs[next].start == kSentinelBlock) return false;
+  return pager.free_runs().LengthBefore(Index(runs[next].start), num_blocks) == num_blocks;
+}
+
 }  // namespace
 
 Compactor::Compactor(std::uint32_t max_runs)
@@ -31,6 +40,7 @@ Compactor::Compactor(std::uint32_t max_runs)
 
 void Compactor::Plan(Pager& pager, Transport& transport) noexcept {
   if (pager.num_crowded() == 0) return;
+  is_unserved_ = false;
   const std::uint32_t max_seqs = pager.max_seqs();
   for (std::uint32_t s = 0; s < max_seqs; ++s) {
     const SeqId seq{(cursor_ + s) % max_seqs};
@@ -38,17 +48,36 @@ void Compactor::Plan(Pager& pager, Transport& transport) noexcept {
     if (pager.num_runs(seq) > max_runs_ && !pager.is_named(seq))
       PlanSequence(seq, pager, transport);
   }
-  std::uint32_t num_looked_at = 0;
+  PlanCrowded(pager, transport);
+  if (is_unserved_) Evacuate(pager, transport);
+}
+
+void Compactor::PlanCrowded(Pager& pager, Transport& transport) noexcept {
+  struct Candidate {
+    SeqId seq{};
+    double score = 0;
+  };
+  std::array<Candidate, kCrowdedPerStep> candidates;
+  const std::uint32_t max_seqs = pager.max_seqs();
+  std::uint32_t count = 0;
   std::uint32_t s = 0;
-  for (; s < max_seqs && num_looked_at < kCrowdedPerStep; ++s) {
+  for (; s < max_seqs && count < kCrowdedPerStep; ++s) {
     const SeqId seq{(cursor_ + s) % max_seqs};
     const std::uint32_t num_runs = pager.num_runs(seq);
     // A named one may also have had its action above.
     if (num_runs <= trigger_ || num_runs > max_runs_ || pager.is_named(seq)) continue;
-    ++num_looked_at;
-    PlanSequence(seq, pager, transport);
+    const Action action = BestWindow(seq, pager, transport);
+    const double per_block =
+        action.gain == 0 ? 0 : static_cast<double>(action.gain) / action.target.num_blocks;
+    candidates[count++] = {seq, per_block * pager.num_likely_blocks(seq)};
   }
   cursor_ = (cursor_ + s) % max_seqs;
+  std::sort(candidates.begin(), candidates.begin() + count,
+            [](const Candidate& a, const Candidate& b) {
+              return a.score > b.score || (a.score == b.score && a.seq < b.seq);
+            });
+  for (std::uint32_t i = 0; i < count; ++i)
+    PlanSequence(candidates[i].seq, pager, transport);
 }
 
 void Compactor::PlanSequence(SeqId seq, Pager& pager, Transport& transport) noexcept {
@@ -56,22 +85,71 @@ void Compactor::PlanSequence(SeqId seq, Pager& pager, Transport& transport) noex
   const std::uint32_t num_runs = pager.num_runs(seq);
   Action action = BestWindow(seq, pager, transport);
   // What gains nothing at once is only worth its bytes to one that is stuck or soon will be.
-  if (action.gain == 0 && num_runs + 2 > max_runs_) action = BestStart(seq, pager, transport);
+  if (action.gain == 0 && is_pressed(num_runs)) {
+    is_unserved_ = true;
+    action = BestStart(seq, pager, transport);
+  }
   if (action.target.num_blocks == 0) {
     if (num_runs > max_runs_) ++num_stalls_;
     return;
   }
+  Move(seq, action, num_runs > max_runs_ ? MovePriority::kStuck : MovePriority::kCompact, pager,
+       transport);
+}
+
+void Compactor::Move(SeqId seq, const Action& action, MovePriority priority, Pager& pager,
+                     Transport& transport) noexcept {
   pager.Remap(seq, action.first_block, action.target,
               [&](const Extent& source, const Extent& target) {
-                transport.Add(source, target,
-                              num_runs > max_runs_ ? MovePriority::kStuck : MovePriority::kCompact);
+                transport.Add(source, target, priority);
               });
+}
+
+// Of a few sequences' runs the one that costs least per block by which its going makes the longest
+// hole longer.
+void Compactor::Evacuate(Pager& pager, Transport& transport) noexcept {
+  if (transport.num_groups_left() == 0) return;
+  const FreeRuns& free = pager.free_runs();
+  const std::uint32_t cap = std::min(Cap(pager, transport), transport.max_group_blocks());
+  const std::uint32_t longest = free.Longest().num_blocks;
+  const std::uint32_t max_seqs = pager.max_seqs();
+  Action best;
+  SeqId best_seq{};
+  std::uint32_t num_looked_at = 0;
+  std::uint32_t s = 0;
+  for (; s < max_seqs && num_looked_at < kEvacuationLooks; ++s) {
+    const SeqId seq{(evacuation_cursor_ + s) % max_seqs};
+    if (!pager.is_open(seq) || pager.is_named(seq)) continue;
+    std::uint32_t first_block = 0;
+    for (const Extent& run : pager.runs(seq).first(pager.num_settled_runs(seq))) {
+      const std::uint32_t begin = std::exchange(first_block, first_block + run.num_blocks);
+      ++num_looked_at;
+      if (run.num_blocks > cap || !CanMove(pager, run, false)) continue;
+      const std::uint32_t left = free.LengthBefore(Index(run.start), longest);
+      const std::uint32_t both = left + run.num_blocks + free.LengthFrom(EndOf(run), longest);
+      if (both <= longest) continue;
+      const std::uint64_t gain = both - longest;
+      const bool better = gain * best.target.num_blocks > std::uint64_t{best.gain} * run.num_blocks;
+      if (best.gain > 0 && !better) continue;
+      const Extent target = free.FirstFit(run.num_blocks);
+      // Not one of the two holes themselves.
+      if (target.num_blocks == 0 || EndOf(run) == Index(target.start) ||
+          Index(target.start) + left == Index(run.start)) {
+        continue;
+      }
+      best = {begin, target, both - longest};
+      best_seq = seq;
+    }
+  }
+  evacuation_cursor_ = (evacuation_cursor_ + s) % max_seqs;
+  if (best.gain > 0) Move(best_seq, best, MovePriority::kCompact, pager, transport);
 }
 
 // Over all windows of settled runs that fit the budget and a place.
 Compactor::Action Compactor::BestWindow(SeqId seq, const Pager& pager,
                                         const Transport& transport) const noexcept {
   const std::span<const Extent> runs = pager.runs(seq).first(pager.num_settled_runs(seq));
+  const std::span<const Extent> all = pager.runs(seq);
   const std::uint32_t num_runs = pager.num_runs(seq);
   const bool stuck = num_runs > max_runs_;
   const std::uint32_t need = num_runs - trigger_;
@@ -102,6 +180,8 @@ Compactor::Action Compactor::BestWindow(SeqId seq, const Pager& pager,
       ++width;
       if (cost > cap || num_groups > transport.num_groups_left()) break;
       if (cost <= room) consider(width, first_block, {BlockId{behind}, cost});
+      if (RoomBefore(pager, all, j + 1, cost))
+        consider(width, first_block, {BlockId{Index(all[j + 1].start) - cost}, cost});
       if (cost <= longest && width > 1) consider(width - 1, first_block, {BlockId{0}, cost});
     }
   }

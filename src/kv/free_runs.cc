@@ -107,6 +107,46 @@ Extent FreeRuns::Longest() const noexcept {
   return {BlockId{begin + static_cast<std::uint32_t>(std::countr_zero(starts))}, longest};
 }
 
+std::uint32_t FreeRuns::LengthBefore(std::uint32_t end, std::uint32_t at_most) const noexcept {
+  CHECK(end <= num_blocks_);
+  std::uint32_t length = 0;
+  while (length < std::min(end, at_most)) {
+    const std::uint32_t last = end - 1 - length;
+    const std::uint32_t bits = last % kWordBits + 1;  // of the word, up to `last`
+    const auto run = static_cast<std::uint32_t>(
+        std::countl_one(words_[last / kWordBits] << (kWordBits - bits)));
+    length += std::min(run, bits);
+    if (run < bits) break;
+  }
+  return std::min(length, at_most);
+}
+
+Extent FreeRuns::FirstFit(std::uint32_t num_blocks) const noexcept {
+  CHECK(num_blocks > 0);
+  if (nodes_[1].longest < num_blocks) return {};
+  std::uint32_t node = 1;
+  std::uint32_t begin = 0;
+  std::uint32_t span = num_leaves_ * kWordBits;
+  while (node < num_leaves_) {
+    const Node& left = nodes_[2 * node];
+    const Node& right = nodes_[2 * node + 1];
+    span /= 2;
+    if (left.longest >= num_blocks) {
+      node = 2 * node;
+    } else if (left.suffix + right.prefix >= num_blocks) {
+      return {BlockId{begin + span - left.suffix}, num_blocks};
+    } else {
+      node = 2 * node + 1;
+      begin += span;
+    }
+  }
+  // Inside one word: a bit stays where enough free blocks follow it.
+  std::uint64_t starts = words_[node - num_leaves_];
+  for (std::uint32_t i = 1; i < num_blocks; ++i)
+    starts &= words_[node - num_leaves_] >> i;
+  return {BlockId{begin + static_cast<std::uint32_t>(std::countr_zero(starts))}, num_blocks};
+}
+
 BlockId FreeRuns::NextFrom(std::uint32_t from) const noexcept {
   CHECK(num_free_ > 0);
   const std::uint32_t first_word = (from % num_blocks_) / kWordBits;

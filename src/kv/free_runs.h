@@ -33,8 +33,13 @@ class FreeRuns {
   bool IsFree(BlockId block) const noexcept;
   // Free blocks from `start` on, at most `at_most`. Any start, also one past the end.
   std::uint32_t LengthFrom(std::uint32_t start, std::uint32_t at_most) const noexcept;
+  // Free blocks in a row right before `end`, at most `at_most`. Requires: end <= num_blocks.
+  std::uint32_t LengthBefore(std::uint32_t end, std::uint32_t at_most) const noexcept;
   // The leftmost of the longest holes; no blocks when none is free.
   Extent Longest() const noexcept;
+  // The leftmost hole of at least `num_blocks` blocks, cut to them; no blocks when there is none.
+  // Requires: num_blocks > 0.
+  Extent FirstFit(std::uint32_t num_blocks) const noexcept;
   // The first free block at or after `from`, going round the end. Requires: num_free() > 0.
   BlockId NextFrom(std::uint32_t from) const noexcept;
 

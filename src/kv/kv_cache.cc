@@ -254,7 +254,13 @@ void KvCache::Plan(StepBuilder& builder, StepId committing) noexcept {
   if (!state.transport.has_planned()) {
     state.PlanCopies();
     state.views.Plan(state.pager, state.transport);
-    if (Views::NeedsFewRuns(state.options.view)) state.compactor.Plan(state.pager, state.transport);
+    if (Views::NeedsFewRuns(state.options.view)) {
+      const std::uint64_t num_stalls = state.compactor.num_stalls();
+      state.compactor.Plan(state.pager, state.transport);
+      // No hole helps a stuck row: cached blocks may lie where one would be. Its next try sees it.
+      if (state.compactor.num_stalls() != num_stalls)
+        state.pager.GiveUpCached(state.options.max_runs);
+    }
   }
   state.transport.Flush(builder);
 }

@@ -106,6 +106,37 @@ TEST(KvCache, GrowsInPlaceAsOneRun) {
   EXPECT_EQ(bench.cache.stats().mapped_bytes, 4 * kLayout.block_bytes());
 }
 
+// A full pool, half of it cached: what a stuck row needs is there, and only eviction shows it.
+TEST(KvCache, CachedBlocksMakeRoomForAStuckRow) {
+  KvCacheOptions options = Options(17, 2);
+  options.placement = PlacementPolicy::kScattered;
+  options.placement_seed = 3;
+  options.prefix_cache = true;
+  Bench bench(options);
+  const std::vector<std::int32_t> tokens(2 * kBlockTokens, 1);
+  const PrefixKey root = PrefixRoot("model", kLayout, "");
+  for (std::uint8_t n = 0; n < 4; ++n) {
+    ASSERT_TRUE(bench.cache.Open(kB, 0));
+    for (std::uint32_t end = kBlockTokens; end <= 2 * kBlockTokens; end += kBlockTokens)
+      bench.Write(kB, end);
+    std::array<PrefixKey, 2> keys = {root, root};
+    keys[0].bytes[0] = n;
+    keys[1].bytes[1] = static_cast<std::uint8_t>(n + 1);
+    bench.cache.Publish(kB, tokens, keys);
+    bench.Release(kB);
+  }
+  ASSERT_EQ(bench.cache.stats().num_cached, 8u);
+  ASSERT_TRUE(bench.cache.Open(kA, 0));
+  ASSERT_TRUE(bench.cache.Extend(kA, 8 * kBlockTokens));
+  ASSERT_GT(bench.cache.home(kA).size(), 2u);
+  for (int step = 0; step < 40 && bench.cache.home(kA).size() > 2; ++step) {
+    bench.Commit({});
+    bench.Retire();
+    bench.cache.CheckInvariants();
+  }
+  EXPECT_LE(bench.cache.home(kA).size(), 2u);
+}
+
 TEST(KvCache, CreditIsHonouredAgainstOthers) {
   Bench bench(Options(9));
   ASSERT_TRUE(bench.cache.Open(kA, 6 * kBlockTokens));

@@ -24,6 +24,7 @@
 #include <array>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -33,6 +34,7 @@
 #include "kv/kv_cache.h"
 #include "kv/kv_model_device.h"
 #include "step/step_builder.h"
+#include "step/step_log.h"
 
 namespace kvrm {
 
@@ -51,6 +53,9 @@ struct KvModelOptions {
   bool short_keys = false;  // first blocks of different content have one name
   bool check_books = true;
   bool check_fences = true;
+  bool check_content = true;
+  // Told what a descriptor log would hold, for StepVerifier.
+  std::function<void(const StepLogRecord&)> on_record = {};
 };
 
 class KvModel {
@@ -75,6 +80,21 @@ class KvModel {
   KvCache& cache() { return cache_; }
   std::uint32_t max_tokens() const { return options_.max_blocks_per_seq * kBlockTokens; }
   std::uint64_t num_executed() const { return num_executed_; }
+  StepLogHeader log_header() const {
+    const std::uint64_t num_blocks = cache_.memory().size() / kLayout.block_bytes();
+    return {.limits = Limits(options_),
+            .layout = kLayout,
+            .num_pool_blocks = options_.num_blocks,
+            .num_window_blocks = static_cast<std::uint32_t>(num_blocks) - options_.num_blocks,
+            .num_layer_blocks = static_cast<std::uint32_t>(cache_.layer_buffers().size() /
+                                                           (2 * kLayout.layer_bytes())),
+            .num_lanes = options_.max_seqs,
+            .lane_blocks = options_.max_blocks_per_seq,
+            .ring_entries = options_.depth,
+            .has_lives = true,
+            .view = KvViewName(options_.view),
+            .placement = PlacementPolicyName(options_.placement)};
+  }
   bool is_open(std::uint32_t s) const { return seqs_[s].open; }
   std::uint32_t length(std::uint32_t s) const { return seqs_[s].length(); }
 
@@ -122,7 +142,13 @@ class KvModel {
       if (seq.num_scripted == 0) CHECK(opened == (seq.reserved <= spare));
       if (!opened) CHECK(most > spare);
     }
-    if (opened) seqs_[s] = std::move(seq);
+    if (!opened) return;
+    Tell({.kind = StepLogKind::kOpened,
+          .opened = {.seq = SeqId{s},
+                     .num_tokens = seq.length(),
+                     .request = seq.life,
+                     .tokens = seq.tokens}});
+    seqs_[s] = std::move(seq);
   }
   void TryReserve(std::uint32_t s, std::uint32_t reserve_tokens) {
     Seq& seq = seqs_[s];
@@ -225,9 +251,12 @@ class KvModel {
   }
   void Commit() {
     building_.view = builder_.Commit(0, options_.max_seqs);
+    Tell({.kind = StepLogKind::kStep, .view = building_.view});
     NoteTouches();
     if (options_.check_fences) CheckFences();
     cache_.Launch(building_.view);
+    // It waits for the copies of the steps before.
+    TellOf(StepLogKind::kLanded, StepId{Index(building_.view.header->step) - 1});
     if (std::ranges::any_of(building_.view.groups,
                             [](const auto& g) { return g.kind == GroupKind::kBlocks; })) {
       last_flight_ = building_.view.header->step;
@@ -259,7 +288,11 @@ class KvModel {
         std::find_if(steps_.begin(), steps_.end(), [](const Step& s) { return !s.executed; });
     if (step == steps_.end()) return;
     CHECK(builder_.Latch().header == step->view.header);
-    if (last_flight_ <= step->view.header->step) cache_.Land();
+    if (last_flight_ <= step->view.header->step) {
+      cache_.Land();
+      if (device_.idle()) TellOf(StepLogKind::kLanded, step->view.header->step);
+    }
+    TellOf(StepLogKind::kLatched, step->view.header->step);
     const StepView& view = step->view;
     for (std::uint32_t r = 0; r < view.header->num_rows; ++r) {
       const Row& row = step->rows[r];
@@ -270,13 +303,16 @@ class KvModel {
       }
     }
     Gather(view);
-    for (std::uint32_t r = 0; r < view.header->num_rows; ++r)
+    for (std::uint32_t r = 0; r < view.header->num_rows && options_.check_content; ++r)
       CheckRow(view, r, step->rows[r]);
     step->executed = true;
     ++num_executed_;
   }
   void Retire() {
     if (steps_.empty() || !steps_.front().executed) return;
+    Tell({.kind = StepLogKind::kRetired,
+          .step = steps_.front().view.header->step,
+          .value = StepBuilder::Checksum(steps_.front().view)});
     cache_.Retire(builder_.Retire());
     steps_.pop_front();
   }
@@ -355,6 +391,11 @@ class KvModel {
     std::vector<Touch> touches;
     bool executed = false;
   };
+
+  void Tell(const StepLogRecord& record) const {
+    if (options_.on_record) options_.on_record(record);
+  }
+  void TellOf(StepLogKind kind, StepId step) const { Tell({.kind = kind, .step = step}); }
 
   static bool IsStatic(KvView view) {
     return view == KvView::kStatic || view == KvView::kStaticPadded ||
@@ -473,6 +514,11 @@ class KvModel {
     if (!forked) return;
     Seq seq = from;
     seq.life = ++num_lives_;
+    Tell({.kind = StepLogKind::kOpened,
+          .opened = {.seq = SeqId{child},
+                     .parent = SeqId{parent},
+                     .num_tokens = num_tokens,
+                     .request = seq.life}});
     seq.target = num_tokens;
     seq.reserved = Blocks(reserve_tokens);
     seq.tokens.resize(num_tokens);
@@ -485,6 +531,7 @@ class KvModel {
   void Trim(std::uint32_t s, std::uint32_t from, std::uint32_t to) {
     Seq& seq = seqs_[s];
     cache_.Trim(SeqId{s}, from, to);
+    Tell({.kind = StepLogKind::kTrimmed, .seq = SeqId{s}, .from = from, .to = to});
     std::vector<bool> dropped;
     for (const Extent& run : cache_.home(SeqId{s}))
       dropped.insert(dropped.end(), run.num_blocks, run.start == kSentinelBlock);

@@ -96,6 +96,7 @@ class LaggingDevice final : public Device {
     while (!Landed(flight))
       Tick();
   }
+  bool idle() const { return waiting_.empty(); }
   void Tick() {
     if (waiting_.empty()) return;
     const std::size_t which = choices_.Below(static_cast<std::uint32_t>(waiting_.size()));

@@ -132,10 +132,10 @@ void Pager::Truncate(SeqId seq, std::uint32_t num_tokens) noexcept {
         BlockAt(seq, end - 1) != kSentinelBlock);
   if (num_tokens < sequence.length) {
     sequence.length = num_tokens;
+    if (sequence.whole_length != ~std::uint32_t{0})
+      sequence.whole_length = std::min(sequence.whole_length, num_tokens);  // P14
     sequence.published_blocks =
         std::min(sequence.published_blocks, num_tokens / options_.block_tokens);
-    if (sequence.exact_tokens != kAllTokens)
-      sequence.exact_tokens = std::min(sequence.exact_tokens, num_tokens);
     ForgetCopy(sequence);
   }
   if (num_tokens == sequence.length) StopWaiting(sequence);
@@ -195,7 +195,7 @@ void Pager::Trim(SeqId seq, std::uint32_t from, std::uint32_t to) noexcept {
     any = true;
   });
   if (!any) return;
-  sequence.exact_tokens = std::min(sequence.exact_tokens, sequence.length);
+  sequence.whole_length = std::min(sequence.whole_length, sequence.length);  // P14
   Splice(seq, first, {kSentinelBlock, end - first});
 }
 

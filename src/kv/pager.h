@@ -81,8 +81,8 @@
 //   P12  live == sum over held blocks of the tokens written in them, shared ones once.
 //   P13  Who is left alone with a block writes it only when every epoch in which the others may
 //       touch it has retired, and no planned copy reads it.
-//   P14  A block whose tokens were computed after a part of the history was dropped is not
-//       published: under its name others look for the exact one.
+//   P14  A block is published only when all of its tokens were computed over a history without
+//       holes: keys and values of deeper layers depend on what was attended, not on tokens alone.
 //
 // Threading: engine thread only. Memory: everything is reserved by the constructor.
 #pragma once
@@ -143,6 +143,8 @@ class Pager {
   void Publish(SeqId seq, std::span<const std::int32_t> tokens,
                std::span<const PrefixKey> keys) noexcept;
   void DropCached() noexcept;
+  // Makes so many cached blocks free, the oldest first, or all there are.
+  void GiveUpCached(std::uint32_t num_blocks) noexcept;
 
   // The step under construction reads (and may write) the sequence's blocks.
   void Name(SeqId seq) noexcept;
@@ -182,6 +184,12 @@ class Pager {
   std::uint32_t num_runs(SeqId seq) const noexcept { return num_runs_[Index(seq)]; }
   // Runs, from the first, whose blocks are all settled.
   std::uint32_t num_settled_runs(SeqId seq) const noexcept;
+  // Blocks the sequence is likely to write before it ends: its credit; without one, as many as it
+  // has, for what has grown long is likely to go on.
+  std::uint32_t num_likely_blocks(SeqId seq) const noexcept {
+    const Sequence& sequence = Of(seq);
+    return sequence.credit() > 0 ? sequence.credit() : sequence.num_blocks;
+  }
   std::uint32_t num_settled_blocks(SeqId seq) const noexcept { return SettledBlocks(Of(seq)); }
   // Whether each has one holder: what a move frees.
   bool is_sole_holder(const Extent& blocks) const noexcept;
@@ -227,7 +235,6 @@ class Pager {
 
  private:
   static constexpr std::uint32_t kNoBlock = 0;  // The sentinel is never in limbo.
-  static constexpr std::uint32_t kAllTokens = ~std::uint32_t{0};
   static constexpr std::uint32_t kNumLimboLists = kMaxStepsInFlight + 1;
 
   struct Block {
@@ -255,9 +262,8 @@ class Pager {
     std::uint32_t reserved_blocks = 0;
     std::uint32_t num_blocks = 0;        // holes included
     std::uint32_t published_blocks = 0;  // Publish has looked at the blocks below this one
-    // Tokens computed from all that came before them: those from here on saw a hole (P14).
-    std::uint32_t exact_tokens = kAllTokens;
     std::uint32_t first_changed = 0;
+    std::uint32_t whole_length = ~std::uint32_t{0};    // P14; no limit before the first Trim
     std::uint64_t named_in = 0;                        // value of build_ when last named
     std::array<Write, kMaxStepsInFlight> writes = {};  // by epoch % kMaxStepsInFlight
     std::uint32_t credit() const {

@@ -65,13 +65,12 @@ bool Pager::Fork(SeqId child, SeqId parent, std::uint32_t num_tokens,
   if (is_lost || more + (is_inside ? 1 : 0) > num_spare()) return false;
 
   const auto writes = from.writes;
-  const std::uint32_t exact_tokens =
-      from.exact_tokens == kAllTokens ? kAllTokens : std::min(from.exact_tokens, num_tokens);
   StartSequence(child, reserve_blocks, num_blocks);
   Sequence& sequence = Of(child);
   sequence.length = sequence.target = num_tokens;
   sequence.published_blocks = std::min(from.published_blocks, num_tokens / options_.block_tokens);
-  sequence.exact_tokens = exact_tokens;
+  if (from.whole_length != ~std::uint32_t{0})
+    sequence.whole_length = std::min(from.whole_length, num_tokens);  // P14
   sequence.writes = writes;  // What is still being written of the parent is of the child as well.
   if (is_inside) {
     // The blocks that sharers of the last one may yet need: one fewer than there are sharers.
@@ -171,10 +170,9 @@ void Pager::Publish(SeqId seq, std::span<const std::int32_t> tokens,
   if (!index_.is_on()) return;
   const std::uint32_t settled =
       IsMutant(Mutant::kPublishUnsettled) ? sequence.num_blocks : SettledBlocks(sequence);
-  const std::uint32_t full =
-      IsMutant(Mutant::kPublishPartial)
-          ? BlocksFor(sequence.length)
-          : std::min(sequence.length, sequence.exact_tokens) / options_.block_tokens;  // P14
+  const std::uint32_t whole = std::min(sequence.length, sequence.whole_length);  // P14
+  const std::uint32_t full = IsMutant(Mutant::kPublishPartial) ? BlocksFor(sequence.length)
+                                                               : whole / options_.block_tokens;
   const auto end = static_cast<std::uint32_t>(
       std::min<std::size_t>({keys.size(), tokens.size() / options_.block_tokens, full, settled}));
   if (sequence.published_blocks >= end) return;
@@ -193,7 +191,11 @@ void Pager::Publish(SeqId seq, std::span<const std::int32_t> tokens,
 }
 
 void Pager::DropCached() noexcept {
-  if (num_cached() > 0) Evict(free_runs_.num_free() + num_cached());
+  GiveUpCached(num_cached());
+}
+
+void Pager::GiveUpCached(std::uint32_t num_blocks) noexcept {
+  if (num_cached() > 0) Evict(free_runs_.num_free() + std::min(num_blocks, num_cached()));
 }
 
 void Pager::Share(BlockId id) noexcept {

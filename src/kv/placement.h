@@ -5,13 +5,32 @@
 // is asked again until the want is met. It takes nothing itself: everything it may decide by is in
 // the request, in the index of free runs, and in what Taken, Freed and Ended tell it.
 //
-// Threading: engine thread only. Memory: reserved by the constructor.
+//   in place   behind the last block while that is free, else in the middle of the longest hole
+//   lifo, fifo one block from the front of a list; what is freed joins its front, or its end
+//   best fit   behind the last block, else at the start of the shortest hole that holds what the
+//              sequence has credit for
+//   soft       claims an extent ahead of the sequence, each twice as long as the one before: right
+//              behind it, else for several blocks in the first hole, and for one in the middle of
+//              the longest hole, of blocks that nobody claims
+//   buddy      the same with extents of a power of two at a multiple of their length
+//   regions    in place, in the quarter of the pool for sequences of its length; when that is full,
+//              wherever the longest hole is
+//
+// When every free block is claimed, a request takes the second half of the longest hole: the ends
+// of other sequences' claims. So claims cost a full pool nothing but where its blocks lie.
+//
+// Threading: engine thread only. Memory: reserved by the constructor; at most 16 bytes a block.
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <vector>
 
 #include "base/rng.h"
+#include "kv/block_list.h"
+#include "kv/claims.h"
 #include "kv/free_runs.h"
+#include "kv/hole_index.h"
 #include "kv/kv_cache.h"
 #include "step/step.h"
 
@@ -35,7 +54,17 @@ struct PlacementRequest {
 
 class Placement {
  public:
+  // Blocks a sequence's first claim reaches beyond what is wanted, and the most that one does.
+  static constexpr std::uint32_t kFirstClaim = 16;
+  static constexpr std::uint32_t kMostClaim = 64;
+  // kRegions: a sequence of at most so many blocks belongs to the first, second, third region.
+  static constexpr std::uint32_t kNumRegions = 4;
+  static constexpr std::uint32_t kRegionBounds[kNumRegions - 1] = {16, 64, 256};
+
   explicit Placement(const PlacementOptions& options);
+  // Parts of it know each other's addresses.
+  Placement(const Placement&) = delete;
+  Placement& operator=(const Placement&) = delete;
 
   // Requires: free.num_free() > 0. Returns 1 .. want free blocks.
   Extent Choose(const FreeRuns& free, const PlacementRequest& request) noexcept;
@@ -54,13 +83,31 @@ class Placement {
   // no hole is that long.
   static Extent Together(const FreeRuns& free, std::uint32_t num_blocks) noexcept;
 
+  // The free blocks that are kept for nobody.
+  const FreeRuns& open(const FreeRuns& free) const noexcept {
+    return claims_ ? claims_->open() : free;
+  }
   // Free blocks that are kept for a sequence while there is other room.
-  std::uint32_t num_soft() const noexcept { return 0; }
-  std::uint64_t reserved_bytes() const noexcept { return 0; }
+  std::uint32_t num_soft() const noexcept { return claims_ ? claims_->num_claimed() : 0; }
+  std::uint64_t reserved_bytes() const noexcept;
 
  private:
-  PlacementOptions options_;
+  Extent ChooseInPlace(const FreeRuns& free, const PlacementRequest& request) const noexcept;
+  Extent ChooseBestFit(const FreeRuns& free, const PlacementRequest& request) const noexcept;
+  Extent ChooseInRegion(const FreeRuns& free, const PlacementRequest& request) const noexcept;
+  Extent ChooseClaimed(const FreeRuns& free, const PlacementRequest& request) noexcept;
+  Extent NextClaim(const PlacementRequest& request) noexcept;
+  std::uint32_t RegionBegin(std::uint32_t region) const noexcept;
+
+  const PlacementOptions options_;
   Rng rng_;
+  // Each only with the policy it is for.
+  std::optional<BlockList> list_;
+  std::optional<FreeRuns> known_;  // what `holes_` is the index of
+  std::optional<HoleIndex> holes_;
+  std::optional<Claims> claims_;
+  std::vector<std::uint32_t> claim_blocks_;  // [max_seqs], length of the last claim
+  std::vector<FreeRuns> regions_;            // [kNumRegions]
 };
 
 }  // namespace kvrm

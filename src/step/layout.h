@@ -39,7 +39,7 @@ struct KvLayout {
   // Byte offset within a block of the first tile of (layer, head); V lies head_bytes() *
   // num_kv_heads after K.
   std::uint64_t k_offset(std::uint32_t layer, std::uint32_t head) const {
-    DCHECK(layer < num_layers && head < num_kv_heads);
+    KVRM_DCHECK(layer < num_layers && head < num_kv_heads);
     return layer * layer_bytes() + head * head_bytes();
   }
   std::uint64_t v_offset(std::uint32_t layer, std::uint32_t head) const {

@@ -158,7 +158,8 @@ TEST(StepBuilderDeathTest, RowsMustFitTheirRunsAndTheLimits) {
   EXPECT_DEATH(AddDecodeRow(builder, 0, 0, 0), "kSentinelBlock");  // D4
   const std::array<std::int32_t, 17> tokens = {};
   const std::array<Extent, 4> runs = {Blocks(1, 1), Blocks(3, 1), Blocks(5, 1), Blocks(7, 1)};
-  EXPECT_DEATH(builder.AddRow({.tokens = tokens, .runs = std::span(runs).first(1)}), "context");
+  EXPECT_DEATH(builder.AddRow({.tokens = tokens, .runs = std::span(runs).first(1)}),
+               "covers");                                                      // D5
   EXPECT_DEATH(builder.AddRow({.tokens = tokens, .runs = runs}), "max_runs");  // D5
   EXPECT_DEATH(builder.AddRow({.tokens = {}, .runs = std::span(runs).first(1)}), "tokens");
 }
@@ -205,6 +206,160 @@ TEST(StepBuilderDeathTest, GroupsNeverOverlapWhatOthersReadOrWrite) {
   EXPECT_EQ(builder.Commit(0, 1).header->num_groups, 1u);
 }
 
+constexpr StepLimits kMirroredLimits = {.max_rows = 4,
+                                        .max_tokens = 40,
+                                        .max_runs = 3,
+                                        .max_groups = 4,
+                                        .max_samples = 4,
+                                        .block_tokens = 16,
+                                        .mirrored = true};
+
+TEST(StepBuilder, HolesAreReadAndNeverWritten) {
+  StepBuilder builder(kLimits, 2);
+  ASSERT_TRUE(builder.Begin());
+  const std::array<std::int32_t, 2> tokens = {1, 2};
+  const std::array<Extent, 3> runs = {Blocks(4, 1), Blocks(0, 2), Blocks(9, 1)};
+  builder.AddRow({.seq = SeqId{1}, .first_position = 50, .tokens = tokens, .runs = runs});
+  const StepView view = builder.Commit(0, 1);
+  EXPECT_EQ(view.RowRuns(0)[1], Blocks(0, 2));
+  EXPECT_EQ(view.slots[0], SlotId{9 * 16 + 2});
+}
+
+TEST(StepBuilderDeathTest, WritesIntoAHoleAreRefused) {
+  StepBuilder builder(kLimits, 2);
+  ASSERT_TRUE(builder.Begin());
+  const std::array<std::int32_t, 2> tokens = {1, 2};
+  const std::array<Extent, 3> runs = {Blocks(4, 1), Blocks(0, 2), Blocks(9, 1)};
+  // The first token is the last of the hole.
+  EXPECT_DEATH(
+      builder.AddRow({.seq = SeqId{1}, .first_position = 47, .tokens = tokens, .runs = runs}),
+      "kSentinelBlock");  // D3, D4
+}
+
+TEST(StepBuilder, TokensGoHomeWhileTheRowReadsElsewhere) {
+  StepBuilder builder(kLimits, 2);
+  ASSERT_TRUE(builder.Begin());
+  const std::array<std::int32_t, 3> tokens = {1, 2, 3};
+  const std::array<Extent, 1> window = {Blocks(100, 2)};
+  const std::array<Extent, 2> home = {Blocks(7, 1), Blocks(3, 1)};
+  builder.AddRow(
+      {.seq = SeqId{1}, .first_position = 15, .tokens = tokens, .runs = window, .home = home});
+  const StepView view = builder.Commit(0, 1);
+  EXPECT_EQ(view.header->flags, 0u);
+  EXPECT_TRUE(view.mirrors.empty());
+  EXPECT_EQ(view.slots[0], SlotId{7 * 16 + 15});
+  EXPECT_EQ(view.slots[1], SlotId{3 * 16});
+  EXPECT_EQ(view.RowRuns(0)[0], Blocks(100, 2));
+}
+
+TEST(StepBuilder, MirrorsAreTheSamePositionsOfTheWindow) {
+  StepBuilder builder(kMirroredLimits, 2);
+  ASSERT_TRUE(builder.Begin());
+  const std::array<std::int32_t, 3> tokens = {1, 2, 3};
+  const std::array<Extent, 1> window = {Blocks(100, 2)};
+  const std::array<Extent, 2> home = {Blocks(7, 1), Blocks(3, 1)};
+  builder.AddRow({.seq = SeqId{1},
+                  .first_position = 15,
+                  .tokens = tokens,
+                  .runs = window,
+                  .home = home,
+                  .mirror = true});
+  const StepView view = builder.Commit(0, 1);
+  EXPECT_EQ(view.header->flags, kStepMirrored);
+  ASSERT_EQ(view.mirrors.size(), 3u);
+  EXPECT_EQ(view.mirrors[0], SlotId{100 * 16 + 15});
+  EXPECT_EQ(view.mirrors[2], SlotId{101 * 16 + 1});
+  EXPECT_EQ(view.header->checksum, StepBuilder::Checksum(view));
+}
+
+TEST(StepBuilderDeathTest, MirrorsNeedRoomAHomeAndEveryRow) {
+  const std::array<std::int32_t, 1> tokens = {1};
+  const std::array<Extent, 1> window = {Blocks(100, 1)};
+  const std::array<Extent, 1> home = {Blocks(7, 1)};
+  StepBuilder without(kLimits, 1);
+  ASSERT_TRUE(without.Begin());
+  EXPECT_DEATH(without.AddRow({.tokens = tokens, .runs = window, .home = home, .mirror = true}),
+               "limits.mirrored");
+  StepBuilder builder(kMirroredLimits, 1);
+  ASSERT_TRUE(builder.Begin());
+  EXPECT_DEATH(builder.AddRow({.tokens = tokens, .runs = window, .mirror = true}), "home");
+  builder.AddRow({.tokens = tokens, .runs = window, .home = home, .mirror = true});
+  EXPECT_DEATH(AddDecodeRow(builder, 1, 3, 5), "mirror");
+}
+
+TEST(StepBuilderDeathTest, MirrorsOfTwoRowsNeverShareABlock) {
+  StepBuilder builder(kMirroredLimits, 1);
+  ASSERT_TRUE(builder.Begin());
+  const std::array<std::int32_t, 1> tokens = {1};
+  const std::array<Extent, 1> window = {Blocks(100, 1)};
+  for (const std::uint32_t block : {7u, 8u}) {
+    const std::array<Extent, 1> home = {Blocks(block, 1)};
+    builder.AddRow({.tokens = tokens, .runs = window, .home = home, .mirror = true});
+  }
+  EXPECT_DEATH(builder.Commit(0, 2), "AnyOverlap");  // D3
+}
+
+TEST(StepBuilder, PaddingIsTheMostThatAnyRowAskedFor) {
+  StepBuilder builder(kLimits, 2);
+  ASSERT_TRUE(builder.Begin());
+  const std::array<std::int32_t, 1> tokens = {1};
+  const std::array<Extent, 1> lane = {Blocks(1, 4)};
+  builder.AddRow({.tokens = tokens, .runs = lane});
+  builder.Pad(64);
+  builder.Pad(32);
+  EXPECT_EQ(builder.Commit(0, 1).header->padded_tokens, 64u);
+}
+
+TEST(StepBuilderDeathTest, RunsCoverThePadding) {
+  StepBuilder builder(kLimits, 2);
+  ASSERT_TRUE(builder.Begin());
+  const std::array<std::int32_t, 1> tokens = {1};
+  const std::array<Extent, 1> lane = {Blocks(1, 4)};
+  builder.AddRow({.tokens = tokens, .runs = lane});
+  builder.Pad(65);
+  EXPECT_DEATH(builder.Commit(0, 1), "padded_tokens");  // D5
+}
+
+TEST(StepBuilder, LayerSlicesAndMappingsMayReadWhatTheStepWrites) {
+  StepBuilder builder(kLimits, 2);
+  ASSERT_TRUE(builder.Begin());
+  const std::array<std::int32_t, 1> tokens = {1};
+  const std::array<Extent, 1> buffer = {Blocks(5, 1)};
+  const std::array<Extent, 1> home = {Blocks(7, 1)};
+  builder.SetLayerWindows();
+  builder.AddRow({.tokens = tokens, .runs = buffer, .home = home});
+  TransferGroup slices = Group(7, 5, 1);
+  slices.kind = GroupKind::kLayerSlices;
+  builder.AddGroup(slices);
+  // A window block of the same number is another block than one of the layer buffers.
+  TransferGroup map = Group(7, 5, 1);
+  map.kind = GroupKind::kMap;
+  builder.AddGroup(map);
+  const StepView view = builder.Commit(0, 1);
+  EXPECT_EQ(view.header->flags, kStepLayerWindows);
+  EXPECT_EQ(view.groups[0].kind, GroupKind::kLayerSlices);
+  EXPECT_EQ(view.groups[1].kind, GroupKind::kMap);
+  EXPECT_EQ(view.header->checksum, StepBuilder::Checksum(view));
+}
+
+TEST(StepBuilderDeathTest, NothingIsShownTwiceAndTargetsStayInTheirTier) {
+  StepBuilder builder(kLimits, 2);
+  ASSERT_TRUE(builder.Begin());
+  TransferGroup map = Group(7, 40, 2);
+  map.kind = GroupKind::kMap;
+  builder.AddGroup(map);
+  EXPECT_DEATH(
+      {
+        builder.AddGroup(Group(3, 41, 1));
+        builder.Commit(0, 1);
+      },
+      "AnyOverlap");  // D6
+  TransferGroup to_host = Group(3, 41, 1);
+  to_host.target_tier = 1;
+  builder.AddGroup(to_host);
+  EXPECT_EQ(builder.Commit(0, 1).header->num_groups, 2u);
+}
+
 // Every byte of a committed descriptor that an executor may read, as 32-bit words.
 std::vector<std::uint32_t*> UsedWords(const StepView& view) {
   std::vector<std::uint32_t*> words;
@@ -217,6 +372,7 @@ std::vector<std::uint32_t*> UsedWords(const StepView& view) {
   add(view.token_ids.data(), view.token_ids.size_bytes());
   add(view.positions.data(), view.positions.size_bytes());
   add(view.slots.data(), view.slots.size_bytes());
+  add(view.mirrors.data(), view.mirrors.size_bytes());
   add(view.row_start.data(), view.row_start.size_bytes());
   add(view.row_seq.data(), view.row_seq.size_bytes());
   add(view.num_runs.data(), view.num_runs.size_bytes());
