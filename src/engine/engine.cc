@@ -261,8 +261,10 @@ struct Engine::State {
     }
     // Nothing can be moved, or not soon enough: the youngest starts over elsewhere.
     if (!worked || num_crowded_steps >= kMaxCrowdedSteps) {
-      num_crowded_steps = 0;
-      return scheduler.PreemptYoungest() || worked;
+      const bool preempted = scheduler.PreemptYoungest();
+      // The others are crowded still: taken in again at once, it would take the room it just left.
+      num_crowded_steps = scheduler.num_running() > 0 ? 1 : 0;
+      return preempted || worked;
     }
     return worked;
   }

@@ -59,6 +59,7 @@ class EngineWorld final : public World {
   EngineParts Parts();
   void Submit(Rng& rng);
   void Cancel(Rng& rng);
+  void Step();
   void Poll(std::uint32_t most);
   void Take(const TokenEvent& event);
   Request RandomRequest(Rng& rng) const;
