@@ -29,7 +29,6 @@
 //           again        sequences that started anew;  empty: share of rows waiting for room
 //           plan         mean time of KvCache::Plan in microseconds; plan99: its 99th percentile
 #include <CLI/CLI.hpp>
-
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -120,7 +119,8 @@ Lengths Draw(Family family, std::uint32_t row, Rng& rng) {
   } else if (family == Family::kTail) {
     lengths.output = AtLeastOne(64.0 * std::pow(1.0 - rng.Uniform(), -1.0 / 1.2), 8192);
   } else {
-    lengths.output = AtLeastOne(1.0 + std::log(1.0 - rng.Uniform()) / std::log(1.0 - 1.0 / 24), 8192);
+    lengths.output =
+        AtLeastOne(1.0 + std::log(1.0 - rng.Uniform()) / std::log(1.0 - 1.0 / 24), 8192);
   }
   return lengths;
 }
@@ -170,7 +170,9 @@ class Counts {
     ++num_;
     sum_ += value;
   }
-  double mean() const { return num_ == 0 ? 0 : static_cast<double>(sum_) / static_cast<double>(num_); }
+  double mean() const {
+    return num_ == 0 ? 0 : static_cast<double>(sum_) / static_cast<double>(num_);
+  }
   std::uint32_t Percentile(std::uint32_t percent) const {
     std::uint64_t left = num_ * percent / 100;
     std::uint32_t value = 0;
@@ -240,7 +242,8 @@ class Traffic {
     seqs_[s] = {.lengths = Draw(setting_.family, s, rng_)};
     // The first ones are at any age, or all that are alike would end together.
     if (num_steps_ == 0)
-      seqs_[s].lengths.output = static_cast<std::uint32_t>(rng_.Between(1, seqs_[s].lengths.output));
+      seqs_[s].lengths.output =
+          static_cast<std::uint32_t>(rng_.Between(1, seqs_[s].lengths.output));
   }
   std::uint32_t ReserveOf(const Seq& seq) const {
     const std::uint32_t known = std::max(seq.length, seq.lengths.prompt) + 1;
@@ -327,13 +330,14 @@ void Traffic::Report(bool json) const {
   const auto steps = static_cast<double>(num_steps_);
   const auto share = [&stats](double blocks) { return 100.0 * blocks / stats.num_blocks; };
   const char* format =
-      json ? "{\"family\":\"%s\",\"percent\":%u,\"policy\":\"%s\",\"compaction\":%s,\"hint\":\"%s\","
-             "\"held_percent\":%.1f,\"soft_percent\":%.1f,\"runs_mean\":%.2f,\"runs_p99\":%u,"
-             "\"run_blocks_p50\":%u,\"groups_p50\":%u,\"groups_p99\":%u,\"moved_blocks\":%.3f,"
-             "\"overflows\":%llu,\"stalls\":%llu,\"restarts\":%llu,\"empty_percent\":%.2f,"
-             "\"plan_us\":%.2f,\"plan_us_p99\":%.1f}\n"
-           : "%-8s %3u  %-9s %-5s %-6s %6.1f %5.1f %7.2f %5u %6u %4u %4u %7.2f %8llu %8llu %6llu "
-             "%6.2f %6.2f %6.1f\n";
+      json
+          ? "{\"family\":\"%s\",\"percent\":%u,\"policy\":\"%s\",\"compaction\":%s,\"hint\":\"%s\","
+            "\"held_percent\":%.1f,\"soft_percent\":%.1f,\"runs_mean\":%.2f,\"runs_p99\":%u,"
+            "\"run_blocks_p50\":%u,\"groups_p50\":%u,\"groups_p99\":%u,\"moved_blocks\":%.3f,"
+            "\"overflows\":%llu,\"stalls\":%llu,\"restarts\":%llu,\"empty_percent\":%.2f,"
+            "\"plan_us\":%.2f,\"plan_us_p99\":%.1f}\n"
+          : "%-8s %3u  %-9s %-5s %-6s %6.1f %5.1f %7.2f %5u %6u %4u %4u %7.2f %8llu %8llu %6llu "
+            "%6.2f %6.2f %6.1f\n";
   std::printf(format, kFamilyNames[static_cast<std::size_t>(setting_.family)], setting_.percent,
               PlacementPolicyName(setting_.policy),
               json                  ? setting_.compaction ? "true" : "false"
@@ -379,9 +383,10 @@ struct Asked {
 void RunAll(const Asked& asked) {
   Setting setting = asked.base;
   if (!asked.json) {
-    std::printf("%-8s %3s  %-9s %-5s %-6s %6s %5s %7s %5s %6s %4s %4s %7s %8s %8s %6s %6s %6s %6s\n",
-                "family", "%", "policy", "comp", "hint", "held", "soft", "runs", "r99", "run50",
-                "g50", "g99", "moved", "over", "stall", "again", "empty", "plan", "plan99");
+    std::printf(
+        "%-8s %3s  %-9s %-5s %-6s %6s %5s %7s %5s %6s %4s %4s %7s %8s %8s %6s %6s %6s %6s\n",
+        "family", "%", "policy", "comp", "hint", "held", "soft", "runs", "r99", "run50", "g50",
+        "g99", "moved", "over", "stall", "again", "empty", "plan", "plan99");
   }
   for (const std::string& family : asked.families) {
     const auto at = std::find(kFamilyNames.begin(), kFamilyNames.end(), family);
@@ -411,13 +416,15 @@ void RunAll(const Asked& asked) {
 int Main(int argc, char** argv) {
   Asked asked;
   CLI::App app("Runs under churn, by allocation policy.");
-  app.add_option("--families", asked.families)->delimiter(',')->check(
-      CLI::IsMember(asked.families));
+  app.add_option("--families", asked.families)
+      ->delimiter(',')
+      ->check(CLI::IsMember(asked.families));
   app.add_option("--policies", asked.policies)->delimiter(',');
   app.add_option("--occupancies", asked.occupancies)->delimiter(',')->check(CLI::Range(1, 200));
   app.add_option("--hints", asked.hints)->delimiter(',')->check(CLI::IsMember({"prompt", "max"}));
-  app.add_option("--compaction", asked.compaction)->delimiter(',')->check(
-      CLI::IsMember({"yes", "no"}));
+  app.add_option("--compaction", asked.compaction)
+      ->delimiter(',')
+      ->check(CLI::IsMember({"yes", "no"}));
   app.add_option("--steps", asked.base.num_steps)->check(CLI::Range(1, 10000000));
   app.add_option("--runs", asked.base.max_runs, "runs a row")->check(CLI::Range(2, 1040));
   app.add_option("--groups", asked.base.max_groups, "groups a step")->check(CLI::Range(1, 4096));

@@ -38,7 +38,7 @@ class BuddyTree {
   }
   void Set(const Extent& blocks, std::uint8_t value) noexcept;
 
-  std::uint32_t num_leaves_;          // a power of two
+  std::uint32_t num_leaves_;         // a power of two
   std::vector<std::uint8_t> nodes_;  // heap order, root at 1: 1 + order of the longest; 0: none
 };
 

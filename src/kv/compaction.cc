@@ -99,10 +99,9 @@ void Compactor::PlanSequence(SeqId seq, Pager& pager, Transport& transport) noex
 
 void Compactor::Move(SeqId seq, const Action& action, MovePriority priority, Pager& pager,
                      Transport& transport) noexcept {
-  pager.Remap(seq, action.first_block, action.target,
-              [&](const Extent& source, const Extent& target) {
-                transport.Add(source, target, priority);
-              });
+  pager.Remap(
+      seq, action.first_block, action.target,
+      [&](const Extent& source, const Extent& target) { transport.Add(source, target, priority); });
 }
 
 // Of a few sequences' runs the one that costs least per block by which its going makes the longest

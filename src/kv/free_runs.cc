@@ -113,8 +113,8 @@ std::uint32_t FreeRuns::LengthBefore(std::uint32_t end, std::uint32_t at_most) c
   while (length < std::min(end, at_most)) {
     const std::uint32_t last = end - 1 - length;
     const std::uint32_t bits = last % kWordBits + 1;  // of the word, up to `last`
-    const auto run = static_cast<std::uint32_t>(
-        std::countl_one(words_[last / kWordBits] << (kWordBits - bits)));
+    const auto run =
+        static_cast<std::uint32_t>(std::countl_one(words_[last / kWordBits] << (kWordBits - bits)));
     length += std::min(run, bits);
     if (run < bits) break;
   }

@@ -164,8 +164,7 @@ Extent Placement::ChooseClaimed(const FreeRuns& free, const PlacementRequest& re
   const Extent& mine = claims_->of(request.seq);
   if (mine.num_blocks == 0 || Index(mine.start) != request.next_block) {
     claims_->Drop(request.seq);
-    if (claims_->open().num_free() == 0)
-      return RunIn(free.Longest(), request.want, request.likely);
+    if (claims_->open().num_free() == 0) return RunIn(free.Longest(), request.want, request.likely);
     claims_->Claim(request.seq, NextClaim(request));
   }
   return {mine.start, std::min(request.want, mine.num_blocks)};
