@@ -49,6 +49,11 @@ enum class Mutant : std::uint8_t {
   kStageWrongBlock,         // a window is filled from the block behind
   kMapStale,                // a window shows the block that was there before the move
   kRunsSwapped,             // the first two runs of a row in the wrong order
+  // Engine.
+  kHitTooLong,         // a prefix hit counts one token more than it has
+  kLoseSequenceId,     // a sequence that ends takes its identity with it
+  kSampleOfAnother,    // the logits of a row that emits nothing are counted
+  kCancelKeepsBlocks,  // who is removed keeps its blocks
 };
 
 #ifdef KVRM_MUTANTS

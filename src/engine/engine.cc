@@ -11,6 +11,7 @@
 
 #include "base/bounded_queue.h"
 #include "base/check.h"
+#include "base/mutant.h"
 #include "base/snapshot.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
@@ -276,7 +277,10 @@ struct Engine::State {
       const std::uint32_t begin = sequence.num_computed;
       sequence.num_computed += row.num_tokens;
       CountTokens(sequence, begin);
-      if (sequence.num_to_compute() == 0) TakeToken(sequence, sample++);
+      if (sequence.num_to_compute() == 0)
+        TakeToken(sequence, sample++);
+      else if (IsMutant(Mutant::kSampleOfAnother))
+        ++sample;
     }
   }
 
