@@ -156,7 +156,13 @@ void KvWorld::DoVerb(std::uint8_t kind, Rng& rng) {
     case kRelease:
       return Release(s);
     case kPublish:
-      return Publish(s);
+      Publish(s);
+      // Often somebody looks for it at once.
+      if (rng.Below(3) == 0 && seq.open) {
+        const auto tokens = seq.history.tokens();
+        OpenLike(Pick(false, rng), {tokens.begin(), tokens.end()}, seq);
+      }
+      return;
     case kDropCached:
       Note("drop cached");
       return cache_.DropCached();
@@ -191,14 +197,22 @@ void KvWorld::Open(std::uint32_t s, std::uint32_t reserve_tokens, std::uint32_t 
 }
 
 void KvWorld::OpenCached(std::uint32_t s, std::uint32_t num_tokens, std::uint32_t family) {
+  Seq like(limits_.block_tokens);
+  like.family = family;
+  like.own_from = static_cast<std::uint32_t>(Mix64(num_lives_) % (max_tokens() + 1));
+  like.life = num_lives_ + 1;
+  OpenLike(s, PlannedTokens(like, num_tokens), like);
+}
+
+void KvWorld::OpenLike(std::uint32_t s, const std::vector<std::int32_t>& tokens, const Seq& like) {
   Seq& seq = seqs_[s];
   if (seq.open || seq.ended_in_step) return;
   Seq next(limits_.block_tokens);
   next.open = true;
   next.life = ++num_lives_;
-  next.family = family;
-  next.own_from = static_cast<std::uint32_t>(Mix64(next.life) % (max_tokens() + 1));
-  const std::vector<std::int32_t> tokens = PlannedTokens(next, num_tokens);
+  next.family = like.family;
+  next.own_from = like.own_from;
+  const auto num_tokens = static_cast<std::uint32_t>(tokens.size());
   const auto found = cache_.OpenCached(SeqId{s}, tokens, Keys(tokens), num_tokens);
   if (!found) return;
   Note(Name("open cached", s) + " of " + std::to_string(num_tokens) + " tokens: found " +
@@ -282,7 +296,12 @@ void KvWorld::Publish(std::uint32_t s) {
   const Seq& seq = seqs_[s];
   if (!CanEdit(seq)) return;
   Note(Name("publish", s) + ", " + std::to_string(seq.length) + " tokens");
-  cache_.Publish(SeqId{s}, seq.history.tokens(), Keys(seq.history.tokens()));
+  // What it will write next is known as well, as a prompt is: it must not be published yet.
+  std::vector<std::int32_t> tokens(seq.history.tokens().begin(), seq.history.tokens().end());
+  const std::uint32_t most = std::min(max_tokens(), seq.length + 2 * limits_.block_tokens);
+  for (std::uint32_t p = seq.length; p < most; ++p)
+    tokens.push_back(TokenAt(seq, p));
+  cache_.Publish(SeqId{s}, tokens, Keys(tokens));
 }
 
 bool KvWorld::Extend(std::uint32_t s, std::uint32_t num_tokens) {

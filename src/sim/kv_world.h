@@ -136,6 +136,8 @@ class KvWorld final : public World {
   std::uint32_t RandomTokens(Rng& rng) const;
   bool CanEdit(const Seq& seq) const { return seq.open && !seq.in_step && !planned_; }
   std::uint32_t Pick(bool open, Rng& rng) const;
+  // A prefix of `tokens`, as far as it is found; it goes on as `like` would.
+  void OpenLike(std::uint32_t s, const std::vector<std::int32_t>& tokens, const Seq& like);
   void DoVerb(std::uint8_t kind, Rng& rng);
   void DoStep(Rng& rng);
   void Interlude(Rng& rng);

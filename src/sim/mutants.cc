@@ -48,7 +48,7 @@ constexpr std::array kNames = {
     "forget-abandoned",
     "mirror-missing",
     "staged-survives-open",
-    "staged-survives-truncate",
+    "staged-beyond-budget",
     "stage-wrong-block",
     "map-stale",
     "runs-swapped",
