@@ -232,6 +232,7 @@ class Pager {
     return blocks_[Index(block)].generation;
   }
   void CheckInvariants() const;
+  std::uint64_t StateHash() const;  // As in KvCache.
 
  private:
   static constexpr std::uint32_t kNoBlock = 0;  // The sentinel is never in limbo.

@@ -62,7 +62,7 @@ std::uint32_t KvWorld::BlocksFor(std::uint32_t num_tokens) const {
 
 // Families share their first 16 tokens, pairs of them 48; from `own_from` on nobody shares.
 std::int32_t KvWorld::TokenAt(const Seq& seq, std::uint32_t position) const {
-  const std::uint64_t branch = position >= seq.own_from ? kFamilies * 2 + seq.life
+  const std::uint64_t branch = position >= seq.own_from ? kFamilies * 2 + seq.own_seed
                                : position < 16          ? 0
                                : position < 48          ? 1 + seq.family / 2
                                                         : 1 + kFamilies + seq.family;
@@ -190,7 +190,7 @@ void KvWorld::Open(std::uint32_t s, std::uint32_t reserve_tokens, std::uint32_t 
   Note(Name("open", s) + " reserve " + std::to_string(reserve_tokens));
   seq = Seq(limits_.block_tokens);
   seq.open = true;
-  seq.life = ++num_lives_;
+  seq.life = seq.own_seed = ++num_lives_;
   seq.family = family;
   seq.own_from = static_cast<std::uint32_t>(Mix64(seq.life) % (max_tokens() + 1));
   seq.reserved = reserve_tokens;
@@ -200,7 +200,14 @@ void KvWorld::OpenCached(std::uint32_t s, std::uint32_t num_tokens, std::uint32_
   Seq like(limits_.block_tokens);
   like.family = family;
   like.own_from = static_cast<std::uint32_t>(Mix64(num_lives_) % (max_tokens() + 1));
-  like.life = num_lives_ + 1;
+  like.own_seed = num_lives_ + 1;
+  OpenLike(s, PlannedTokens(like, num_tokens), like);
+}
+
+void KvWorld::OpenFixed(std::uint32_t s, std::uint32_t num_tokens, std::uint32_t own_from) {
+  Seq like(limits_.block_tokens);
+  like.own_from = own_from;
+  like.own_seed = s + 1;
   OpenLike(s, PlannedTokens(like, num_tokens), like);
 }
 
@@ -212,6 +219,7 @@ void KvWorld::OpenLike(std::uint32_t s, const std::vector<std::int32_t>& tokens,
   next.life = ++num_lives_;
   next.family = like.family;
   next.own_from = like.own_from;
+  next.own_seed = like.own_seed;
   const auto num_tokens = static_cast<std::uint32_t>(tokens.size());
   const auto found = cache_.OpenCached(SeqId{s}, tokens, Keys(tokens), num_tokens);
   if (!found) return;
@@ -237,6 +245,7 @@ void KvWorld::Fork(std::uint32_t child, std::uint32_t parent, std::uint32_t num_
   Seq next = from;
   next.history.Truncate(num_tokens);
   next.life = ++num_lives_;
+  if (next.life % 4 != 0) next.own_seed = next.life;
   if (next.life % 4 != 0) next.own_from = std::min(next.own_from, num_tokens);
   next.length = next.target = num_tokens;
   next.reserved = 0;

@@ -107,6 +107,26 @@ void KvWorld::CheckFences(const Step& next) const {
   }
 }
 
+std::uint64_t KvWorld::StateHash() const {
+  std::uint64_t hash = cache_.StateHash();
+  const auto mix = [&hash](std::uint64_t value) { hash = Mix64(hash ^ value); };
+  for (const Seq& seq : seqs_) {
+    mix(std::uint64_t{seq.length} << 32 | seq.target);
+    mix(seq.length > 0 ? seq.history.digest() : 0);
+    mix(std::uint64_t{seq.own_from} << 32 | seq.own_seed);
+  }
+  for (const Step& step : steps_) {
+    mix(std::uint64_t{step.num_layers_run} << 32 | step.view.header->num_tokens);
+    for (const SlotId slot : step.view.slots)
+      mix(Index(slot));
+    for (const TransferGroup& group : step.view.groups)
+      mix(std::uint64_t{Index(group.source)} << 32 | Index(group.target));
+    for (const Row& row : step.rows)
+      mix(std::uint64_t{row.seq} << 32 | (seqs_[row.seq].life == row.life ? 1 : 0));
+  }
+  return hash;
+}
+
 void KvWorld::RunAll() {
   while (!steps_.empty()) {
     RunLayer();
