@@ -263,6 +263,8 @@ struct Engine::State {
     // Nothing can be moved, or not soon enough: the youngest starts over elsewhere.
     if (!worked || num_crowded_steps >= kMaxCrowdedSteps) {
       const bool preempted = scheduler.PreemptYoungest();
+      // It was alone: what it finds again in the cache lies where it could not go on.
+      if (preempted && scheduler.num_running() == 0) loop.cache().DropCached();
       // The others are crowded still: taken in again at once, it would take the room it just left.
       num_crowded_steps = scheduler.num_running() > 0 ? 1 : 0;
       return preempted || worked;
