@@ -77,6 +77,7 @@ class BoundedQueue {
   }
 
   std::size_t capacity() const noexcept { return mask_ + 1; }
+  std::size_t reserved_bytes() const noexcept { return capacity() * sizeof(Cell); }
   // How many items there were a moment ago.
   std::size_t size() const noexcept {
     const std::size_t head = head_.load(std::memory_order_relaxed);

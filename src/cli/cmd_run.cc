@@ -28,6 +28,7 @@ struct RunFlags {
   std::string system;
   bool has_prompt = false;
   bool chat = false;
+  EngineOptions engine;  // what AddKvFlags sets
   bool verbose = false;
   std::uint32_t max_tokens = 256;
   float temperature = 0.8f;
@@ -134,13 +135,13 @@ void RunPrompt(RunFlags flags) {
                       .min_p = flags.min_p,
                       .seed = flags.seed};
   request.stop_ids = model.tokenizer().stop_ids();
-  Engine engine(model,
-                {.max_rows = 1,
-                 .max_context = flags.context,
-                 .max_queued = 1,
-                 .num_threads = flags.threads,
-                 .load_progress = ShowLoading()},
-                clock);
+  EngineOptions options = flags.engine;
+  options.max_rows = 1;
+  options.max_context = flags.context;
+  options.max_queued = 1;
+  options.num_threads = flags.threads;
+  options.load_progress = ShowLoading();
+  Engine engine(model, options, clock);
   const std::int64_t begin_ns = clock.NowNs();
   const RequestId id = OrThrow(engine.Submit(std::move(request)));
   std::signal(SIGINT, [](int) { interrupted = 1; });
@@ -177,6 +178,7 @@ void AddRunCommand(CLI::App& app) {
   command->add_option("-t,--threads", flags->threads, "worker threads; 0: all cores");
   command->add_option("-c,--ctx-size,--max-model-len", flags->context,
                       "tokens of context; 0: the model's");
+  AddKvFlags(*command, &flags->engine);
   command->add_flag("-v,--verbose", flags->verbose, "timings and reserved memory on stderr");
   command->callback([flags, prompt] {
     flags->has_prompt = prompt->count() > 0;

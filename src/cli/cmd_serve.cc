@@ -230,6 +230,7 @@ void AddEngineFlags(CLI::App& command, EngineOptions& engine) {
   command.add_option("--max-num-queued-reqs", engine.max_queued, "requests that may wait")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
+  AddKvFlags(command, &engine);
   command.add_option("--kernels", engine.kernels, "a table of kernels by name; the best otherwise");
 }
 

@@ -10,6 +10,7 @@ namespace kvrm {
 void AddRunCommand(CLI::App& app);
 void AddServeCommand(CLI::App& app);
 void AddTokenizeCommands(CLI::App& app);  // tokenize and detokenize
+void AddVerifyCommand(CLI::App& app);
 void AddInspectCommand(CLI::App& app);
 void AddLogitsCommand(CLI::App& app);
 void AddPerplexityCommand(CLI::App& app);

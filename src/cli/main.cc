@@ -28,6 +28,7 @@ int main(int argc, char** argv) {
   kvrm::AddServeCommand(app);
   kvrm::AddRunCommand(app);
   kvrm::AddInspectCommand(app);
+  kvrm::AddVerifyCommand(app);
   kvrm::AddTokenizeCommands(app);
   kvrm::AddLogitsCommand(app);
   kvrm::AddPerplexityCommand(app);

@@ -6,6 +6,7 @@
 #include <charconv>
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "base/clock.h"
@@ -16,6 +17,27 @@ namespace {
 
 constexpr std::int64_t kProgressIntervalNs = 100'000'000;
 
+// An option whose values are names; anything else is refused with all of them.
+struct ChoiceTexts {
+  std::string flag;
+  std::string help;
+  std::string names;
+};
+template <typename T, typename Name, typename Find>
+void AddChoice(CLI::App& command, const ChoiceTexts& texts, T* value, Name name, Find find) {
+  command
+      .add_option_function<std::string>(
+          texts.flag,
+          [texts, value, find](const std::string& text) {
+            const std::optional<T> found = find(text);
+            if (!found)
+              throw CLI::ValidationError(texts.flag, "'" + text + "' is none of " + texts.names);
+            *value = *found;
+          },
+          texts.help + ": " + texts.names)
+      ->default_str(name(*value));
+}
+
 }  // namespace
 
 void AddModelFlag(CLI::App& command, std::string* path) {
@@ -25,6 +47,50 @@ void AddModelFlag(CLI::App& command, std::string* path) {
 
 Model LoadModel(const std::string& path) {
   return OrThrow(path.empty() ? Model::LoadDemo() : Model::Load(path));
+}
+
+void AddKvFlags(CLI::App& command, EngineOptions* engine) {
+  std::string views;
+  for (int v = 0; v < kNumKvViews; ++v)
+    views += (v > 0 ? ", " : "") + std::string(KvViewName(static_cast<KvView>(v)));
+  AddChoice(command, {"--kv-view", "what a row shows of its history", views}, &engine->view,
+            KvViewName, FindKvView);
+  std::string policies;
+  for (int p = 0; p < kNumPlacementPolicies; ++p) {
+    const auto policy = static_cast<PlacementPolicy>(p);
+    if (policy == PlacementPolicy::kLanes) continue;  // the static views' own
+    policies += (p > 0 ? ", " : "") + std::string(PlacementPolicyName(policy));
+  }
+  AddChoice(command, {"--kv-placement", "where new blocks go", policies}, &engine->placement,
+            PlacementPolicyName, [](const std::string& text) {
+              const auto found = FindPlacementPolicy(text);
+              return found == PlacementPolicy::kLanes ? std::nullopt : found;
+            });
+  AddChoice(
+      command, {"--prefix-cache", "keep finished prefixes for others", "on, off"},
+      &engine->prefix_cache, [](bool on) { return on ? "on" : "off"; },
+      [](const std::string& text) -> std::optional<bool> {
+        if (text != "on" && text != "off") return std::nullopt;
+        return text == "on";
+      });
+  command.add_option("--max-runs", engine->max_runs, "runs of blocks a row shows at most")
+      ->check(CLI::Range(2, 65536))
+      ->capture_default_str();
+  command
+      .add_option("--max-move-bytes-per-step", engine->max_move_bytes_per_step,
+                  "KV bytes that one step moves at most, like 16M")
+      ->transform(CLI::AsSizeValue(false))
+      ->capture_default_str();
+  command
+      .add_option("--max-edits-per-step", engine->max_edits_per_step,
+                  "copies and mappings of one step at most")
+      ->capture_default_str();
+  command
+      .add_option("--memory-budget", engine->memory_budget,
+                  "bytes that may be reserved in all, like 4G; more is refused at start")
+      ->transform(CLI::AsSizeValue(false));
+  command.add_option("--descriptor-log", engine->descriptor_log,
+                     "file that records every step for kvrm verify; it holds the users' tokens");
 }
 
 bool IsTerminal(int fd) {

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/engine.h"
 #include "model/weights.h"
 
 namespace kvrm {
@@ -17,6 +18,9 @@ namespace kvrm {
 void AddModelFlag(CLI::App& command, std::string* path);
 // Loads it, or throws StartError.
 Model LoadModel(const std::string& path);
+
+// Adds the flags of the KV cache and of the memory: --kv-view, --memory-budget and their kin.
+void AddKvFlags(CLI::App& command, EngineOptions* engine);
 
 // Whether a person reads this stream (file descriptor 1 or 2).
 bool IsTerminal(int fd);

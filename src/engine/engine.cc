@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <thread>
 #include <utility>
 
@@ -107,7 +108,7 @@ EngineOptions Resolved(EngineOptions options, const EngineParts& parts) {
   return options;
 }
 
-StepLoopOptions LoopOptions(const EngineOptions& options) {
+StepLoopOptions LoopOptions(const EngineOptions& options, bool only_reserve) {
   return {.limits = {.max_rows = options.max_rows,
                      .max_tokens = options.max_step_tokens,
                      .max_runs = options.max_runs,
@@ -121,7 +122,17 @@ StepLoopOptions LoopOptions(const EngineOptions& options) {
           .view = options.view,
           .placement = options.placement,
           .placement_seed = options.placement_seed,
-          .prefix_cache = options.prefix_cache};
+          .prefix_cache = options.prefix_cache,
+          .descriptor_log = options.descriptor_log,
+          .only_reserve = only_reserve};
+}
+
+// What a descriptor log has for a salt: equal for equal salts, and not the salt itself.
+std::uint64_t LogSalt(const std::string& cache_salt) {
+  const PrefixKey key = PrefixRoot("", {}, cache_salt);
+  std::uint64_t salt = 0;
+  std::memcpy(&salt, key.bytes.data(), sizeof(salt));
+  return salt;
 }
 
 Error Invalid(std::string message) {
@@ -131,18 +142,20 @@ Error Invalid(std::string message) {
 }  // namespace
 
 struct Engine::State {
-  State(const EngineParts& parts, const EngineOptions& options_in, const Clock& clock_in)
+  State(const EngineParts& parts, const EngineOptions& options_in, const Clock& clock_in,
+        bool only_reserve = false)
       : vocab_size(parts.vocab_size),
         attention_window(parts.attention_window),
         model_digest(parts.model_digest),
         layout(parts.layout),
         clock(clock_in),
         options(Resolved(options_in, parts)),
-        loop(parts, LoopOptions(options)),
+        loop(parts, LoopOptions(options, only_reserve)),
         scheduler({.max_rows = options.max_rows,
                    .max_step_tokens = options.max_step_tokens,
                    .prompt_chunk = options.prompt_chunk,
-                   .max_waiting = options.max_queued},
+                   .max_waiting = options.max_queued,
+                   .log = loop.log()},
                   loop.cache()),
         sampler(vocab_size),
         commands(2 * (std::size_t{options.max_queued} + options.max_rows)),
@@ -151,6 +164,14 @@ struct Engine::State {
     layout.block_tokens = options.block_tokens;
     scheduled.reserve(options.max_rows);
     reserved.push_back({.owner = "step descriptors", .bytes = loop.descriptor_bytes()});
+    reserved.push_back({.owner = "kv tables", .bytes = loop.cache().stats().table_bytes});
+    reserved.push_back(
+        {.owner = "queues",
+         .bytes = commands.reserved_bytes() + events.reserved_bytes() + finished.reserved_bytes()});
+    if (loop.log_bytes() > 0) {
+      sampled_tokens.reserve(options.max_rows);
+      reserved.push_back({.owner = "descriptor log", .bytes = loop.log_bytes()});
+    }
     PublishStats();
   }
 
@@ -284,6 +305,9 @@ struct Engine::State {
       else if (IsMutant(Mutant::kSampleOfAnother))
         ++sample;
     }
+    if (loop.log() == nullptr) return;
+    loop.log()->Sampled(StepId{Index(loop.next_step()) - 1}, sampled_tokens);
+    sampled_tokens.clear();
   }
 
   void CountTokens(Sequence& sequence, std::uint32_t begin) noexcept {
@@ -306,8 +330,10 @@ struct Engine::State {
                            std::span(sequence.keys).first(num_full));
     }
     sequence.num_published_blocks = num_full;
-    if (attention_window != 0 && sequence.num_computed + 1 > attention_window)
-      loop.cache().Trim(sequence.seq, 0, sequence.num_computed + 1 - attention_window);
+    if (attention_window == 0 || sequence.num_computed + 1 <= attention_window) return;
+    const std::uint32_t end = sequence.num_computed + 1 - attention_window;
+    loop.cache().Trim(sequence.seq, 0, end);
+    if (loop.log() != nullptr) loop.log()->Trimmed(sequence.seq, 0, end);
   }
 
   void ExtendKeys(Sequence& sequence, std::uint32_t num_tokens) const noexcept {
@@ -322,6 +348,9 @@ struct Engine::State {
   void TakeToken(Sequence& sequence, std::uint32_t sample) noexcept {
     const Sampled sampled = sampler.Sample(loop.executor().Logits(sample), sequence.sampling,
                                            sequence.num_output_tokens());
+    // Samples that were forked off share the logits of their parent's.
+    if (loop.log() != nullptr && sampled_tokens.size() == sample)
+      sampled_tokens.push_back(sampled.token);
     if (sampled.token < 0) {
       Emit({.request = sequence.id, .finish = FinishReason::kError});
       return Finish(sequence.id);
@@ -362,6 +391,7 @@ struct Engine::State {
       sequence->max_length = num_prompt_tokens + std::min(request.max_tokens, max_output);
       sequence->tokens.reserve(sequence->max_length);
       sequence->tokens = request.prompt;  // The capacity stays.
+      if (!options.descriptor_log.empty()) sequence->log_salt = LogSalt(request.cache_salt);
       if (options.prefix_cache) {
         sequence->root = PrefixRoot(model_digest, layout, request.cache_salt);
         sequence->keys.reserve(sequence->max_length / options.block_tokens);
@@ -414,6 +444,7 @@ struct Engine::State {
   BoundedQueue<TokenEvent> events;                   // engine -> consumer
   BoundedQueue<std::unique_ptr<Sequence>> finished;  // engine -> consumer, to be freed
   std::vector<PlannedRow> scheduled;                 // rows of the step being run
+  std::vector<std::int32_t> sampled_tokens;          // of that step, for the descriptor log
   std::vector<ReservedBytes> reserved;
   std::function<void()> wake;
   std::array<std::uint64_t, kNumCounters> counts = {};  // engine thread
@@ -428,19 +459,57 @@ struct Engine::State {
   std::atomic<bool> stop{false};
 };
 
+namespace {
+
+HostPartsOptions PartsOptions(const EngineOptions& options, bool only_reserve) {
+  return {.num_threads = options.num_threads,
+          .kernels = options.kernels,
+          .kv_dtype = options.kv_dtype,
+          .progress = options.load_progress,
+          .only_reserve = only_reserve};
+}
+
+void AddDevice(const HostDevice& device, std::vector<ReservedBytes>* reserved) {
+  std::vector<ReservedBytes> of_device;
+  for (const Reservation& r : device.reservations())
+    of_device.push_back({.owner = r.owner, .bytes = r.bytes});
+  reserved->insert(reserved->begin(), of_device.begin(), of_device.end());
+}
+
+// Returns the options, or throws when they ask for more than they allow.
+const EngineOptions& WithinBudget(const Model& model, const EngineOptions& options,
+                                  const Clock& clock) {
+  if (options.memory_budget == 0) return options;
+  std::uint64_t need = 0;
+  std::string parts;
+  for (const ReservedBytes& reserved : Engine::Measure(model, options, clock)) {
+    need += reserved.bytes;
+    parts += (parts.empty() ? "" : ", ") + reserved.owner + " " + std::to_string(reserved.bytes);
+  }
+  if (need <= options.memory_budget) return options;
+  throw StartError("the memory budget is " + std::to_string(options.memory_budget) + " bytes and " +
+                   std::to_string(need) + " are needed: " + parts);
+}
+
+}  // namespace
+
+std::vector<ReservedBytes> Engine::Measure(const Model& model, const EngineOptions& options,
+                                           const Clock& clock) {
+  HostDevice device;
+  const State state(HostParts(model, device, PartsOptions(options, true)), options, clock,
+                    /*only_reserve=*/true);
+  std::vector<ReservedBytes> reserved = state.reserved;
+  AddDevice(device, &reserved);
+  return reserved;
+}
+
 Engine::Engine(const Model& model, const EngineOptions& options, const Clock& clock)
     : device_(std::make_unique<HostDevice>()),
       model_(&model),
-      state_(std::make_unique<State>(HostParts(model, *device_,
-                                               {.num_threads = options.num_threads,
-                                                .kernels = options.kernels,
-                                                .kv_dtype = options.kv_dtype,
-                                                .progress = options.load_progress}),
-                                     options, clock)) {
-  std::vector<ReservedBytes> of_device;
-  for (const Reservation& r : device_->reservations())
-    of_device.push_back({.owner = r.owner, .bytes = r.bytes});
-  state_->reserved.insert(state_->reserved.begin(), of_device.begin(), of_device.end());
+      state_(std::make_unique<State>(
+          HostParts(model, *device_, PartsOptions(WithinBudget(model, options, clock), false)),
+          options, clock)) {
+  AddDevice(*device_, &state_->reserved);
 }
 
 Engine::Engine(const EngineParts& parts, const EngineOptions& options, const Clock& clock)
@@ -601,6 +670,10 @@ void Engine::CheckInvariants() const {
 const std::vector<ReservedBytes>& Engine::reserved() const {
   return state_->reserved;
 }
+const EngineOptions& Engine::options() const {
+  return state_->options;
+}
+
 std::uint32_t Engine::max_context() const {
   return state_->options.max_context;
 }

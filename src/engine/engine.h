@@ -47,6 +47,11 @@ struct EngineOptions {
   std::string kernels = {};          // "": as KVRM_ISA or the best; else a table's name
   std::uint64_t placement_seed = 0;  // not 0: kScattered, whatever `placement` is (tests)
   DType kv_dtype = DType::kF16;
+  std::string descriptor_log = {};  // file that records every descriptor (step/step_log.h)
+  // Most bytes that Engine::reserved may sum up to; 0: no limit. More is refused at start, with the
+  // exact number, before any of it is touched. The model's own file, which is mapped, and the
+  // program itself are not counted.
+  std::uint64_t memory_budget = 0;
   // Called while weights are packed, with bytes done and in all.
   std::function<void(std::uint64_t done, std::uint64_t total)> load_progress = {};
 };
@@ -75,6 +80,10 @@ struct EngineStats {
 
 class Engine {
  public:
+  // What an engine with these options would reserve, exactly. Touches none of the large memories
+  // and packs nothing. Throws StartError as the constructor.
+  static std::vector<ReservedBytes> Measure(const Model& model, const EngineOptions& options,
+                                            const Clock& clock);
   // `model` and `clock` outlive the engine. Throws StartError with exact numbers when it cannot.
   Engine(const Model& model, const EngineOptions& options, const Clock& clock);
   // On a device and an executor of the caller's; num_threads, kernels, kv_dtype and load_progress
@@ -113,6 +122,8 @@ class Engine {
   void CheckInvariants() const;
   const std::vector<ReservedBytes>& reserved() const;
   std::uint32_t max_context() const;
+  // As given, with what was left open filled in.
+  const EngineOptions& options() const;
   // Requires: constructed from a model.
   const Model& model() const;
 

@@ -66,6 +66,47 @@ EngineOptions Small() {
   return {.max_rows = 4, .max_context = 256, .max_queued = 4, .num_threads = 1};
 }
 
+std::map<std::string, std::uint64_t> ByOwner(const std::vector<ReservedBytes>& reserved) {
+  std::map<std::string, std::uint64_t> bytes;
+  for (const ReservedBytes& part : reserved)
+    bytes[part.owner] += part.bytes;
+  return bytes;
+}
+
+TEST(Engine, MeasuresExactlyWhatItReserves) {
+  for (int v = 0; v < kNumKvViews; ++v) {
+    EngineOptions options = Small();
+    options.view = static_cast<KvView>(v);
+    SCOPED_TRACE(KvViewName(options.view));
+    const auto measured = ByOwner(Engine::Measure(Demo(), options, kClock));
+    const Engine engine(Demo(), options, kClock);
+    EXPECT_EQ(measured, ByOwner(engine.reserved()));
+    const KvStats kv = engine.kv_stats();
+    EXPECT_LE(kv.live_bytes, kv.mapped_bytes);
+    EXPECT_LE(kv.mapped_bytes, kv.reserved_bytes);
+  }
+}
+
+TEST(Engine, BudgetIsKeptToTheByte) {
+  EngineOptions options = Small();
+  std::uint64_t need = 0;
+  for (const ReservedBytes& part : Engine::Measure(Demo(), options, kClock))
+    need += part.bytes;
+  options.memory_budget = need;
+  const Engine fits(Demo(), options, kClock);
+  EXPECT_EQ(fits.options().memory_budget, need);
+  options.memory_budget = need - 1;
+  options.load_progress = [](std::uint64_t, std::uint64_t) { ADD_FAILURE() << "weights packed"; };
+  try {
+    const Engine refused(Demo(), options, kClock);
+    FAIL() << "it fits nowhere";
+  } catch (const StartError& error) {
+    const std::string message = error.what();
+    EXPECT_NE(message.find("budget is " + std::to_string(need - 1)), std::string::npos) << message;
+    EXPECT_NE(message.find(std::to_string(need) + " are needed"), std::string::npos) << message;
+  }
+}
+
 TEST(Engine, EndsAtMaxTokens) {
   Engine engine(Demo(), Small(), kClock);
   const RequestId id = OrThrow(engine.Submit(Story(12)));

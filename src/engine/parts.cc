@@ -52,15 +52,19 @@ EngineParts HostParts(const Model& model, Device& device, const HostPartsOptions
           .attention_window = config.sliding_window,
           .model_digest = DigestOf(model, *kernels),
           .device = &device,
-          .make_executor = [&model, &device, kernels, num_workers, progress = options.progress](
+          .make_executor = [&model, &device, kernels, num_workers, progress = options.progress,
+                            only_reserve = options.only_reserve](
                                const ExecutorNeeds& needs) -> std::unique_ptr<Executor> {
-            return std::make_unique<CpuExecutor>(BuildDecoder(model.config(), model.weights()),
-                                                 CpuExecutorOptions{.limits = needs.limits,
-                                                                    .layout = needs.layout,
-                                                                    .num_workers = num_workers,
-                                                                    .kernels = kernels,
-                                                                    .progress = progress},
-                                                 device, needs.memory);
+            return std::make_unique<CpuExecutor>(
+                BuildDecoder(model.config(), model.weights()),
+                CpuExecutorOptions{.limits = needs.limits,
+                                   .layout = needs.layout,
+                                   .num_workers = num_workers,
+                                   .kernels = kernels,
+                                   .layer_buffers = needs.layer_buffers,
+                                   .progress = progress,
+                                   .only_reserve = only_reserve},
+                device, needs.memory);
           }};
 }
 

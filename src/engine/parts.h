@@ -44,6 +44,7 @@ struct HostPartsOptions {
   std::string kernels = {};       // "": as KVRM_ISA or the best; else a table's name
   DType kv_dtype = DType::kF16;
   std::function<void(std::uint64_t done, std::uint64_t total)> progress = {};  // LoadProgress
+  bool only_reserve = false;  // the executor is asked how much it takes, and never runs
 };
 
 // The model's decoder on this machine's processor. Throws StartError for what it cannot have.

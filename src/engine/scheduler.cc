@@ -117,6 +117,13 @@ bool Scheduler::Open(Sequence& sequence) noexcept {
   const std::optional<std::uint32_t> found =
       cache_.OpenCached(free_seqs_.back(), tokens.first(tokens.size() - 1), sequence.keys, reserve);
   if (!found) return false;
+  if (options_.log != nullptr) {
+    options_.log->Opened({.seq = free_seqs_.back(),
+                          .num_tokens = *found,
+                          .request = static_cast<std::uint64_t>(sequence.id),
+                          .salt = sequence.log_salt,
+                          .tokens = tokens.first(*found)});
+  }
   sequence.num_computed = *found + (*found > 0 && IsMutant(Mutant::kHitTooLong) ? 1 : 0);
   if (sequence.num_ever_computed == 0)
     sequence.num_cached_tokens = std::min(*found, sequence.num_prompt_tokens);
@@ -154,6 +161,13 @@ Sequence* Scheduler::Fork(const Sequence& parent) noexcept {
     if (running_.size() == options_.max_rows) continue;
     const std::uint32_t reserve = std::min(child.length() + 1, child.max_length);
     if (!cache_.Fork(free_seqs_.back(), parent.seq, parent.num_computed, reserve)) continue;
+    if (options_.log != nullptr) {
+      options_.log->Opened({.seq = free_seqs_.back(),
+                            .parent = parent.seq,
+                            .num_tokens = parent.num_computed,
+                            .request = static_cast<std::uint64_t>(child.id),
+                            .salt = child.log_salt});
+    }
     child.num_computed = child.num_ever_computed = parent.num_computed;
     child.num_cached_tokens = parent.num_computed;
     Run(i, free_seqs_.back());

@@ -17,6 +17,7 @@
 
 #include "engine/sequence.h"
 #include "kv/kv_cache.h"
+#include "step/step_log.h"
 
 namespace kvrm {
 
@@ -25,6 +26,7 @@ struct SchedulerOptions {
   std::uint32_t max_step_tokens = 0;  // at least max_rows
   std::uint32_t prompt_chunk = 0;     // tokens per row and step
   std::uint32_t max_waiting = 0;
+  StepLog* log = nullptr;  // told of every sequence that begins
 };
 
 // A sequence and how many of its tokens this step computes.

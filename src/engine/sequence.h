@@ -33,6 +33,7 @@ struct Sequence {
   // and none without a prefix cache.
   std::vector<PrefixKey> keys;
   PrefixKey root = {};
+  std::uint64_t log_salt = 0;  // of the descriptor log: requests with one cache_salt have one
   // Another sample's sequence, with the same prompt, that this one shares it with: it waits until
   // that one has computed it. 0: nobody's.
   RequestId sample_of{};

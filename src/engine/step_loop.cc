@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "base/log.h"
 #include "base/result.h"
 
 namespace kvrm {
@@ -67,6 +68,34 @@ StepLimits RaisedLimits(StepLimits limits, const KvCacheOptions& cache_options) 
   return limits;
 }
 
+StepLogHeader LogHeader(const KvCache& cache, const StepLimits& limits) {
+  const KvCacheOptions& options = cache.options();
+  const std::uint64_t num_blocks = cache.memory().size() / options.layout.block_bytes();
+  return {.limits = limits,
+          .layout = options.layout,
+          .num_pool_blocks = options.num_blocks,
+          .num_window_blocks = static_cast<std::uint32_t>(num_blocks - options.num_blocks),
+          .num_layer_blocks = static_cast<std::uint32_t>(cache.layer_buffers().size() /
+                                                         (2 * options.layout.layer_bytes())),
+          .num_lanes = options.max_seqs,
+          .lane_blocks = options.max_blocks_per_seq,
+          .ring_entries = kRingEntries,
+          .has_lives = true,
+          .view = KvViewName(options.view),
+          .placement = PlacementPolicyName(options.placement)};
+}
+
+std::unique_ptr<StepLog> OpenLog(const StepLoopOptions& loop_options, const KvCache& cache,
+                                 const StepLimits& limits) {
+  const std::string& path = loop_options.descriptor_log;
+  if (path.empty() || loop_options.only_reserve) return nullptr;
+  StepLogOptions options;
+  options.on_error = [](const std::string& message) {
+    Log(LogLevel::kError, "descriptor_log_ended", {{"reason", message}});
+  };
+  return OrThrow(StepLog::Create(path, LogHeader(cache, limits), options));
+}
+
 }  // namespace
 
 void CheckBlockTokens(std::uint32_t block_tokens) {
@@ -89,7 +118,11 @@ StepLoop::StepLoop(const EngineParts& parts, const StepLoopOptions& options)
       executor_(parts.make_executor({.limits = limits_,
                                      .layout = cache_options_.layout,
                                      .memory = cache_->memory(),
-                                     .layer_buffers = cache_->layer_buffers()})) {}
+                                     .layer_buffers = cache_->layer_buffers()})),
+      log_bytes_(options.descriptor_log.empty()
+                     ? 0
+                     : StepLog::RequiredBytes(LogHeader(*cache_, limits_), {})),
+      log_(OpenLog(options, *cache_, limits_)) {}
 
 void StepLoop::Begin() noexcept {
   CHECK(builder_.Begin());
@@ -111,10 +144,14 @@ bool StepLoop::Commit() noexcept {
   const StepView step = builder_.Commit(bucket, buckets[bucket].max_rows);
   CHECK(step.header->step == next_);
   next_ = StepId{Index(next_) + 1};
+  if (log_) log_->Step(step);
   cache_->Launch(step);
   cache_->Land();
+  if (log_ && cache_->landed()) log_->Landed(step.header->step);
   executor_->Run(builder_.Latch());
+  if (log_) log_->Latched(step.header->step);
   executor_->Wait();
+  if (log_) log_->Retired(step);
   cache_->Retire(builder_.Retire());
   return true;
 }

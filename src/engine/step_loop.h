@@ -14,6 +14,7 @@
 #include "engine/parts.h"
 #include "kv/kv_cache.h"
 #include "step/step_builder.h"
+#include "step/step_log.h"
 
 namespace kvrm {
 
@@ -29,6 +30,8 @@ struct StepLoopOptions {
   PlacementPolicy placement = KvCacheOptions{}.placement;
   std::uint64_t placement_seed = 0;  // not 0: kScattered, whatever `placement` is (tests)
   bool prefix_cache = false;
+  std::string descriptor_log = {};  // a file to write a StepLog to; "": none
+  bool only_reserve = false;        // that file is not made
 };
 
 // Throws StartError unless this many tokens can be a block.
@@ -48,6 +51,10 @@ class StepLoop {
   const Executor& executor() const { return *executor_; }
   const StepLimits& limits() const { return limits_; }
   StepId next_step() const { return next_; }
+  // Of a descriptor log; 0: none.
+  std::uint64_t log_bytes() const { return log_bytes_; }
+  // Null without a log.
+  StepLog* log() { return log_.get(); }
   std::uint64_t descriptor_bytes() const { return builder_.reserved_bytes(); }
 
   // Opens the next descriptor and plans the step's moves into it. The rows' slots have been made by
@@ -63,6 +70,8 @@ class StepLoop {
   StepBuilder builder_;
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<Executor> executor_;
+  std::uint64_t log_bytes_ = 0;
+  std::unique_ptr<StepLog> log_;
   StepId next_{1};
 };
 

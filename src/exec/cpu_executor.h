@@ -46,6 +46,7 @@ struct CpuExecutorOptions {
   // which other steps pass by without a barrier.
   std::span<std::byte> layer_buffers = {};
   LoadProgress progress = {};
+  bool only_reserve = false;  // as ProgramOptions; such an executor must not run
 };
 
 class CpuExecutor final : public Executor {

@@ -121,9 +121,10 @@ class Compiler {
                      .rows = weight->rows,
                      .cols = weight->cols,
                      .num_workers = team_.num_workers()};
+      packed_[weight->data.data()] = job.target;
+      if (options_.only_reserve) continue;
       team_.Start(&Pack, &job);
       team_.Join();
-      packed_[weight->data.data()] = job.target;
       packed_bytes += PackedBytes(*weight);
       if (options_.progress) options_.progress(packed_bytes, bytes);
     }

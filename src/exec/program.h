@@ -78,6 +78,8 @@ struct ProgramOptions {
   std::uint32_t max_samples = 0;
   bool layer_windows = false;  // There may be steps with kStepLayerWindows.
   LoadProgress progress = {};
+  // Everything is reserved and no weight is packed: for who only asks how much it takes.
+  bool only_reserve = false;
 };
 
 // Packs with all workers of `team`, reserves from `device`. Throws StartError.

@@ -299,6 +299,10 @@ void KvCache::Land() noexcept {
   state_->transport.Land();
 }
 
+bool KvCache::landed() const noexcept {
+  return state_->transport.flying() == StepId{};
+}
+
 void KvCache::Retire(StepId step) noexcept {
   const StepId flying = state_->transport.flying();
   CHECK(flying == StepId{} || flying > step || IsMutant(Mutant::kNoLand));  // Landed before it ran.

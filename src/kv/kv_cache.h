@@ -202,6 +202,8 @@ class KvCache {
   // device. Land waits for them.
   void Launch(const StepView& step) noexcept;
   void Land() noexcept;
+  // Whether every copy of the steps launched so far has been waited for.
+  bool landed() const noexcept;
   // Epoch `step` has retired: its limbo blocks are free again. In order, each epoch once.
   void Retire(StepId step) noexcept;
   // Forgets every cached block. Blocks with holders stay.

@@ -209,6 +209,15 @@ void Server::State::Answer(ExchangeId exchange, const Route& route, const HttpRe
     case RouteId::kVersion:
       body = json::serialize(json::object{{"version", kVersion}});
       break;
+    case RouteId::kLedger:
+      body = LedgerBody(engine.ledger());
+      break;
+    case RouteId::kMetrics: {
+      HttpResponse response = JsonResponse(MetricsText(engine.ledger()), request_id);
+      response.content_type = kMetricsContentType;
+      http.Respond(exchange, std::move(response));
+      return;
+    }
     case RouteId::kModel:
       if (ModelNameOf(request.path) != model.served_name) {
         http.Respond(exchange, ErrorResponse(Refusal(404, "no such model"), request_id));

@@ -61,9 +61,12 @@ class FakeEngine {
             .cancel = [this](RequestId request) { Cancel(request); },
             .poll = [this](std::span<TokenEvent> events) { return Poll(events); },
             .set_wake = [this](std::function<void()> wake) { wake_ = std::move(wake); },
+            .ledger = [this] { return ledger_; },
             .max_context = 1000};
   }
 
+  // Before the server starts.
+  void SetLedger(const EngineLedger& ledger) { ledger_ = ledger; }
   // Before the server starts.
   void SetReply(std::string text, FinishReason finish) {
     reply_ = std::move(text);
@@ -130,6 +133,7 @@ class FakeEngine {
   std::vector<Request> requests_ = std::vector<Request>(kMaxRequests);
   std::atomic<std::size_t> num_submitted_{0};
   std::array<std::atomic<bool>, kMaxRequests> cancelled_{};
+  EngineLedger ledger_;
   std::string reply_;
   FinishReason reply_finish_ = FinishReason::kStop;
   bool has_reply_ = false;

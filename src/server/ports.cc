@@ -25,6 +25,16 @@ EnginePort PortOf(Engine& engine) {
           .cancel = [&engine](RequestId request) { engine.Cancel(request); },
           .poll = [&engine](std::span<TokenEvent> events) { return engine.Poll(events); },
           .set_wake = [&engine](std::function<void()> wake) { engine.SetWake(std::move(wake)); },
+          .ledger =
+              [&engine] {
+                const EngineOptions& options = engine.options();
+                return EngineLedger{.engine = engine.stats(),
+                                    .kv = engine.kv_stats(),
+                                    .reserved = engine.reserved(),
+                                    .memory_budget = options.memory_budget,
+                                    .view = KvViewName(options.view),
+                                    .placement = PlacementPolicyName(options.placement)};
+              },
           .max_context = engine.max_context()};
 }
 

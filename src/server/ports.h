@@ -17,6 +17,7 @@
 #include "model/chat_template.h"
 #include "model/tokenizer.h"
 #include "model/weights.h"
+#include "server/ledger.h"
 
 namespace kvrm {
 
@@ -26,6 +27,7 @@ struct EnginePort {
   std::function<void(RequestId)> cancel;                   // I/O thread
   std::function<std::size_t(std::span<TokenEvent>)> poll;  // I/O thread
   std::function<void(std::function<void()>)> set_wake;     // once, before requests
+  std::function<EngineLedger()> ledger;                    // I/O thread
   std::uint32_t max_context = 0;
 };
 

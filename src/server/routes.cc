@@ -13,6 +13,8 @@ constexpr std::array kRoutes = {
     Route{.path = "/health", .id = RouteId::kHealth, .is_post = false, .is_public = true},
     Route{.path = "/v1/health", .id = RouteId::kHealth, .is_post = false, .is_public = true},
     Route{.path = "/version", .id = RouteId::kVersion, .is_post = false},
+    Route{.path = "/v1/kv/ledger", .id = RouteId::kLedger, .is_post = false},
+    Route{.path = "/metrics", .id = RouteId::kMetrics, .is_post = false},
     Route{.path = "/v1/models", .id = RouteId::kModels, .is_post = false},
     Route{.path = "/models", .id = RouteId::kModels, .is_post = false},
     Route{.path = kModelPrefix, .id = RouteId::kModel, .is_post = false},

@@ -15,6 +15,8 @@ namespace kvrm {
 enum class RouteId : std::uint8_t {
   kHealth,
   kVersion,
+  kLedger,
+  kMetrics,
   kModels,
   kModel,  // "/v1/models/NAME"
   kChat,

@@ -107,6 +107,56 @@ TEST_F(ServerTest, SmallRoutesAnswer) {
   EXPECT_EQ(Ask(GetText("/version")).status, 200);
 }
 
+TEST_F(ServerTest, LedgerAndMetricsTellTheSameFigures) {
+  EngineLedger ledger;
+  ledger.view = "extents";
+  ledger.kv = {.num_blocks = 9,
+               .num_free = 5,
+               .num_held = 3,
+               .num_cached = 1,
+               .longest_hole = 3,
+               .reserved_bytes = 1500,
+               .pool_bytes = 1000,
+               .window_bytes = 500,
+               .mapped_bytes = 400,
+               .live_bytes = 250,
+               .fragmented_bytes = 50,
+               .num_moved_blocks = 7};
+  ledger.engine.num_steps = 42;
+  ledger.reserved = {{"kv pool", 1500}, {"packed weights", 77}};
+  engine_.SetLedger(ledger);
+  Start();
+  const json::value body = Parse(Ask(GetText("/v1/kv/ledger")).body);
+  EXPECT_EQ(body.at("object"), "kv.ledger");
+  EXPECT_EQ(body.at("view"), "extents");
+  EXPECT_EQ(body.at("reserved_bytes"), 1577);
+  EXPECT_TRUE(body.at("memory_budget_bytes").is_null());
+  EXPECT_EQ(body.at("reserved").at(1).at("owner"), "packed weights");
+  const json::value& tier = body.at("tiers").at(0);
+  EXPECT_EQ(tier.at("tier"), "ram");
+  EXPECT_EQ(tier.at("block_bytes"), 100);
+  EXPECT_EQ(tier.at("live_bytes"), 250);
+  EXPECT_EQ(tier.at("mapped_bytes"), 400);
+  EXPECT_EQ(tier.at("reserved_bytes"), 1500);
+  EXPECT_EQ(tier.at("padding_bytes"), 100);
+  EXPECT_EQ(tier.at("internal_fragmentation_bytes"), 50);
+  EXPECT_EQ(tier.at("external_fragmentation_bytes"), 200);
+  EXPECT_EQ(tier.at("blocks").at("held"), 3);
+  EXPECT_EQ(body.at("movement").at("moved_blocks"), 7);
+
+  const ClientResponse metrics = Ask(GetText("/metrics"));
+  EXPECT_EQ(metrics.status, 200);
+  EXPECT_NE(metrics.head.find("Content-Type: text/plain; version=0.0.4"), std::string::npos);
+  for (const char* line :
+       {"# TYPE kvrm:kv_bytes gauge\n", "\nkvrm:kv_bytes{tier=\"ram\",state=\"live\"} 250\n",
+        "\nkvrm:kv_bytes{tier=\"ram\",state=\"external_fragmentation\"} 200\n",
+        "\nkvrm:memory_ledger_bytes{part=\"packed weights\"} 77\n", "\nkvrm:steps_total 42\n",
+        "\nkvrm:moved_blocks_total 7\n"}) {
+    EXPECT_NE(metrics.body.find(line), std::string::npos) << line;
+  }
+  EXPECT_EQ(metrics.body.find("memory_budget_bytes"), std::string::npos);
+}
+
 TEST_F(ServerTest, UnknownPathsAndWrongMethods) {
   Start();
   const ClientResponse missing = Ask(GetText("/nothing"));

@@ -25,6 +25,10 @@ namespace {
 // of ring take some hundred steps to fill.
 constexpr std::chrono::milliseconds kIdle{1};
 
+std::uint64_t RingBytes(const StepLogHeader& header, const StepLogOptions& options) {
+  return std::bit_ceil(std::max(options.ring_bytes, 4 * (MaxStepLogRecordBytes(header) + 64)));
+}
+
 void PutName(const std::string& name, std::vector<std::byte>* out) {
   char field[kStepLogNameBytes] = {};
   std::memcpy(field, name.data(), std::min(name.size(), kStepLogNameBytes - 1));
@@ -97,12 +101,12 @@ void AppendStepLogRecord(const StepLogHeader& header, const StepLogRecord& recor
 struct StepLog::State {
   State(int fd_in, const StepLogHeader& header, const StepLogOptions& options)
       : fd(fd_in),
-        ring_bytes(
-            std::bit_ceil(std::max(options.ring_bytes, 4 * (MaxStepLogRecordBytes(header) + 64)))),
+        ring_bytes(RingBytes(header, options)),
+        max_record_bytes(MaxStepLogRecordBytes(header)),
         ring(std::make_unique<std::byte[]>(ring_bytes)),
         on_error(options.on_error) {
     AppendStepLogHeader(header, &pending);
-    record.reserve(MaxStepLogRecordBytes(header));
+    record.reserve(max_record_bytes);
   }
   ~State() {
     if (fd >= 0) ::close(fd);
@@ -122,6 +126,7 @@ struct StepLog::State {
 
   int fd = -1;
   const std::uint64_t ring_bytes;
+  const std::uint64_t max_record_bytes;
   const std::unique_ptr<std::byte[]> ring;
   const std::function<void(const std::string&)> on_error;
 
@@ -337,7 +342,11 @@ StepLogStats StepLog::stats() const noexcept {
 }
 
 std::uint64_t StepLog::reserved_bytes() const noexcept {
-  return state_->ring_bytes + state_->record.capacity();
+  return state_->ring_bytes + state_->max_record_bytes;
+}
+
+std::uint64_t StepLog::RequiredBytes(const StepLogHeader& header, const StepLogOptions& options) {
+  return RingBytes(header, options) + MaxStepLogRecordBytes(header);
 }
 
 }  // namespace kvrm

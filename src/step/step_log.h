@@ -115,6 +115,8 @@ class StepLog {
   // Any thread.
   StepLogStats stats() const noexcept;
   std::uint64_t reserved_bytes() const noexcept;
+  // Of a log that Create would make.
+  static std::uint64_t RequiredBytes(const StepLogHeader& header, const StepLogOptions& options);
 
  private:
   struct State;

@@ -324,7 +324,9 @@ bool StepVerifier::State::CheckTargets(const TransferGroup& group) {
     const bool is_same =
         group.kind == GroupKind::kMap && content_.Shown(b) == Index(group.source) + (b - first);
     const Block& block = blocks_[b];
-    const std::uint64_t used = std::max(block.row_epoch, block.copy_epoch);
+    // A window may be filled anew: flights land one after the other, and nobody has read it.
+    const std::uint64_t copied = content_.IsWindow(b) ? 0 : block.copy_epoch;
+    const std::uint64_t used = std::max(block.row_epoch, copied);
     if (InFlight(used) && !is_same) {
       return Fail(StepRule::kReuse, kNoNumber, b,
                   "target of a group while step " + Number(used) + ", which uses it, is in flight");
@@ -382,11 +384,15 @@ void StepVerifier::State::ApplyGroup(const TransferGroup& group, StepId step) {
   for (std::uint32_t i = 0; i < group.num_blocks; ++i) {
     const std::uint32_t target = Index(group.target) + i;
     std::uint64_t life = 0;
+    bool is_bridge = false;
     if (to_here && content_.IsWindow(target)) {
-      const std::uint32_t lane = (target - content_.num_pool_blocks()) / header_.lane_blocks;
+      const std::uint64_t number = target - content_.num_pool_blocks();
+      const std::uint64_t lane = number / header_.lane_blocks;
       if (lane < lives_.size()) life = lives_[lane].id;
+      is_bridge = lane < lives_.size() && may_be_hole_[number] != 0;
     }
-    if (from_here) {
+    // What is copied into a window's hole was on the way: nobody cares what it is.
+    if (from_here && !is_bridge) {
       Block& source = blocks_[Index(group.source) + i];
       source.copy_epoch = now_;
       source.copy_life = life;

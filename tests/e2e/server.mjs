@@ -3,7 +3,7 @@
 import { spawn } from "node:child_process";
 import { fileURLToPath } from "node:url";
 
-const binary =
+export const binary =
   process.env.KVRM_BIN ?? fileURLToPath(new URL("../../build/release/kvrm", import.meta.url));
 
 export class KvrmServer {

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/ledger.h"
+
+#include <boost/json/serialize.hpp>
+#include <string_view>
+
+#include "base/json.h"
+
+namespace kvrm {
+namespace {
+
+std::uint64_t BlockBytes(const KvStats& kv) {
+  return kv.pool_bytes / (std::uint64_t{kv.num_blocks} + 1);
+}
+
+// Free bytes that are not in the longest hole: there, and of no use to a run as long as the whole.
+std::uint64_t ExternalFragmentation(const KvStats& kv) {
+  return (std::uint64_t{kv.num_free} - kv.longest_hole) * BlockBytes(kv);
+}
+
+// The sentinel: reserved, and for rows of padding only.
+std::uint64_t PaddingBytes(const KvStats& kv) {
+  return kv.pool_bytes - kv.num_blocks * BlockBytes(kv);
+}
+
+std::uint64_t ReservedBytesOf(const EngineLedger& ledger) {
+  std::uint64_t sum = 0;
+  for (const ReservedBytes& reserved : ledger.reserved)
+    sum += reserved.bytes;
+  return sum;
+}
+
+json::object TierObject(const KvStats& kv) {
+  return {{"tier", "ram"},
+          {"block_bytes", BlockBytes(kv)},
+          {"reserved_bytes", kv.reserved_bytes},
+          {"mapped_bytes", kv.mapped_bytes},
+          {"live_bytes", kv.live_bytes},
+          {"padding_bytes", PaddingBytes(kv)},
+          {"internal_fragmentation_bytes", kv.fragmented_bytes},
+          {"external_fragmentation_bytes", ExternalFragmentation(kv)},
+          {"free_bytes", kv.num_free * BlockBytes(kv)},
+          {"longest_hole_bytes", kv.longest_hole * BlockBytes(kv)},
+          {"window_bytes", kv.window_bytes},
+          {"window_address_bytes", kv.window_address_bytes},
+          {"blocks", json::object{{"total", kv.num_blocks},
+                                  {"free", kv.num_free},
+                                  {"held", kv.num_held},
+                                  {"cached", kv.num_cached},
+                                  {"limbo", kv.num_limbo},
+                                  {"promised", kv.num_promised},
+                                  {"soft", kv.num_soft},
+                                  {"shared", kv.num_shared}}}};
+}
+
+json::object MovementObject(const KvStats& kv) {
+  return {{"moved_blocks", kv.num_moved_blocks},
+          {"groups", kv.num_groups},
+          {"mappings", kv.num_maps},
+          {"staged_bytes", kv.num_staged_bytes},
+          {"copied_on_write_blocks", kv.num_cow_blocks},
+          {"prefix_hit_blocks", kv.num_prefix_hits},
+          {"prefix_missed_blocks", kv.num_prefix_misses},
+          {"evicted_blocks", kv.num_evictions},
+          {"run_overflows", kv.num_run_overflows},
+          {"waits", kv.num_waits},
+          {"stalls", kv.num_stalls},
+          {"most_runs", kv.max_runs_seen}};
+}
+
+// A line for a metric, with its type before the first of its name.
+class MetricLines {
+ public:
+  void Gauge(std::string_view name, std::uint64_t value, std::string_view labels = "") {
+    Add(name, "gauge", value, labels);
+  }
+  void Counter(std::string_view name, std::uint64_t value) { Add(name, "counter", value, ""); }
+  std::string text;
+
+ private:
+  void Add(std::string_view name, std::string_view type, std::uint64_t value,
+           std::string_view labels) {
+    if (name != last_) {
+      text += "# TYPE kvrm:" + std::string(name) + ' ' + std::string(type) + '\n';
+      last_ = name;
+    }
+    text += "kvrm:" + std::string(name);
+    if (!labels.empty()) text += '{' + std::string(labels) + '}';
+    text += ' ' + std::to_string(value) + '\n';
+  }
+  std::string last_;
+};
+
+void AddMemory(const EngineLedger& ledger, MetricLines* lines) {
+  const KvStats& kv = ledger.kv;
+  const auto kv_bytes = [lines](const char* state, std::uint64_t value) {
+    lines->Gauge("kv_bytes", value, "tier=\"ram\",state=\"" + std::string(state) + '"');
+  };
+  kv_bytes("reserved", kv.reserved_bytes);
+  kv_bytes("mapped", kv.mapped_bytes);
+  kv_bytes("live", kv.live_bytes);
+  kv_bytes("padding", PaddingBytes(kv));
+  kv_bytes("internal_fragmentation", kv.fragmented_bytes);
+  kv_bytes("external_fragmentation", ExternalFragmentation(kv));
+  const auto blocks = [lines](const char* state, std::uint64_t value) {
+    lines->Gauge("kv_blocks", value, "tier=\"ram\",state=\"" + std::string(state) + '"');
+  };
+  blocks("free", kv.num_free);
+  blocks("held", kv.num_held);
+  blocks("cached", kv.num_cached);
+  blocks("limbo", kv.num_limbo);
+  lines->Gauge("kv_longest_hole_blocks", kv.longest_hole);
+  // Owners are names of our own, without quotes or backslashes.
+  for (const ReservedBytes& reserved : ledger.reserved)
+    lines->Gauge("memory_ledger_bytes", reserved.bytes, "part=\"" + reserved.owner + '"');
+  if (ledger.memory_budget != 0) lines->Gauge("memory_budget_bytes", ledger.memory_budget);
+}
+
+}  // namespace
+
+std::string LedgerBody(const EngineLedger& ledger) {
+  json::array reserved;
+  for (const ReservedBytes& part : ledger.reserved)
+    reserved.push_back({{"owner", part.owner}, {"bytes", part.bytes}});
+  json::object body = {{"object", "kv.ledger"},
+                       {"view", ledger.view},
+                       {"placement", ledger.placement},
+                       {"reserved_bytes", ReservedBytesOf(ledger)},
+                       {"memory_budget_bytes", nullptr},
+                       {"reserved", std::move(reserved)},
+                       {"tiers", json::array{TierObject(ledger.kv)}},
+                       {"table_bytes", ledger.kv.table_bytes},
+                       {"sequences", ledger.kv.num_open},
+                       {"movement", MovementObject(ledger.kv)}};
+  if (ledger.memory_budget != 0) body["memory_budget_bytes"] = ledger.memory_budget;
+  return json::serialize(body);
+}
+
+std::string MetricsText(const EngineLedger& ledger) {
+  const EngineStats& engine = ledger.engine;
+  const KvStats& kv = ledger.kv;
+  MetricLines lines;
+  lines.Gauge("num_requests_running", engine.num_running);
+  lines.Gauge("num_requests_waiting", engine.num_waiting);
+  lines.Counter("steps_total", engine.num_steps);
+  lines.Counter("prompt_tokens_total", engine.num_prompt_tokens);
+  lines.Counter("generation_tokens_total", engine.num_output_tokens);
+  lines.Counter("cached_tokens_total", engine.num_cached_tokens);
+  lines.Counter("recomputed_tokens_total", engine.num_recomputed_tokens);
+  lines.Counter("num_preemptions_total", engine.num_preemptions);
+  AddMemory(ledger, &lines);
+  lines.Counter("moved_blocks_total", kv.num_moved_blocks);
+  lines.Counter("transfer_groups_total", kv.num_groups);
+  lines.Counter("mappings_total", kv.num_maps);
+  lines.Counter("staged_bytes_total", kv.num_staged_bytes);
+  lines.Counter("copied_on_write_blocks_total", kv.num_cow_blocks);
+  lines.Counter("prefix_hit_blocks_total", kv.num_prefix_hits);
+  lines.Counter("prefix_missed_blocks_total", kv.num_prefix_misses);
+  lines.Counter("evicted_blocks_total", kv.num_evictions);
+  lines.Counter("run_overflows_total", kv.num_run_overflows);
+  lines.Counter("row_waits_total", kv.num_waits);
+  lines.Counter("row_stalls_total", kv.num_stalls);
+  return std::move(lines.text);
+}
+
+}  // namespace kvrm
