@@ -19,6 +19,7 @@ class BrokenDevice final : public kvrm::Device {
     kSkipCopy,   // every seventh copy is lost
     kShortCopy,  // a copy ends 256 bytes early
     kLateCopy,   // Wait returns before the last flight has landed
+    kStaleMap,   // every third mapping is not made
   };
 
   BrokenDevice(kvrm::Device& device, Bug bug) : device_(device), bug_(bug) {}
@@ -32,6 +33,7 @@ class BrokenDevice final : public kvrm::Device {
   }
   bool Map(std::size_t window_offset, std::size_t pool_offset,
            std::size_t bytes) noexcept override {
+    if (bug_ == Bug::kStaleMap && ++num_maps_ % 3 == 0) return true;
     return device_.Map(window_offset, pool_offset, bytes);
   }
   kvrm::FlightId Submit(std::span<const kvrm::CopyOp> copies) noexcept override {
@@ -56,6 +58,7 @@ class BrokenDevice final : public kvrm::Device {
   const Bug bug_;
   std::vector<kvrm::CopyOp> late_;
   std::uint64_t num_copies_ = 0;
+  std::uint64_t num_maps_ = 0;
 };
 
 class BrokenDeviceDecoder final : public Program {
@@ -64,6 +67,7 @@ class BrokenDeviceDecoder final : public Program {
       : decoder_(seed), device_(decoder_.device(), bug) {}
   Shape shape() const override { return decoder_.shape(); }
   kvrm::Device& device() override { return device_; }
+  bool offers_mapping() const override { return true; }
   void Run(const DenseCall& call) override { decoder_.Run(call); }
 
  private:

@@ -14,7 +14,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "device/host_device.h"
+#include "copy_engine.h"
 #include "program.h"
 
 namespace foreign {
@@ -44,6 +44,7 @@ class DenseDecoder final : public Program {
 
   Shape shape() const override;
   kvrm::Device& device() override { return device_; }
+  bool offers_mapping() const override { return true; }
   void Run(const DenseCall& call) override;
 
  private:
@@ -72,7 +73,7 @@ class DenseDecoder final : public Program {
                 std::uint32_t rows) const;
 
   const Bug bug_;
-  kvrm::HostDevice device_;
+  CopyEngine device_;
   std::vector<float> embedding_;  // [kVocab][kHidden], also the head
   std::vector<float> position_;   // [kWindowTokens][kHidden]
   std::array<Layer, kLayers> layers_;

@@ -201,7 +201,7 @@ void RunOnce(const MakeProgram& make, const KitOptions& options, const Check* ch
 CheckResult RunRounds(const MakeProgram& make, const KitOptions& options, const Check* check) {
   CheckResult result;
   result.name = check == nullptr ? "alone" : check->name;
-  if (check != nullptr && check->options.view == KvView::kMapped && !options.offers_mapping) {
+  if (check != nullptr && check->options.view == KvView::kMapped && !make()->offers_mapping()) {
     result.outcome = Outcome::kSkipped;
     result.what = "the device offers no mapping";
     return result;

@@ -23,7 +23,6 @@ struct KitOptions {
   std::uint32_t num_requests = 24;  // a check
   std::uint32_t num_rounds = 3;     // of every check, each with seeds of its own
   std::string only;                 // one check by name; empty: all of them
-  bool offers_mapping = false;      // the device can show the pool's bytes at other addresses
 };
 
 enum class Outcome { kPassed, kFailed, kSkipped };

@@ -31,6 +31,7 @@ constexpr NamedBug kBugs[] = {
     {"skip-copy", std::nullopt, BrokenDevice::Bug::kSkipCopy},
     {"short-copy", std::nullopt, BrokenDevice::Bug::kShortCopy},
     {"late-copy", std::nullopt, BrokenDevice::Bug::kLateCopy},
+    {"stale-map", std::nullopt, BrokenDevice::Bug::kStaleMap},
     {"skip-mirror", DenseDecoder::Bug::kSkipMirror, std::nullopt},
     {"idle-write", DenseDecoder::Bug::kIdleWrite, std::nullopt},
     {"long-mask", DenseDecoder::Bug::kLongMask, std::nullopt},

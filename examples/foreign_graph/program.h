@@ -46,6 +46,8 @@ class Program {
   virtual Shape shape() const = 0;
   // The memory that kv lies in, and its copies. Lives as long as the program.
   virtual kvrm::Device& device() = 0;
+  // Whether device().Map can show blocks of the pool in windows that Run reads whole and writes.
+  virtual bool offers_mapping() const { return false; }
   // For every lane and every t < count[lane]: token t is at position p = first[lane] + t; its
   // record is written to kv[lane][p], and to home[lane][t] where that is not null; its logits come
   // from the records at positions 0 .. p of its lane. Returns when all of that is done.

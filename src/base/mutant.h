@@ -43,12 +43,17 @@ enum class Mutant : std::uint8_t {
   kMergeAcrossGap,   // moves that are not adjacent at their targets become one
   kForgetAbandoned,  // the moves of a given-up step are forgotten
   // Views.
-  kMirrorMissing,           // a window is believed to hold what was never written to it
-  kStagedSurvivesOpen,      // a new sequence believes its window filled
-  kStagedSurvivesTruncate,  // so does one that was shortened
-  kStageWrongBlock,         // a window is filled from the block behind
-  kMapStale,                // a window shows the block that was there before the move
-  kRunsSwapped,             // the first two runs of a row in the wrong order
+  kMirrorMissing,       // a window is believed to hold what was never written to it
+  kStagedSurvivesOpen,  // a new sequence believes its window filled
+  kStagedBeyondBudget,  // a window whose copies did not fit the step counts as filled
+  kStageWrongBlock,     // a window is filled from the block behind
+  kMapStale,            // a window shows the block that was there before the move
+  kRunsSwapped,         // the first two runs of a row in the wrong order
+  // Engine.
+  kHitTooLong,         // a prefix hit counts one token more than it has
+  kLoseSequenceId,     // a sequence that ends takes its identity with it
+  kSampleOfAnother,    // the logits of a row that emits nothing are counted
+  kCancelKeepsBlocks,  // who is removed keeps its blocks
 };
 
 #ifdef KVRM_MUTANTS

@@ -69,13 +69,14 @@ static int grow(program* p, uint32_t seq, uint32_t length) {
 
 static int run(program* p) {
   kvrm_key keys[kMaxTokens / kBlockTokens];
+  const kvrm_origin origin = {"model", 5, "tenant", 6};
   kvrm_prefix prefix;
   uint32_t found = 0, i;
   for (i = 0; i < kMaxTokens; ++i)
     p->tokens[0][i] = p->tokens[1][i] = (int32_t)(i * 7 % 31);
   for (i = 40; i < kMaxTokens; ++i)
     p->tokens[1][i] = -1 - (int32_t)i;
-  if (kvrm_prefix_root(p->cache, "model", 5, "tenant", 6, &keys[0]) != KVRM_OK) return 20;
+  if (kvrm_prefix_root(p->cache, &origin, &keys[0]) != KVRM_OK) return 20;
   kvrm_prefix_next(&keys[0], p->tokens[0], kBlockTokens, &keys[0]);
   for (i = 1; i < kMaxTokens / kBlockTokens; ++i)
     kvrm_prefix_next(&keys[i - 1], p->tokens[0] + i * kBlockTokens, kBlockTokens, &keys[i]);

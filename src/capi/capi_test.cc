@@ -7,7 +7,9 @@
 #include <utility>
 #include <vector>
 
+#include "base/rng.h"
 #include "capi/kvrm.h"
+#include "capi/random_calls_for_test.h"
 
 extern "C" int kvrm_c99_program(char* why, std::size_t why_bytes);
 
@@ -341,6 +343,16 @@ TEST(CApi, OlderCallersGetWhatTheirStructsHoldAndNoMore) {
   EXPECT_EQ(stats.struct_size, offsetof(kvrm_stats, num_free));
   EXPECT_STREQ(kvrm_status_name(KVRM_WAIT), "KVRM_WAIT");
   EXPECT_STREQ(kvrm_message(nullptr), "cache is null");
+}
+
+TEST(CApi, AnyCallsInAnyOrderAreAnswered) {
+  for (std::uint64_t seed = 1; seed <= 1000; ++seed) {
+    kvrm::Rng rng(seed, "calls");
+    std::vector<std::uint8_t> bytes(4000);
+    for (std::uint8_t& byte : bytes)
+      byte = static_cast<std::uint8_t>(rng.Below(256));
+    kvrm::RandomCalls(bytes).Run();
+  }
 }
 
 }  // namespace

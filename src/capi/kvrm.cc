@@ -110,6 +110,24 @@ kvrm_status CheckNotPlanned(kvrm_cache* cache, const char* verb) {
   return Refuse(cache, KVRM_ORDER, "%s: not between plan and commit of a step", verb);
 }
 
+// Whether position `num_tokens` begins a block or lies in one that is there: a sequence cannot end
+// inside a hole.
+kvrm_status CheckEnd(kvrm_cache* cache, std::uint32_t seq, std::uint32_t num_tokens) {
+  const std::uint32_t block_tokens = cache->cache.options().layout.block_tokens;
+  if (num_tokens % block_tokens == 0) return Good(cache);
+  std::uint32_t left = num_tokens / block_tokens;
+  for (const kvrm::Extent& run : cache->cache.home(SeqId{seq})) {
+    if (left >= run.num_blocks) {
+      left -= run.num_blocks;
+      continue;
+    }
+    if (run.start != kvrm::kSentinelBlock) break;
+    return Refuse(cache, KVRM_ARGUMENT, "num_tokens is %u, inside a hole of %u",
+                  unsigned{num_tokens}, unsigned{seq});
+  }
+  return Good(cache);
+}
+
 kvrm_status CheckPrefix(kvrm_cache* cache, const kvrm_prefix* prefix) {
   if (prefix == nullptr || (prefix->tokens == nullptr && prefix->num_tokens > 0) ||
       (prefix->keys == nullptr && prefix->num_keys > 0))
@@ -314,6 +332,7 @@ kvrm_status kvrm_fork(kvrm_cache* cache, std::uint32_t child, std::uint32_t pare
     return status;
   const auto status = CheckLength(cache, "reserve_tokens", reserve_tokens, cache->max_context());
   if (status != KVRM_OK) return status;
+  if (const auto hole = CheckEnd(cache, parent, num_tokens); hole != KVRM_OK) return hole;
   const kvrm::KvCacheOptions& options = cache->cache.options();
   if (num_tokens % options.layout.block_tokens != 0 && from.target != from.length) {
     return Refuse(cache, KVRM_ORDER, "parent: %u has slots beyond its length; truncate it first",
@@ -357,6 +376,7 @@ kvrm_status kvrm_truncate(kvrm_cache* cache, std::uint32_t seq, std::uint32_t nu
   Sequence& sequence = cache->sequences[seq];
   const auto status = CheckLength(cache, "num_tokens", num_tokens, sequence.target);
   if (status != KVRM_OK) return status;
+  if (const auto hole = CheckEnd(cache, seq, num_tokens); hole != KVRM_OK) return hole;
   cache->cache.Truncate(SeqId{seq}, num_tokens);
   sequence.length = std::min(sequence.length, num_tokens);
   sequence.target = num_tokens;
@@ -391,16 +411,17 @@ kvrm_status kvrm_publish(kvrm_cache* cache, std::uint32_t seq, const kvrm_prefix
   return KVRM_OK;
 }
 
-kvrm_status kvrm_prefix_root(kvrm_cache* cache, const void* model, std::size_t model_bytes,
-                             const void* salt, std::size_t salt_bytes, kvrm_key* root) {
+kvrm_status kvrm_prefix_root(kvrm_cache* cache, const kvrm_origin* origin, kvrm_key* root) {
   if (cache == nullptr) return KVRM_ARGUMENT;
-  if (root == nullptr || (model == nullptr && model_bytes > 0) ||
-      (salt == nullptr && salt_bytes > 0))
-    return Refuse(cache, KVRM_ARGUMENT, "model, salt and root must not be null");
+  if (root == nullptr || origin == nullptr ||
+      (origin->model == nullptr && origin->model_bytes > 0) ||
+      (origin->salt == nullptr && origin->salt_bytes > 0))
+    return Refuse(cache, KVRM_ARGUMENT, "origin, its model and salt, and root must not be null");
   try {
-    const kvrm::PrefixKey key = kvrm::PrefixRoot({static_cast<const char*>(model), model_bytes},
-                                                 cache->cache.options().layout,
-                                                 {static_cast<const char*>(salt), salt_bytes});
+    const kvrm::PrefixKey key =
+        kvrm::PrefixRoot({static_cast<const char*>(origin->model), origin->model_bytes},
+                         cache->cache.options().layout,
+                         {static_cast<const char*>(origin->salt), origin->salt_bytes});
     std::memcpy(root->bytes, key.bytes.data(), sizeof(root->bytes));
     return Good(cache);
   } catch (const std::exception&) {

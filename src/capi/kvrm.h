@@ -292,9 +292,14 @@ KVRM_API kvrm_status kvrm_step_land(kvrm_cache* cache);
 /* The oldest latched step is done: *epoch (may be NULL) is its number. */
 KVRM_API kvrm_status kvrm_step_retire(kvrm_cache* cache, uint64_t* epoch);
 
-/* `model` and `salt` are any bytes: what tells apart models and tenants. */
-KVRM_API kvrm_status kvrm_prefix_root(kvrm_cache* cache, const void* model, size_t model_bytes,
-                                      const void* salt, size_t salt_bytes, kvrm_key* root);
+/* What tells apart models, and tenants; any bytes, none are fine. */
+typedef struct kvrm_origin {
+  const void* model;
+  size_t model_bytes;
+  const void* salt;
+  size_t salt_bytes;
+} kvrm_origin;
+KVRM_API kvrm_status kvrm_prefix_root(kvrm_cache* cache, const kvrm_origin* origin, kvrm_key* root);
 /* The key of a full block of tokens behind `parent`. */
 KVRM_API void kvrm_prefix_next(const kvrm_key* parent, const int32_t* tokens, uint32_t num_tokens,
                                kvrm_key* key);

@@ -12,6 +12,7 @@
 #include "base/result.h"
 #include "cli/commands.h"
 #include "cli/options.h"
+#include "sim/exhaustive.h"
 #include "sim/runner.h"
 
 namespace kvrm {
@@ -21,6 +22,8 @@ struct SimFlags {
   SimPlan plan;
   bool shrink = false;
   bool trace = false;
+  bool exhaustive = false;
+  std::uint32_t depth = 12;
 };
 
 void PrintTotals(const SimReport& report, double seconds) {
@@ -46,7 +49,21 @@ void ShowShortest(const SimFlags& flags, std::uint64_t seed) {
   RunTraced(shortest, flags.plan.mutant);
 }
 
+void RunExhaustive(const SimFlags& flags) {
+  const SystemClock clock;
+  const std::int64_t begin_ns = clock.NowNs();
+  const ExhaustiveReport report = Explore(flags.depth);
+  std::printf("%" PRIu64 " states, %" PRIu64 " programs of up to %u operations, %s, in %.1f s\n",
+              report.num_states, report.num_programs, report.num_ops,
+              report.complete ? "no state left" : "not all states reached",
+              static_cast<double>(clock.NowNs() - begin_ns) * 1e-9);
+  if (report.failure.empty()) return;
+  std::printf("sim failed: %s\n", report.failure.c_str());
+  throw CLI::RuntimeError(1);
+}
+
 void RunSim(const SimFlags& flags) {
+  if (flags.exhaustive) return RunExhaustive(flags);
   const SystemClock clock;
   if (flags.trace) {
     return RunTraced(MakeSchedule(LevelOf(flags.plan.levels, flags.plan.first_seed),
@@ -88,6 +105,9 @@ void AddSimCommand(CLI::App& app) {
   command->add_option("--failures", plan.max_failures, "stop after so many");
   command->add_flag("--shrink", flags->shrink, "print the shortest trace that still fails");
   command->add_flag("--trace", flags->trace, "print what the first schedule does");
+  command->add_flag("--exhaustive", flags->exhaustive,
+                    "every program of two sequences on three blocks instead");
+  command->add_option("--depth", flags->depth, "operations of the longest, with --exhaustive");
   command->callback([flags] { RunSim(*flags); });
 }
 

@@ -12,6 +12,7 @@
 
 #include "base/bounded_queue.h"
 #include "base/check.h"
+#include "base/mutant.h"
 #include "base/snapshot.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
@@ -282,8 +283,12 @@ struct Engine::State {
     }
     // Nothing can be moved, or not soon enough: the youngest starts over elsewhere.
     if (!worked || num_crowded_steps >= kMaxCrowdedSteps) {
-      num_crowded_steps = 0;
-      return scheduler.PreemptYoungest() || worked;
+      const bool preempted = scheduler.PreemptYoungest();
+      // It was alone: what it finds again in the cache lies where it could not go on.
+      if (preempted && scheduler.num_running() == 0) loop.cache().DropCached();
+      // The others are crowded still: taken in again at once, it would take the room it just left.
+      num_crowded_steps = scheduler.num_running() > 0 ? 1 : 0;
+      return preempted || worked;
     }
     return worked;
   }
@@ -295,7 +300,10 @@ struct Engine::State {
       const std::uint32_t begin = sequence.num_computed;
       sequence.num_computed += row.num_tokens;
       CountTokens(sequence, begin);
-      if (sequence.num_to_compute() == 0) TakeToken(sequence, sample++);
+      if (sequence.num_to_compute() == 0)
+        TakeToken(sequence, sample++);
+      else if (IsMutant(Mutant::kSampleOfAnother))
+        ++sample;
     }
     if (loop.log() == nullptr) return;
     loop.log()->Sampled(StepId{Index(loop.next_step()) - 1}, sampled_tokens);

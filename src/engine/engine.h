@@ -39,7 +39,7 @@ struct EngineOptions {
   // matters for.
   std::uint64_t max_move_bytes_per_step = std::uint64_t{16} << 20;
   KvView view = KvView::kExtents;
-  PlacementPolicy placement = PlacementPolicy::kInPlace;
+  PlacementPolicy placement = KvCacheOptions{}.placement;
   bool prefix_cache = true;
   std::uint32_t max_queued = 256;    // requests waiting
   std::uint32_t num_threads = 0;     // workers; 0: all cores

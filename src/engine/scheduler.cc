@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/mutant.h"
 
 namespace kvrm {
 
@@ -123,7 +124,7 @@ bool Scheduler::Open(Sequence& sequence) noexcept {
                           .salt = sequence.log_salt,
                           .tokens = tokens.first(*found)});
   }
-  sequence.num_computed = *found;
+  sequence.num_computed = *found + (*found > 0 && IsMutant(Mutant::kHitTooLong) ? 1 : 0);
   if (sequence.num_ever_computed == 0)
     sequence.num_cached_tokens = std::min(*found, sequence.num_prompt_tokens);
   return true;
@@ -181,8 +182,8 @@ std::unique_ptr<Sequence> Scheduler::Remove(RequestId id) noexcept {
   if (const auto it = std::find_if(running_.begin(), running_.end(), is_it); it != running_.end()) {
     sequence = std::move(*it);
     running_.erase(it);
-    cache_.Release(sequence->seq);
-    free_seqs_.push_back(sequence->seq);
+    if (!IsMutant(Mutant::kCancelKeepsBlocks)) cache_.Release(sequence->seq);
+    if (!IsMutant(Mutant::kLoseSequenceId)) free_seqs_.push_back(sequence->seq);
   } else if (const auto waiting = std::find_if(waiting_.begin(), waiting_.end(), is_it);
              waiting != waiting_.end()) {
     sequence = std::move(*waiting);

@@ -27,7 +27,7 @@ struct StepLoopOptions {
   std::uint64_t kv_tokens = 0;
   std::uint64_t max_move_bytes_per_step = 0;
   KvView view = KvView::kExtents;
-  PlacementPolicy placement = PlacementPolicy::kInPlace;
+  PlacementPolicy placement = KvCacheOptions{}.placement;
   std::uint64_t placement_seed = 0;  // not 0: kScattered, whatever `placement` is (tests)
   bool prefix_cache = false;
   std::string descriptor_log = {};  // a file to write a StepLog to; "": none

@@ -40,14 +40,19 @@ Compactor::Compactor(std::uint32_t max_runs)
 
 void Compactor::Plan(Pager& pager, Transport& transport) noexcept {
   if (pager.num_crowded() == 0) return;
+  if (transport.num_groups_left() == 0 || transport.num_blocks_left() == 0) return;
   is_unserved_ = false;
   const std::uint32_t max_seqs = pager.max_seqs();
-  for (std::uint32_t s = 0; s < max_seqs; ++s) {
-    const SeqId seq{(cursor_ + s) % max_seqs};
+  std::uint32_t num_stuck = 0;
+  std::uint32_t s = 0;
+  for (; s < max_seqs && num_stuck < kStuckPerStep; ++s) {
+    const SeqId seq{(stuck_cursor_ + s) % max_seqs};
     // A named one has its row built already (P8).
-    if (pager.num_runs(seq) > max_runs_ && !pager.is_named(seq))
-      PlanSequence(seq, pager, transport);
+    if (pager.num_runs(seq) <= max_runs_ || pager.is_named(seq)) continue;
+    ++num_stuck;
+    PlanSequence(seq, pager, transport);
   }
+  stuck_cursor_ = (stuck_cursor_ + s) % max_seqs;
   PlanCrowded(pager, transport);
   if (is_unserved_) Evacuate(pager, transport);
 }
@@ -151,7 +156,7 @@ Compactor::Action Compactor::BestWindow(SeqId seq, const Pager& pager,
   const std::span<const Extent> all = pager.runs(seq);
   const std::uint32_t num_runs = pager.num_runs(seq);
   const bool stuck = num_runs > max_runs_;
-  const std::uint32_t need = num_runs - trigger_;
+  const std::uint32_t need = std::min(num_runs - trigger_, kMostWidth);
   const std::uint32_t cap = Cap(pager, transport);
   const std::uint32_t longest = pager.free_runs().Longest().num_blocks;
 

@@ -17,8 +17,8 @@
 // A stuck sequence takes the action that gains most, a crowded one the action that gains most per
 // block. Of crowded ones four are looked at in a step, in turn; the first to move is the one whose
 // action removes most runs, times the blocks it is likely to have still to write, per block moved.
-// One run is evacuated in a step. It pays where a row shows few runs: with 8 at 90 % of the pool it
-// halves the rows that wait and moves three times as much; with 32 it is hardly ever needed (ADR
+// One run is evacuated in a step. It pays where a row shows few runs: with 8 at 90 % of the pool
+// four in ten fewer rows wait, and three times as much moves; with 32 it is hardly ever needed (ADR
 // 0013). With two runs a row and a budget of two blocks, some randomly scattered sequences stall
 // even in a half empty pool.
 //
@@ -66,12 +66,15 @@ class Compactor {
   Action BestWindow(SeqId seq, const Pager& pager, const Transport& transport) const noexcept;
   Action BestStart(SeqId seq, const Pager& pager, const Transport& transport) const noexcept;
 
-  // Bounds what Plan costs the host: about a microsecond a sequence.
+  // Bounds of what Plan costs the host: about a microsecond a sequence.
+  static constexpr std::uint32_t kStuckPerStep = 4;
   static constexpr std::uint32_t kCrowdedPerStep = 4;
+  static constexpr std::uint32_t kMostWidth = 8;         // of a window, in runs
   static constexpr std::uint32_t kEvacuationLooks = 64;  // runs
 
   const std::uint32_t max_runs_;
   const std::uint32_t trigger_;
+  std::uint32_t stuck_cursor_ = 0;
   std::uint32_t cursor_ = 0;  // Who comes first changes from step to step, so nobody starves.
   std::uint32_t evacuation_cursor_ = 0;
   bool is_unserved_ = false;  // In this step a pressed sequence has gained nothing.

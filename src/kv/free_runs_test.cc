@@ -33,6 +33,18 @@ struct SlowRuns {
     }
     return best;
   }
+  std::uint32_t LengthBefore(std::size_t end, std::uint32_t at_most) const {
+    std::uint32_t length = 0;
+    while (length < end && length < at_most && free[end - 1 - length])
+      ++length;
+    return length;
+  }
+  Extent FirstFit(std::uint32_t num_blocks) const {
+    for (std::uint32_t b = 0; b < free.size(); ++b) {
+      if (LengthFrom(b, num_blocks) == num_blocks) return Blocks(b, num_blocks);
+    }
+    return {};
+  }
   std::vector<bool> free;
 };
 
@@ -56,6 +68,10 @@ TEST(FreeRuns, AgreesWithAScanAfterEveryChange) {
       const auto from = static_cast<std::uint32_t>(rng.Below(num_blocks + 1));
       const auto at_most = static_cast<std::uint32_t>(rng.Below(num_blocks + 1));
       ASSERT_EQ(runs.LengthFrom(from, at_most), slow.LengthFrom(from, at_most));
+      ASSERT_EQ(runs.LengthBefore(from, at_most), slow.LengthBefore(from, at_most));
+      const auto fit = static_cast<std::uint32_t>(
+          1 + (i % 2 == 0 ? rng.Below(num_blocks) : rng.Below(std::min(num_blocks, 40u))));
+      ASSERT_EQ(runs.FirstFit(fit), slow.FirstFit(fit));
       if (runs.num_free() == 0) continue;
       std::uint32_t next = from % num_blocks;
       while (!slow.free[next])

@@ -376,6 +376,10 @@ std::span<const Extent> KvCache::home(SeqId seq) const noexcept {
   return state_->pager.runs(seq);
 }
 
+std::uint64_t KvCache::StateHash() const {
+  return state_->pager.StateHash();
+}
+
 void KvCache::CheckInvariants() const {
   state_->pager.CheckInvariants();
   const KvStats now = stats();

@@ -85,8 +85,8 @@ struct KvCacheOptions {
   std::uint32_t max_groups = 0;  // edits per step: transfer groups and mappings
   std::uint64_t max_move_bytes_per_step = 0;
   KvView view = KvView::kExtents;
-  PlacementPolicy placement =
-      PlacementPolicy::kInPlace;     // Static views: kLanes, whatever is asked.
+  // docs/decisions/0013 has the figures. Static views: kLanes, whatever is asked.
+  PlacementPolicy placement = PlacementPolicy::kSoft;
   std::uint64_t placement_seed = 0;  // of kScattered
   bool prefix_cache = false;  // Keep published blocks without a holder until their room is needed.
 };
@@ -221,6 +221,9 @@ class KvCache {
   std::span<const Extent> home(SeqId seq) const noexcept;
   // Recounts everything from scratch and aborts on a violation (kv/pager.h). Slow.
   void CheckInvariants() const;
+  // Of the books: two caches of one hash go on alike, but for what windows hold and whose turn of
+  // compaction it is. Epochs count from the last retired one. For exhaustive tests; slow.
+  std::uint64_t StateHash() const;
 
  private:
   struct State;

@@ -347,6 +347,55 @@ TEST(KvCache, MovedContentIsFoundWhereTheRunsSay) {
   EXPECT_EQ(bench.cache.stats().num_run_overflows, 0u);
 }
 
+TEST(KvCache, WhatWasComputedBehindAHoleIsNotPublished) {
+  KvCacheOptions options = Options(16);
+  options.prefix_cache = true;
+  Bench bench(options);
+  const std::vector<std::int32_t> tokens(3 * kBlockTokens, 1);
+  std::vector<PrefixKey> keys(3);
+  for (std::uint8_t i = 0; i < 3; ++i)
+    keys[i].bytes[0] = i;
+  ASSERT_TRUE(bench.cache.Open(kA, 0) && bench.cache.Open(kB, 0));
+  bench.Write(kB, kBlockTokens);
+  bench.cache.Publish(kB, tokens, keys);
+  bench.Write(kA, 2 * kBlockTokens);
+  bench.cache.Trim(kA, 0, kBlockTokens);
+  bench.Write(kA, 3 * kBlockTokens);
+  bench.cache.Publish(kA, tokens, keys);
+  // The first is B's, the second A's from before the hole; the third has seen the hole.
+  EXPECT_EQ(bench.cache.OpenCached(kC, tokens, keys, 0), 2 * kBlockTokens);
+  // Written anew, the second has seen it as well.
+  bench.Release(kC);
+  bench.cache.Truncate(kA, kBlockTokens);
+  bench.lengths[Index(kA)] = kBlockTokens;
+  bench.cache.DropCached();
+  bench.Write(kA, 3 * kBlockTokens);
+  bench.cache.Publish(kA, tokens, keys);
+  EXPECT_EQ(bench.cache.OpenCached(kC, tokens, keys, 0), kBlockTokens);
+  bench.cache.CheckInvariants();
+}
+
+TEST(KvCache, ABlockUnderAPlannedCopyIsNotKeptToBeWrittenAnew) {
+  Bench bench(Options(16));
+  ASSERT_TRUE(bench.cache.Open(kA, 2 * kBlockTokens));
+  bench.Write(kA, kBlockTokens + 8);
+  ASSERT_TRUE(bench.cache.Fork(kB, kA, kBlockTokens + 5, 0));
+  bench.lengths[Index(kB)] = kBlockTokens + 5;
+  // The copy of A's second block is planned for B, and the step is given up.
+  ASSERT_TRUE(bench.cache.Extend(kB, kBlockTokens + 6) && bench.builder.Begin());
+  bench.cache.Plan(bench.builder, bench.builder.building());
+  ASSERT_EQ(bench.builder.num_groups(), 1u);
+  bench.builder.Abandon();
+  bench.cache.Abandon();
+  // A writes its second block anew in the step that makes the copy: in another block then (D7).
+  bench.cache.Truncate(kA, kBlockTokens);
+  bench.lengths[Index(kA)] = kBlockTokens;
+  const StepView view = bench.Write(kA, kBlockTokens + 1);
+  ASSERT_EQ(view.groups.size(), 1u);
+  EXPECT_NE(Index(view.slots[0]) / kBlockTokens, Index(view.groups[0].source));
+  bench.cache.CheckInvariants();
+}
+
 TEST(KvCache, SequenceAloneInHalfThePoolIsMovedTogetherWithinItsBudget) {
   for (std::uint64_t seed = 1; seed <= 50; ++seed) {
     KvCacheOptions options = Options(65, 4);

@@ -172,7 +172,7 @@ bool Pager::CanRewrite(SeqId seq, std::uint32_t first) const noexcept {
   ForEachPiece(seq, first, num_blocks, [&](const Extent& blocks, std::uint32_t) {
     num_seen += blocks.num_blocks;
     for (std::uint32_t b = Index(blocks.start); b < Index(blocks.start) + blocks.num_blocks; ++b) {
-      can = can && blocks_[b].refs == 1 && blocks_[b].shared_until <= retired_ &&  // P13
+      can = can && blocks_[b].refs == 1 && !IsFenced(blocks_[b]) &&  // P13
             (!index_.IsListed(BlockId{b}) || IsMutant(Mutant::kTruncateKeepsName));
     }
   });

@@ -232,6 +232,7 @@ class Pager {
     return blocks_[Index(block)].generation;
   }
   void CheckInvariants() const;
+  std::uint64_t StateHash() const;  // As in KvCache.
 
  private:
   static constexpr std::uint32_t kNoBlock = 0;  // The sentinel is never in limbo.
@@ -377,7 +378,9 @@ void Pager::Remap(SeqId seq, std::uint32_t first_block, const Extent& target,
       SetFilled(BlockId{Index(to.start) + i},
                 std::min(options_.block_tokens, sequence.length - first_token));
       // The content is in both; the name goes with the one that stays in use.
-      if (index_.IsListed(from) && blocks_[Index(from)].refs == 1)
+      // One that was shortened has no longer all that the name stands for (P11).
+      const bool is_full = sequence.length - first_token >= options_.block_tokens;
+      if (is_full && index_.IsListed(from) && blocks_[Index(from)].refs == 1)
         index_.Move(from, BlockId{Index(to.start) + i});
     }
     Drop(source, committed_ + 1);

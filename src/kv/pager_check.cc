@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "base/rng.h"
 #include "kv/pager.h"
 
 namespace kvrm {
@@ -119,6 +120,41 @@ void Pager::CheckLimbo() const {
     }
   }
   CHECK(num_limbo == num_limbo_);  // P1
+}
+
+std::uint64_t Pager::StateHash() const {
+  std::uint64_t hash = index_.StateHash();
+  const auto mix = [&hash](std::uint64_t value) { hash = Mix64(hash ^ value); };
+  const auto since = [this](std::uint64_t epoch) {
+    return epoch > retired_ ? epoch - retired_ : 0;
+  };
+  mix(committed_ - retired_);
+  for (const Block& block : blocks_) {
+    mix(static_cast<std::uint64_t>(block.state) << 32 | block.refs);
+    mix(std::uint64_t{block.filled} << 32 | block.planned);
+    mix(since(block.shared_until));
+  }
+  for (std::uint64_t epoch = retired_ + 1; epoch <= committed_ + 1; ++epoch) {
+    mix(~since(epoch));
+    for (std::uint32_t first = limbo_[epoch % kNumLimboLists].first; first != kNoBlock;
+         first = blocks_[first].limbo_next)
+      mix(std::uint64_t{first} << 32 | blocks_[first].limbo_blocks);
+  }
+  for (std::uint32_t s = 0; s < options_.max_seqs; ++s) {
+    const Sequence& sequence = sequences_[s];
+    mix(since(last_epoch_[s]));
+    mix(sequence.open ? 2 + (sequence.waits_for_copy ? 1 : 0) : 0);
+    mix(std::uint64_t{sequence.length} << 32 | sequence.target);
+    mix(std::uint64_t{sequence.reserved_blocks} << 32 | sequence.copy_credit);
+    mix(std::uint64_t{sequence.published_blocks} << 32 | sequence.whole_length);
+    for (std::uint64_t epoch = retired_ + 1; epoch <= committed_; ++epoch) {
+      const Write& write = sequence.writes[epoch % kMaxStepsInFlight];
+      if (write.epoch == epoch) mix(since(epoch) << 32 | write.first_position);
+    }
+    for (const Extent& run : runs(SeqId{s}))
+      mix(std::uint64_t{Index(run.start)} << 32 | run.num_blocks);
+  }
+  return hash;
 }
 
 }  // namespace kvrm

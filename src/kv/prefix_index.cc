@@ -2,11 +2,13 @@
 #include "kv/prefix_index.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
 
 #include "base/check.h"
 #include "base/mutant.h"
+#include "base/rng.h"
 
 namespace kvrm {
 
@@ -122,6 +124,23 @@ void PrefixIndex::CheckInvariants() const {
     CHECK(listed_[b] && idle_prev_[b] == before && ++num_idle <= num_listed);  // X2
   }
   CHECK(num_idle == num_idle_);  // X2
+}
+
+std::uint64_t PrefixIndex::StateHash() const {
+  std::uint64_t hash = 0;
+  const auto mix = [&hash](std::uint64_t value) { hash = Mix64(hash ^ value); };
+  for (std::uint32_t b = 0; b < listed_.size(); ++b) {
+    if (!listed_[b]) continue;
+    std::array<std::uint64_t, 4> words;
+    std::memcpy(words.data(), keys_[b].bytes.data(), sizeof words);
+    mix(b);
+    for (const std::uint64_t word : words)
+      mix(word);
+  }
+  if (!is_on()) return hash;
+  for (std::uint32_t b = idle_next_[0]; b != 0; b = idle_next_[b])
+    mix(b);
+  return hash;
 }
 
 }  // namespace kvrm

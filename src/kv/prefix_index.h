@@ -55,6 +55,7 @@ class PrefixIndex {
 
   std::uint64_t reserved_bytes() const noexcept;
   void CheckInvariants() const;
+  std::uint64_t StateHash() const;  // As in KvCache.
 
  private:
   std::size_t SlotOf(const PrefixKey& key) const noexcept;

@@ -101,7 +101,8 @@ void Transport::MergeAdjacent() noexcept {
   num_moves_ = kept + 1;
 }
 
-// The gap is short and the same at both ends, lies in one window, and nobody can write its source.
+// The gap is short and the same at both ends, lies in one window's hole, and nobody can write its
+// source.
 bool Transport::CanBridge(const Move& first, const Move& second) const noexcept {
   const std::uint32_t source_end = Index(first.source) + first.num_blocks;
   const std::uint32_t target_end = Index(first.target) + first.num_blocks;
@@ -119,7 +120,14 @@ bool Transport::CanBridge(const Move& first, const Move& second) const noexcept 
     return (block - options_.num_pool_blocks) / options_.lane_blocks;
   };
   if (lane(target_end - 1) != lane(Index(second.target))) return false;
-  return pager_.is_still({BlockId{source_end}, gap});
+  if (!pager_.is_still({BlockId{source_end}, gap})) return false;
+  // In the gap of the window lies what another move brings there, unless it is a hole.
+  for (std::uint32_t a = 0; a < num_asked_; ++a) {
+    const Extent& other = asked_[a].second;
+    if (Index(other.start) < target_end + gap && Index(other.start) + other.num_blocks > target_end)
+      return false;
+  }
+  return true;
 }
 
 // How often the block has been handed out; windows are not.

@@ -115,6 +115,56 @@ TEST(Transport, WhatAnAbandonedStepHadPlannedGoesIntoTheNextOne) {
   ExpectGroup(view.groups[0], 7, 50, 3);
 }
 
+// Pool blocks 1 to 31, windows of 8 blocks behind them; the first three pool blocks in limbo.
+struct WindowBench {
+  WindowBench()
+      : pager({.num_blocks = 32, .block_tokens = 16, .max_seqs = 2, .max_blocks_per_seq = 8}),
+        transport({.block_bytes = 1024,
+                   .num_pool_blocks = 32,
+                   .lane_blocks = 8,
+                   .max_groups = 4,
+                   .max_move_bytes_per_step = 1 << 20},
+                  device.Reserve(48 << 10, "pool"), device, pager),
+        builder(
+            {.max_rows = 1, .max_tokens = 1, .max_runs = 4, .max_groups = 4, .block_tokens = 16},
+            2) {
+    CHECK(pager.Open(SeqId{0}, 0) && pager.Extend(SeqId{0}, 48));
+    first = Index(pager.runs(SeqId{0})[0].start);
+    CHECK(pager.runs(SeqId{0}).size() == 1 && builder.Begin());
+    pager.Committed(builder.Commit(0, 0));
+    pager.Release(SeqId{0});
+    CHECK(pager.num_limbo() == 3);
+  }
+  StepView Flush() {
+    CHECK(builder.Begin());
+    transport.Flush(builder);
+    return builder.Commit(0, 0);
+  }
+
+  HostDevice device;
+  Pager pager;
+  Transport transport;
+  StepBuilder builder;
+  std::uint32_t first = 0;
+};
+
+TEST(Transport, AGapInAWindowsHoleIsBridged) {
+  WindowBench bench;
+  bench.transport.Add(Blocks(bench.first, 1), Blocks(32, 1), MovePriority::kStage);
+  bench.transport.Add(Blocks(bench.first + 2, 1), Blocks(34, 1), MovePriority::kStage);
+  const StepView view = bench.Flush();
+  ASSERT_EQ(view.groups.size(), 1u);
+  ExpectGroup(view.groups[0], bench.first, 32, 3);
+}
+
+TEST(Transport, AGapThatAnotherMoveFillsIsNotBridged) {
+  WindowBench bench;
+  bench.transport.Add(Blocks(bench.first, 1), Blocks(32, 1), MovePriority::kStage);
+  bench.transport.Add(Blocks(bench.first + 2, 1), Blocks(34, 1), MovePriority::kStage);
+  bench.transport.Add(Blocks(bench.first + 8, 1), Blocks(33, 1), MovePriority::kStage);
+  EXPECT_EQ(bench.Flush().groups.size(), 3u);
+}
+
 TEST(Compactor, CrowdedSequenceIsMovedTogetherOneBlockAStep) {
   Bench bench(1 << 20, 7);
   ASSERT_TRUE(bench.pager.Open(SeqId{0}, 0) && bench.pager.Extend(SeqId{0}, 12 * 16));

@@ -53,7 +53,6 @@ void Views::Opened(SeqId seq, const Pager& pager) noexcept {
 }
 
 void Views::Truncated(SeqId seq, std::uint32_t num_tokens) noexcept {
-  if (IsMutant(Mutant::kStagedSurvivesTruncate)) return;
   staged_[Index(seq)] = std::min(staged_[Index(seq)], num_tokens);
 }
 
@@ -83,7 +82,7 @@ void Views::Plan(Pager& pager, Transport& transport) noexcept {
       }
       if (count < piece.num_blocks) done = ~0u;  // The budget ends here, for this step.
     });
-    if (done == ~0u) continue;
+    if (done == ~0u && !IsMutant(Mutant::kStagedBeyondBudget)) continue;
     staged_[s] = pager.length(seq);
     if (staged_[s] % options_.layout.block_tokens != 0) tail_epoch_[s] = Index(pager.next());
   }

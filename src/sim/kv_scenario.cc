@@ -60,7 +60,7 @@ KvScenario RandomKvScenario(std::uint64_t seed) {
               .refuse_percent = Fault(rng, 20, 30),
               .piece_bytes = below(2) == 0 ? c.layout.block_bytes() : 64};
   s.depth = 1 + below(3);
-  s.max_step_tokens = c.max_seqs + below(256);
+  s.max_step_tokens = c.max_seqs + 32 + below(256);
   s.abandon_percent = Fault(rng, 60, 30);
   s.end_inside_percent = Fault(rng, 50, 20);
   s.interlude_percent = Fault(rng, 60, 40);
@@ -94,15 +94,18 @@ std::vector<std::uint8_t> KvWorld::OpMix(std::uint64_t seed) {
   };
   // Steps go through at rates of their own: the host ahead of the executor, or waiting for it.
   add(kStep, 20 + rng.Below(20));
-  add(kRun, 15 + rng.Below(50));
+  add(kRun, 25 + rng.Below(50));
   add(kRetire, 10 + rng.Below(30));
   add(kTick, rng.Below(15));
   static constexpr std::array<std::uint64_t, 4> kWeights = {0, 2, 5, 10};
-  for (std::uint8_t kind = kOpen; kind < kNumKinds; ++kind)
-    add(kind, kWeights[rng.Below(kWeights.size())]);
-  // Without sequences nothing happens.
-  add(kOpen, 3);
-  add(kOpenCached, 3);
+  for (std::uint8_t kind = kOpen; kind < kNumKinds; ++kind) {
+    if (kind != kRelease && kind != kDropCached) add(kind, kWeights[rng.Below(kWeights.size())]);
+  }
+  // Without sequences nothing happens, and they must live to do something.
+  add(kOpen, 4);
+  add(kOpenCached, 4);
+  add(kRelease, 1 + rng.Below(5));
+  add(kDropCached, rng.Below(4) == 0 ? 1 : 0);
   return mix;
 }
 

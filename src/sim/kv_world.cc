@@ -25,6 +25,10 @@ StepLimits LimitsOf(const KvScenario& scenario) {
   return limits;
 }
 
+std::uint32_t UpTo(std::uint32_t most, Rng& rng) {
+  return static_cast<std::uint32_t>(rng.Below(std::uint64_t{most} + 1));
+}
+
 std::string Name(const char* verb, std::uint32_t s) {
   return std::string(verb) + " " + std::to_string(s);
 }
@@ -58,7 +62,7 @@ std::uint32_t KvWorld::BlocksFor(std::uint32_t num_tokens) const {
 
 // Families share their first 16 tokens, pairs of them 48; from `own_from` on nobody shares.
 std::int32_t KvWorld::TokenAt(const Seq& seq, std::uint32_t position) const {
-  const std::uint64_t branch = position >= seq.own_from ? kFamilies * 2 + seq.life
+  const std::uint64_t branch = position >= seq.own_from ? kFamilies * 2 + seq.own_seed
                                : position < 16          ? 0
                                : position < 48          ? 1 + seq.family / 2
                                                         : 1 + kFamilies + seq.family;
@@ -102,11 +106,20 @@ void KvWorld::Do(const SimOp& op) {
   Check();
 }
 
+// One that is open, or that is not, where there is one.
+std::uint32_t KvWorld::Pick(bool open, Rng& rng) const {
+  const auto first = static_cast<std::uint32_t>(rng.Below(seqs_.size()));
+  for (std::uint32_t i = 0; i < seqs_.size(); ++i) {
+    const std::uint32_t s = (first + i) % static_cast<std::uint32_t>(seqs_.size());
+    if (seqs_[s].open == open) return s;
+  }
+  return first;
+}
+
 void KvWorld::DoVerb(std::uint8_t kind, Rng& rng) {
-  const auto s = static_cast<std::uint32_t>(rng.Below(seqs_.size()));
-  const auto up_to = [&rng](std::uint32_t most) {
-    return static_cast<std::uint32_t>(rng.Below(std::uint64_t{most} + 1));
-  };
+  const bool opens = kind == kOpen || kind == kOpenCached || kind == kFork;
+  const std::uint32_t s = Pick(!opens, rng);
+  const Seq& seq = seqs_[s];
   const auto family = static_cast<std::uint32_t>(rng.Below(kFamilies));
   switch (kind) {
     case kStep:
@@ -120,42 +133,49 @@ void KvWorld::DoVerb(std::uint8_t kind, Rng& rng) {
     case kOpen:
       return Open(s, RandomTokens(rng), family);
     case kOpenCached:
-      return OpenCached(s, up_to(max_tokens()), family);
+      return OpenCached(s, UpTo(max_tokens(), rng), family);
     case kFork: {
-      const auto parent = static_cast<std::uint32_t>(rng.Below(seqs_.size()));
+      const std::uint32_t parent = Pick(true, rng);
       const std::uint32_t length = seqs_[parent].length;
-      return Fork(s, parent, rng.Below(2) == 0 ? length : up_to(length));
+      return Fork(s, parent, rng.Below(2) == 0 ? length : UpTo(length, rng));
     }
     case kReserve:
-      if (seqs_[s].open) {
-        const std::uint32_t tokens = RandomTokens(rng);
-        if (cache_.Reserve(SeqId{s}, tokens))
-          seqs_[s].reserved = std::max(seqs_[s].reserved, tokens);
-      }
-      return;
+      return Reserve(s, RandomTokens(rng));
     case kExtend:
-      if (CanEdit(seqs_[s])) Extend(s, seqs_[s].target + up_to(max_tokens() - seqs_[s].target));
+      if (CanEdit(seq)) Extend(s, seq.target + UpTo(max_tokens() - seq.target, rng));
       return;
     case kTruncate: {
       // Often only a little, as rejected speculation does.
-      const std::uint32_t target = seqs_[s].target;
-      const std::uint32_t few = std::min(target, 1 + up_to(limits_.block_tokens));
-      return Truncate(s, rng.Below(2) == 0 ? target - few : up_to(target));
+      const std::uint32_t few = std::min(seq.target, 1 + UpTo(limits_.block_tokens, rng));
+      return Truncate(s, rng.Below(3) != 0 ? seq.target - few : UpTo(seq.target, rng));
     }
     case kTrim: {
-      const std::uint32_t from = up_to(seqs_[s].length);
-      return Trim(s, from, from + up_to(seqs_[s].length - from));
+      const std::uint32_t from = UpTo(seq.length, rng);
+      return Trim(s, from, from + UpTo(seq.length - from, rng));
     }
     case kRelease:
       return Release(s);
     case kPublish:
-      return Publish(s);
+      Publish(s);
+      // Often somebody looks for it at once.
+      if (rng.Below(3) == 0 && seq.open) {
+        const auto tokens = seq.history.tokens();
+        OpenLike(Pick(false, rng), {tokens.begin(), tokens.end()}, seq);
+      }
+      return;
     case kDropCached:
       Note("drop cached");
       return cache_.DropCached();
     default:
       CHECK(false);
   }
+}
+
+void KvWorld::Reserve(std::uint32_t s, std::uint32_t num_tokens) {
+  Seq& seq = seqs_[s];
+  if (!seq.open || !cache_.Reserve(SeqId{s}, num_tokens)) return;
+  Note(Name("reserve", s) + " " + std::to_string(num_tokens));
+  seq.reserved = std::max(seq.reserved, num_tokens);
 }
 
 void KvWorld::Open(std::uint32_t s, std::uint32_t reserve_tokens, std::uint32_t family) {
@@ -170,21 +190,37 @@ void KvWorld::Open(std::uint32_t s, std::uint32_t reserve_tokens, std::uint32_t 
   Note(Name("open", s) + " reserve " + std::to_string(reserve_tokens));
   seq = Seq(limits_.block_tokens);
   seq.open = true;
-  seq.life = ++num_lives_;
+  seq.life = seq.own_seed = ++num_lives_;
   seq.family = family;
   seq.own_from = static_cast<std::uint32_t>(Mix64(seq.life) % (max_tokens() + 1));
   seq.reserved = reserve_tokens;
 }
 
 void KvWorld::OpenCached(std::uint32_t s, std::uint32_t num_tokens, std::uint32_t family) {
+  Seq like(limits_.block_tokens);
+  like.family = family;
+  like.own_from = static_cast<std::uint32_t>(Mix64(num_lives_) % (max_tokens() + 1));
+  like.own_seed = num_lives_ + 1;
+  OpenLike(s, PlannedTokens(like, num_tokens), like);
+}
+
+void KvWorld::OpenFixed(std::uint32_t s, std::uint32_t num_tokens, std::uint32_t own_from) {
+  Seq like(limits_.block_tokens);
+  like.own_from = own_from;
+  like.own_seed = s + 1;
+  OpenLike(s, PlannedTokens(like, num_tokens), like);
+}
+
+void KvWorld::OpenLike(std::uint32_t s, const std::vector<std::int32_t>& tokens, const Seq& like) {
   Seq& seq = seqs_[s];
   if (seq.open || seq.ended_in_step) return;
   Seq next(limits_.block_tokens);
   next.open = true;
   next.life = ++num_lives_;
-  next.family = family;
-  next.own_from = static_cast<std::uint32_t>(Mix64(next.life) % (max_tokens() + 1));
-  const std::vector<std::int32_t> tokens = PlannedTokens(next, num_tokens);
+  next.family = like.family;
+  next.own_from = like.own_from;
+  next.own_seed = like.own_seed;
+  const auto num_tokens = static_cast<std::uint32_t>(tokens.size());
   const auto found = cache_.OpenCached(SeqId{s}, tokens, Keys(tokens), num_tokens);
   if (!found) return;
   Note(Name("open cached", s) + " of " + std::to_string(num_tokens) + " tokens: found " +
@@ -209,6 +245,7 @@ void KvWorld::Fork(std::uint32_t child, std::uint32_t parent, std::uint32_t num_
   Seq next = from;
   next.history.Truncate(num_tokens);
   next.life = ++num_lives_;
+  if (next.life % 4 != 0) next.own_seed = next.life;
   if (next.life % 4 != 0) next.own_from = std::min(next.own_from, num_tokens);
   next.length = next.target = num_tokens;
   next.reserved = 0;
@@ -268,7 +305,12 @@ void KvWorld::Publish(std::uint32_t s) {
   const Seq& seq = seqs_[s];
   if (!CanEdit(seq)) return;
   Note(Name("publish", s) + ", " + std::to_string(seq.length) + " tokens");
-  cache_.Publish(SeqId{s}, seq.history.tokens(), Keys(seq.history.tokens()));
+  // What it will write next is known as well, as a prompt is: it must not be published yet.
+  std::vector<std::int32_t> tokens(seq.history.tokens().begin(), seq.history.tokens().end());
+  const std::uint32_t most = std::min(max_tokens(), seq.length + 2 * limits_.block_tokens);
+  for (std::uint32_t p = seq.length; p < most; ++p)
+    tokens.push_back(TokenAt(seq, p));
+  cache_.Publish(SeqId{s}, tokens, Keys(tokens));
 }
 
 bool KvWorld::Extend(std::uint32_t s, std::uint32_t num_tokens) {
@@ -390,7 +432,8 @@ void KvWorld::DoStep(Rng& rng) {
     if (!seq.open || rng.Below(100) < 30) continue;
     const std::uint32_t most = std::min(max_tokens() - seq.length, budget);
     if (most == 0) continue;
-    const std::uint32_t few = rng.Below(2) == 0 ? 1 : 3 * limits_.block_tokens;
+    const std::uint64_t dice = rng.Below(100);
+    const std::uint32_t few = dice < 35 ? 1 : dice < 80 ? 3 * limits_.block_tokens : most;
     const auto more = static_cast<std::uint32_t>(1 + rng.Below(std::min(most, few)));
     if (seq.length + more > seq.target && !Extend(s, seq.length + more)) continue;
     want[s] = more;

@@ -43,7 +43,7 @@ struct KvScenario {
 KvScenario RandomKvScenario(std::uint64_t seed);
 std::string ToString(const KvScenario& scenario);
 
-class KvWorld final : public World {
+class KvWorld {
  public:
   enum Kind : std::uint8_t {
     kStep,
@@ -68,15 +68,19 @@ class KvWorld final : public World {
   KvWorld(std::uint64_t seed, SimTrace trace) : KvWorld(RandomKvScenario(seed), trace) {}
   KvWorld(const KvScenario& scenario, SimTrace trace);
 
-  void Do(const SimOp& op) override;
-  void Finish() override;
-  SimTotals totals() const override;
+  void Do(const SimOp& op);
+  // Liveness: faults end, everything that was begun ends, and nothing is left.
+  void Finish();
+  SimTotals totals() const;
 
   // The verbs, on a sequence of the world's choice or a given one. They do nothing where the
   // contract forbids them.
   void Open(std::uint32_t s, std::uint32_t reserve_tokens, std::uint32_t family);
   void OpenCached(std::uint32_t s, std::uint32_t num_tokens, std::uint32_t family);
+  // Tokens that are the same for all up to `own_from`, and from there on always the same for `s`.
+  void OpenFixed(std::uint32_t s, std::uint32_t num_tokens, std::uint32_t own_from);
   void Fork(std::uint32_t child, std::uint32_t parent, std::uint32_t num_tokens);
+  void Reserve(std::uint32_t s, std::uint32_t num_tokens);
   void Truncate(std::uint32_t s, std::uint32_t num_tokens);
   void Trim(std::uint32_t s, std::uint32_t from, std::uint32_t to);
   void Release(std::uint32_t s);
@@ -97,6 +101,7 @@ class KvWorld final : public World {
   std::uint32_t length(std::uint32_t s) const { return seqs_[s].length; }
   std::uint32_t target(std::uint32_t s) const { return seqs_[s].target; }
   std::uint32_t max_tokens() const;
+  // Of everything that decides what can happen next; numbers of lives and epochs left out.
   std::uint64_t StateHash() const;
 
  private:
@@ -106,6 +111,7 @@ class KvWorld final : public World {
     std::uint64_t life = 0;  // another one for each Open and Fork
     std::uint32_t family = 0;
     std::uint32_t own_from = 0;  // tokens from here on are this life's alone
+    std::uint64_t own_seed = 0;  // what tells them from others; the life's number
     std::uint32_t length = 0;    // of committed steps; `history` is ahead while a row is built
     std::uint32_t target = 0;
     std::uint32_t reserved = 0;  // tokens that Extend owes
@@ -134,11 +140,15 @@ class KvWorld final : public World {
   std::uint32_t BlocksFor(std::uint32_t num_tokens) const;
   std::uint32_t RandomTokens(Rng& rng) const;
   bool CanEdit(const Seq& seq) const { return seq.open && !seq.in_step && !planned_; }
+  std::uint32_t Pick(bool open, Rng& rng) const;
+  // A prefix of `tokens`, as far as it is found; it goes on as `like` would.
+  void OpenLike(std::uint32_t s, const std::vector<std::int32_t>& tokens, const Seq& like);
   void DoVerb(std::uint8_t kind, Rng& rng);
   void DoStep(Rng& rng);
   void Interlude(Rng& rng);
   void AddRows(std::vector<std::uint32_t>& want, Rng& rng);
   void NoteTouched(Step& step) const;
+  bool IsHome(std::uint32_t block) const;
   void CheckFences(const Step& next) const;
   void CheckSealed(std::uint32_t s) const;
   void CheckRows(const Step& step) const;

@@ -26,7 +26,7 @@ SimLevel LevelOf(SimLevels levels, std::uint64_t seed);
 struct SimPlan {
   std::uint64_t first_seed = 1;
   std::uint64_t num_schedules = 30000;
-  std::uint32_t num_ops = 150;
+  std::uint32_t num_ops = 300;
   std::uint32_t num_jobs = 1;
   SimLevels levels = SimLevels::kBoth;
   std::uint32_t max_failures = 1;  // then it stops

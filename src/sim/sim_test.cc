@@ -3,12 +3,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <array>
+#include <cstddef>
 #include <cstdint>
-#include <cstring>
+#include <span>
 #include <vector>
 
 #include "base/rng.h"
+#include "sim/exhaustive.h"
 #include "sim/history.h"
 #include "sim/sim_device.h"
 #include "sim/world.h"
@@ -19,7 +20,7 @@ namespace {
 SimTotals RunSchedules(SimLevel level, std::uint64_t num_schedules) {
   SimTotals totals;
   for (std::uint64_t seed = 1; seed <= num_schedules; ++seed)
-    totals.Add(RunSchedule(MakeSchedule(level, seed, 150), SimTrace(nullptr)));
+    totals.Add(RunSchedule(MakeSchedule(level, seed, 300), SimTrace(nullptr)));
   return totals;
 }
 
@@ -54,6 +55,71 @@ TEST(Sim, TheSameSeedIsTheSameSchedule) {
   EXPECT_GT(first.num_rows, 0u);
   EXPECT_EQ(first.num_rows, second.num_rows);
   EXPECT_EQ(first.num_copies, second.num_copies);
+}
+
+TEST(Sim, EveryProgramOfSevenOperationsOnThreeBlocks) {
+  const ExhaustiveReport report = Explore(7);
+  EXPECT_EQ(report.failure, "");
+  EXPECT_GT(report.num_states, 1000u);
+  EXPECT_EQ(report.num_ops, 7u);
+}
+
+TEST(History, DigestSaysEveryTokenItsPlaceAndEveryHole) {
+  const auto digest = [](std::vector<std::int32_t> tokens, bool hole) {
+    History history(2);
+    for (const std::int32_t token : tokens)
+      history.Append(token);
+    if (hole) history.Drop(0, 1);
+    return history.digest();
+  };
+  const std::uint64_t whole = digest({1, 2, 3, 4}, false);
+  EXPECT_EQ(digest({1, 2, 3, 4}, false), whole);
+  EXPECT_NE(digest({2, 1, 3, 4}, false), whole);
+  EXPECT_NE(digest({9, 2, 3, 4}, false), whole);
+  EXPECT_NE(digest({1, 2, 3, 4}, true), whole);
+  // What was computed behind a hole stays different although all else is the same.
+  History late(2);
+  for (const std::int32_t token : {1, 2, 3})
+    late.Append(token);
+  late.Drop(0, 1);
+  late.Append(4);
+  EXPECT_NE(late.digest(), digest({1, 2, 3, 4}, true));
+  late.Truncate(3);
+  late.Append(4);
+  History again(2);
+  for (const std::int32_t token : {1, 2, 3})
+    again.Append(token);
+  again.Drop(0, 1);
+  again.Append(4);
+  EXPECT_EQ(late.digest(), again.digest());
+}
+
+TEST(SimDevice, CopiesLandInPiecesAndAllByWait) {
+  SimDevice device({.twice_percent = 50, .piece_bytes = 8});
+  Rng rng(1);
+  device.Use(&rng);
+  const std::span<std::byte> memory = device.Reserve(128, "test");
+  std::fill_n(memory.begin(), 64, std::byte{7});
+  const CopyOp copy = {.source = memory.data(), .target = memory.data() + 64, .bytes = 64};
+  const FlightId flight = device.Submit({&copy, 1});
+  EXPECT_FALSE(device.Landed(flight));
+  device.Tick();
+  EXPECT_EQ(std::ranges::count(memory.subspan(64), std::byte{7}), 8);
+  device.Wait(flight);
+  EXPECT_TRUE(device.Landed(flight));
+  EXPECT_EQ(std::ranges::count(memory.subspan(64), std::byte{7}), 64);
+}
+
+TEST(SimDevice, ARefusedMappingShowsNothing) {
+  SimDevice device({.refuse_percent = 100});
+  Rng rng(1);
+  device.Use(&rng);
+  device.ReservePool(256, 128, true, 64);
+  EXPECT_FALSE(device.Map(64, 128, 64));
+  EXPECT_FALSE(device.Shown(1).has_value());
+  device.EndFaults();
+  EXPECT_TRUE(device.Map(64, 128, 64));
+  EXPECT_EQ(device.Shown(1), 2u);
 }
 
 }  // namespace

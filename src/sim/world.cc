@@ -6,6 +6,20 @@
 #include "sim/kv_world.h"
 
 namespace kvrm {
+namespace {
+
+template <typename World>
+SimTotals RunIn(const SimSchedule& schedule, SimTrace trace) {
+  World world(schedule.seed, trace);
+  for (const SimOp& op : schedule.ops)
+    world.Do(op);
+  world.Finish();
+  SimTotals totals = world.totals();
+  totals.num_ops = schedule.ops.size();
+  return totals;
+}
+
+}  // namespace
 
 const char* SimLevelName(SimLevel level) {
   return level == SimLevel::kKv ? "kv" : "engine";
@@ -36,19 +50,9 @@ SimSchedule MakeSchedule(SimLevel level, std::uint64_t seed, std::uint32_t num_o
   return schedule;
 }
 
-std::unique_ptr<World> MakeWorld(const SimSchedule& schedule, SimTrace trace) {
-  if (schedule.level == SimLevel::kKv) return std::make_unique<KvWorld>(schedule.seed, trace);
-  return std::make_unique<EngineWorld>(schedule.seed, trace);
-}
-
 SimTotals RunSchedule(const SimSchedule& schedule, SimTrace trace) {
-  const std::unique_ptr<World> world = MakeWorld(schedule, trace);
-  for (const SimOp& op : schedule.ops)
-    world->Do(op);
-  world->Finish();
-  SimTotals totals = world->totals();
-  totals.num_ops = schedule.ops.size();
-  return totals;
+  if (schedule.level == SimLevel::kKv) return RunIn<KvWorld>(schedule, trace);
+  return RunIn<EngineWorld>(schedule, trace);
 }
 
 }  // namespace kvrm

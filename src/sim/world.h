@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// World: one simulated schedule, a list of operations over a scenario drawn from a seed.
+// A simulated schedule: a list of operations over a scenario drawn from a seed, and a world that
+// carries them out (KvWorld, EngineWorld). Safety first; then liveness: faults end, everything that
+// was begun ends, and nothing is left.
 //
 // Every operation draws what it needs from a seed of its own, and does nothing where it does not
 // apply: so any operation can be left out and the rest still means something, which is how a
@@ -10,7 +12,6 @@
 
 #include <cstdint>
 #include <cstdio>
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -64,18 +65,8 @@ class SimTrace {
   std::FILE* out_;
 };
 
-class World {
- public:
-  virtual ~World() = default;
-  virtual void Do(const SimOp& op) = 0;
-  // Liveness: faults end, everything that was begun ends, and nothing is left.
-  virtual void Finish() = 0;
-  virtual SimTotals totals() const = 0;
-};
-
 // The schedule of a seed, `num_ops` operations long.
 SimSchedule MakeSchedule(SimLevel level, std::uint64_t seed, std::uint32_t num_ops);
-std::unique_ptr<World> MakeWorld(const SimSchedule& schedule, SimTrace trace);
 // All of it: safety, then liveness.
 SimTotals RunSchedule(const SimSchedule& schedule, SimTrace trace);
 
