@@ -2,10 +2,14 @@
 // The negative control of StepVerifier: planted bugs in the cache (base/mutant.h) that descriptors
 // show. The verifier is told what a log would hold and must object; the model's own checks are off.
 //
-// Not among them: what no descriptor shows, books that do not add up (kIgnoreCredit, kLoseBlock)
-// and copies that are not made as told (kLoseCopy, kSplitOffByOne); what the cache's own checks
-// refuse before a descriptor is built of it (kReleaseHeld, kDoubleRelease, kFindInLimbo,
-// kEvictHeld); and kStagedSurvivesTruncate, after which the window still holds all that is read.
+// Not among them, for
+//   no descriptor shows it   books that do not add up (kIgnoreCredit, kLoseBlock), copies that are
+//   not
+//                            made as told (kLoseCopy, kSplitOffByOne)
+//   the cache refuses it     kReleaseHeld, kDoubleRelease, kFindInLimbo, kEvictHeld
+//   nothing comes of it      kStagedSurvivesTruncate: the window still holds all that is read;
+//                            kPublishPartial, as long as callers name full blocks only
+//   it is too rare           kPublishUnsettled: a hit and a copy within one step's flight
 //
 // Each program runs in a process of its own, for the cache's own checks may come first and abort.
 #ifdef KVRM_MUTANTS
