@@ -3,9 +3,8 @@
 // show. The verifier is told what a log would hold and must object; the model's own checks are off.
 //
 // Not among them, for
-//   no descriptor shows it   books that do not add up (kIgnoreCredit, kLoseBlock), copies that are
-//   not
-//                            made as told (kLoseCopy, kSplitOffByOne)
+//   no descriptor shows it   books that do not add up (kIgnoreCredit, kLoseBlock), copies
+//                            that are not made as told (kLoseCopy, kSplitOffByOne)
 //   the cache refuses it     kReleaseHeld, kDoubleRelease, kFindInLimbo, kEvictHeld
 //   nothing comes of it      kStagedSurvivesTruncate: the window still holds all that is read;
 //                            kPublishPartial, as long as callers name full blocks only
