@@ -7,6 +7,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <thread>
 #include <utility>
 
@@ -108,6 +109,15 @@ EngineOptions Resolved(EngineOptions options, const EngineParts& parts) {
   return options;
 }
 
+// 5 % of the pool: with it the median run stays at 16 blocks and more in a pool that is 90 % full,
+// without it at 8 (docs/decisions/0013-allocation-policy.md). A static view has a place for
+// everyone.
+std::uint32_t HeadroomTokens(const EngineOptions& options) {
+  if (IsStaticView(options.view)) return 0;
+  return static_cast<std::uint32_t>(
+      std::min<std::uint64_t>(options.kv_tokens / 20, std::numeric_limits<std::uint32_t>::max()));
+}
+
 StepLoopOptions LoopOptions(const EngineOptions& options, bool only_reserve) {
   return {.limits = {.max_rows = options.max_rows,
                      .max_tokens = options.max_step_tokens,
@@ -155,6 +165,7 @@ struct Engine::State {
                    .max_step_tokens = options.max_step_tokens,
                    .prompt_chunk = options.prompt_chunk,
                    .max_waiting = options.max_queued,
+                   .headroom_tokens = HeadroomTokens(options),
                    .log = loop.log()},
                   loop.cache()),
         sampler(vocab_size),
@@ -271,9 +282,30 @@ struct Engine::State {
     num_crowded_steps = goes_on ? 1 : num_crowded_steps + 1;
   }
 
+  // How many sequences may be taken in. After StartOverAlone one, until it has got further than
+  // before: then there is progress whatever happens next.
+  std::uint32_t MaxNewcomers() noexcept {
+    if (num_crowded_steps > 0) return 0;
+    if (!is_alone) return options.max_rows;
+    if (counts[kOutputTokens] == num_tokens_before_alone)
+      return scheduler.num_running() == 0 ? 1 : 0;
+    is_alone = false;
+    loop.cache().PlaceTogether(false);
+    return options.max_rows;
+  }
+
+  // The last one could not go on even alone: its blocks lie in too many runs, and so would those it
+  // finds again in the cache. It starts over in an empty pool, where it has one run.
+  void StartOverAlone() noexcept {
+    loop.cache().DropCached();
+    loop.cache().PlaceTogether(true);
+    is_alone = true;
+    num_tokens_before_alone = counts[kOutputTokens];
+  }
+
   bool RunStep() noexcept {
     // While a row waits to be moved together, free blocks are for that and not for newcomers.
-    const std::span<const PlannedRow> rows = scheduler.Pass(num_crowded_steps == 0);
+    const std::span<const PlannedRow> rows = scheduler.Pass(MaxNewcomers());
     loop.Begin();
     BuildRows(rows);
     const bool worked = loop.Commit();
@@ -285,7 +317,7 @@ struct Engine::State {
     if (!worked || num_crowded_steps >= kMaxCrowdedSteps) {
       const bool preempted = scheduler.PreemptYoungest();
       // It was alone: what it finds again in the cache lies where it could not go on.
-      if (preempted && scheduler.num_running() == 0) loop.cache().DropCached();
+      if (preempted && scheduler.num_running() == 0) StartOverAlone();
       // The others are crowded still: taken in again at once, it would take the room it just left.
       num_crowded_steps = scheduler.num_running() > 0 ? 1 : 0;
       return preempted || worked;
@@ -452,6 +484,8 @@ struct Engine::State {
   std::uint64_t num_emitted = 0;        // engine thread
   std::uint32_t num_crowded_steps = 0;  // in a row, with a row that had to wait
   std::uint64_t num_filled = 0;         // as of the last of them
+  bool is_alone = false;
+  std::uint64_t num_tokens_before_alone = 0;
   Snapshot<KvStats> kv_stats;
   std::atomic<std::uint64_t> next_id{1};
   std::atomic<std::uint32_t> num_accepted{0};  // accepted and not ended

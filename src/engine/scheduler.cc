@@ -37,11 +37,11 @@ void Scheduler::Add(std::unique_ptr<Sequence> sequence) noexcept {
   InsertById(waiting_, std::move(sequence));
 }
 
-std::span<const PlannedRow> Scheduler::Pass(bool admit) noexcept {
+std::span<const PlannedRow> Scheduler::Pass(std::uint32_t max_new) noexcept {
   rows_.clear();
   budget_ = options_.max_step_tokens;
   PlanRunning();
-  if (admit) Admit();
+  Admit(max_new);
   return rows_;
 }
 
@@ -96,18 +96,25 @@ bool Scheduler::PreemptYoungest() noexcept {
 
 // New sequences, in order of arrival, with credit for all tokens they know and one more: enough to
 // come out of the prompt without preempting anyone.
-void Scheduler::Admit() noexcept {
+void Scheduler::Admit(std::uint32_t max_new) noexcept {
   std::size_t i = 0;
-  while (i < waiting_.size() && running_.size() < options_.max_rows && budget_ > 0) {
+  while (max_new > 0 && i < waiting_.size() && running_.size() < options_.max_rows && budget_ > 0) {
     Sequence& next = *waiting_[i];
     if (WaitsForParent(next)) {
       ++i;
       continue;
     }
-    if (!Open(next)) return;
+    if (!HasRoomFor(next) || !Open(next)) return;
+    --max_new;
     Run(i, free_seqs_.back());
     Plan(next);
   }
+}
+
+// What it might find in the prefix cache is left out of the account.
+bool Scheduler::HasRoomFor(const Sequence& sequence) const noexcept {
+  return running_.empty() || cache_.num_available_tokens() >=
+                                 std::uint64_t{options_.headroom_tokens} + sequence.length();
 }
 
 // Takes over what is cached of its tokens, except for the last: its logits are wanted.

@@ -26,6 +26,10 @@ struct SchedulerOptions {
   std::uint32_t max_step_tokens = 0;  // at least max_rows
   std::uint32_t prompt_chunk = 0;     // tokens per row and step
   std::uint32_t max_waiting = 0;
+  // Newcomers must leave so much of the pool unpromised: room in which those who run grow, and in
+  // which compaction finds holes (docs/decisions/0013-allocation-policy.md). Not asked of a
+  // newcomer that would be alone.
+  std::uint32_t headroom_tokens = 0;
   StepLog* log = nullptr;  // told of every sequence that begins
 };
 
@@ -46,8 +50,8 @@ class Scheduler {
   // no more. Requires: `parent` is running and nothing of it is planned.
   Sequence* Fork(const Sequence& parent) noexcept;
   // Plans one step; every planned row has its slots. Valid until the next call of any method.
-  // Without `admit` no new sequence is taken in.
-  std::span<const PlannedRow> Pass(bool admit) noexcept;
+  // At most `max_new` new sequences are taken in.
+  std::span<const PlannedRow> Pass(std::uint32_t max_new) noexcept;
   // The only way out, for finished and cancelled sequences alike: releases the blocks.
   std::unique_ptr<Sequence> Remove(RequestId id) noexcept;  // null: not here
   // Takes the youngest running sequence's blocks back. False when none runs.
@@ -64,7 +68,8 @@ class Scheduler {
 
   static void InsertById(Queue& queue, std::unique_ptr<Sequence> sequence) noexcept;
   void PlanRunning() noexcept;
-  void Admit() noexcept;
+  void Admit(std::uint32_t max_new) noexcept;
+  bool HasRoomFor(const Sequence& sequence) const noexcept;
   bool Open(Sequence& sequence) noexcept;
   void Run(std::size_t waiting_idx, SeqId seq) noexcept;
   static const Sequence* Find(const Queue& queue, RequestId id) noexcept;

@@ -244,6 +244,10 @@ void KvCache::DropCached() noexcept {
   state_->pager.DropCached();
 }
 
+void KvCache::PlaceTogether(bool on) noexcept {
+  state_->pager.SetTogether(on);
+}
+
 void KvCache::Plan(StepBuilder& builder, StepId committing) noexcept {
   State& state = *state_;
   CHECK(committing == state.pager.next());  // Launch was called for every step before.

@@ -209,6 +209,10 @@ class KvCache {
   // Forgets every cached block. Blocks with holders stay.
   void DropCached() noexcept;
 
+  // While on, new blocks go where one sequence alone in the pool has one run, whatever the policy:
+  // the last resort for a row that no compaction brings under max_runs.
+  void PlaceTogether(bool on) noexcept;
+
   // Tokens that Open would grant now: free and cached, less credit.
   std::uint32_t num_available_tokens() const noexcept;
   KvStats stats() const noexcept;

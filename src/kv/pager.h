@@ -146,6 +146,8 @@ class Pager {
   // Makes so many cached blocks free, the oldest first, or all there are.
   void GiveUpCached(std::uint32_t num_blocks) noexcept;
 
+  void SetTogether(bool together) noexcept { placement_.SetTogether(together); }
+
   // The step under construction reads (and may write) the sequence's blocks.
   void Name(SeqId seq) noexcept;
   // Notes what the rows of the step write; `next` becomes `committed`.

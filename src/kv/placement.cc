@@ -95,6 +95,13 @@ bool Placement::LaneIsFree(const FreeRuns& free, SeqId seq, std::uint32_t num_he
 
 Extent Placement::Choose(const FreeRuns& free, const PlacementRequest& request) noexcept {
   CHECK(request.want > 0 && request.likely >= request.want);
+  if (together_ && options_.policy != PlacementPolicy::kLanes) {
+    const std::uint32_t in_place =
+        request.next_block != 0 ? free.LengthFrom(request.next_block, request.want) : 0;
+    if (in_place > 0) return {BlockId{request.next_block}, in_place};
+    const Extent hole = free.Longest();
+    return {hole.start, std::min(request.want, hole.num_blocks)};
+  }
   switch (options_.policy) {
     case PlacementPolicy::kLifo:
     case PlacementPolicy::kFifo:

@@ -69,6 +69,10 @@ class Placement {
   // Requires: free.num_free() > 0. Returns 1 .. want free blocks.
   Extent Choose(const FreeRuns& free, const PlacementRequest& request) noexcept;
 
+  // From now on new blocks go behind the sequence's last one, else to the left end of the longest
+  // hole, whatever the policy (not kLanes): a sequence alone in an empty pool is one run.
+  void SetTogether(bool together) noexcept { together_ = together; }
+
   // kLanes: whether the sequence's next `want` blocks are free.
   bool LaneIsFree(const FreeRuns& free, SeqId seq, std::uint32_t num_held,
                   std::uint32_t want) const noexcept;
@@ -100,6 +104,7 @@ class Placement {
   std::uint32_t RegionBegin(std::uint32_t region) const noexcept;
 
   const PlacementOptions options_;
+  bool together_ = false;
   Rng rng_;
   // Each only with the policy it is for.
   std::optional<BlockList> list_;

@@ -38,16 +38,11 @@ EngineScenario RandomEngineScenario(std::uint64_t seed) {
   e.placement = static_cast<PlacementPolicy>(below(kNumPlacementPolicies - 1));
   e.placement_seed = below(2) == 0 ? 0 : 1 + rng.Below(1000);
   e.kv_tokens = IsStatic(e.view) ? 0 : e.max_context + below(e.max_rows * e.max_context);
-  // What compaction cannot promise (kv/compaction.h) is not asked of it: few runs a row, or a pool
-  // without room to move in, beneath a policy that makes no long runs.
-  const bool makes_runs = e.placement_seed == 0 && e.placement == PlacementPolicy::kInPlace;
-  e.max_runs = (makes_runs ? 2 : 8) + below(7);
+  e.max_runs = 2 + below(7);
   e.max_edits_per_step = 1 + below(8);
-  e.max_move_bytes_per_step =
-      ((makes_runs ? 1 : 4) + below(12)) * SimLayout(e.block_tokens).block_bytes();
+  e.max_move_bytes_per_step = (1 + below(12)) * SimLayout(e.block_tokens).block_bytes();
   e.prefix_cache = below(100) < 75;
   e.max_queued = 1 + below(8);
-  if (!makes_runs && !IsStatic(e.view)) e.kv_tokens += e.max_context;
   s.device.twice_percent = below(50);
   s.device.refuse_percent = below(100) < 20 ? below(30) : 0;
   s.shared_percent = below(90);
