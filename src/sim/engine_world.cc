@@ -132,6 +132,8 @@ Request EngineWorld::RandomRequest(Rng& rng) const {
   if (rng.Below(2) == 0) request.sampling.temperature = 0.0f;
   request.sampling.seed = rng.Next();
   if (rng.Below(100) < 30) request.stop_ids = {static_cast<std::int32_t>(rng.Below(kVocab))};
+  if (rng.Below(100) < 30) request.num_samples = static_cast<std::uint32_t>(2 + rng.Below(4));
+  if (rng.Below(100) < 20) request.cache_salt = "another tenant";
   return request;
 }
 
@@ -141,22 +143,26 @@ void EngineWorld::Submit(Rng& rng) {
   const std::uint32_t limit = scenario_.engine.max_queued + scenario_.engine.max_rows;
   if (!id) {
     CHECK(id.error().code == ErrorCode::kOverloaded);
-    CHECK(num_open_ >= limit || num_commands_ >= 2 * limit);  // R6
+    CHECK(num_open_ + request.num_samples > limit || num_commands_ >= 2 * limit);  // R6
     return;
   }
   ++num_commands_;
-  ++num_open_;
+  num_open_ += request.num_samples;
   Note("submit " + std::to_string(static_cast<std::uint64_t>(*id)) + ": prompt of " +
-       std::to_string(request.prompt.size()) + ", at most " + std::to_string(request.max_tokens));
+       std::to_string(request.prompt.size()) + ", at most " + std::to_string(request.max_tokens) +
+       ", samples " + std::to_string(request.num_samples));
   const auto num_prompt = static_cast<std::uint32_t>(request.prompt.size());
-  Served& served = served_[*id];
-  for (const std::int32_t token : request.prompt)
-    served.history.Append(token);
-  served.sampling = request.sampling;
-  served.stop_ids = request.stop_ids;
-  served.num_prompt_tokens = num_prompt;
-  served.max_length =
-      num_prompt + std::min(request.max_tokens, scenario_.engine.max_context - num_prompt);
+  for (std::uint32_t i = 0; i < request.num_samples; ++i) {
+    Served& served = served_[RequestId{static_cast<std::uint64_t>(*id) + i}];
+    for (const std::int32_t token : request.prompt)
+      served.history.Append(token);
+    served.sampling = request.sampling;
+    served.sampling.seed += i;
+    served.stop_ids = request.stop_ids;
+    served.num_prompt_tokens = num_prompt;
+    served.max_length =
+        num_prompt + std::min(request.max_tokens, scenario_.engine.max_context - num_prompt);
+  }
 }
 
 // Now and then of one that is over, or never was (R3).
@@ -242,10 +248,16 @@ void EngineWorld::Finish() {
 
 SimTotals EngineWorld::totals() const {
   const EngineStats stats = engine_.stats();
+  const KvStats kv = engine_.kv_stats();
   return {.num_steps = stats.num_steps,
           .num_rows = stats.num_prompt_tokens + stats.num_output_tokens,
-          .num_copies = stats.num_moved_blocks,
+          .num_copies = kv.num_groups,
+          .num_maps = kv.num_maps,
+          .num_cow_blocks = kv.num_cow_blocks,
+          .num_prefix_hits = kv.num_prefix_hits,
+          .num_evictions = kv.num_evictions,
           .num_run_overflows = stats.num_run_overflows,
+          .num_waits = kv.num_waits,
           .num_requests = served_.size(),
           .num_preemptions = stats.num_preemptions};
 }
