@@ -332,6 +332,7 @@ bool Pager::is_sole_holder(const Extent& blocks) const noexcept {
 }
 
 bool Pager::is_still(const Extent& blocks) const noexcept {
+  if (committed_ != retired_) return false;  // A step in flight may write what it once held.
   for (std::uint32_t b = Index(blocks.start); b < Index(blocks.start) + blocks.num_blocks; ++b) {
     if (blocks_[b].state != BlockState::kLimbo || blocks_[b].planned > 0) return false;
   }

@@ -195,8 +195,8 @@ class Pager {
   std::uint32_t num_settled_blocks(SeqId seq) const noexcept { return SettledBlocks(Of(seq)); }
   // Whether each has one holder: what a move frees.
   bool is_sole_holder(const Extent& blocks) const noexcept;
-  // Whether nobody can write the blocks before the next retire: they wait in limbo, and not for a
-  // planned copy.
+  // Whether nobody can write the blocks before the next retire: no step is in flight, and they wait
+  // in limbo, not for a planned copy.
   bool is_still(const Extent& blocks) const noexcept;
   std::uint32_t length(SeqId seq) const noexcept { return Of(seq).length; }
   std::uint32_t target(SeqId seq) const noexcept { return Of(seq).target; }

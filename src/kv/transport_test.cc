@@ -117,7 +117,7 @@ TEST(Transport, WhatAnAbandonedStepHadPlannedGoesIntoTheNextOne) {
 
 // Pool blocks 1 to 31, windows of 8 blocks behind them; the first three pool blocks in limbo.
 struct WindowBench {
-  WindowBench()
+  explicit WindowBench(bool in_flight = false)
       : pager({.num_blocks = 32, .block_tokens = 16, .max_seqs = 2, .max_blocks_per_seq = 8}),
         transport({.block_bytes = 1024,
                    .num_pool_blocks = 32,
@@ -132,6 +132,9 @@ struct WindowBench {
     first = Index(pager.runs(SeqId{0})[0].start);
     CHECK(pager.runs(SeqId{0}).size() == 1 && builder.Begin());
     pager.Committed(builder.Commit(0, 0));
+    builder.Latch();
+    if (!in_flight) pager.Retired(builder.Retire());
+    pager.Name(SeqId{0});
     pager.Release(SeqId{0});
     CHECK(pager.num_limbo() == 3);
   }
@@ -155,6 +158,13 @@ TEST(Transport, AGapInAWindowsHoleIsBridged) {
   const StepView view = bench.Flush();
   ASSERT_EQ(view.groups.size(), 1u);
   ExpectGroup(view.groups[0], bench.first, 32, 3);
+}
+
+TEST(Transport, AGapThatAStepInFlightMayWriteIsNotBridged) {
+  WindowBench bench(true);
+  bench.transport.Add(Blocks(bench.first, 1), Blocks(32, 1), MovePriority::kStage);
+  bench.transport.Add(Blocks(bench.first + 2, 1), Blocks(34, 1), MovePriority::kStage);
+  EXPECT_EQ(bench.Flush().groups.size(), 2u);
 }
 
 TEST(Transport, AGapThatAnotherMoveFillsIsNotBridged) {

@@ -148,7 +148,6 @@ class KvWorld {
   void Interlude(Rng& rng);
   void AddRows(std::vector<std::uint32_t>& want, Rng& rng);
   void NoteTouched(Step& step) const;
-  bool IsHome(std::uint32_t block) const;
   void CheckFences(const Step& next) const;
   void CheckSealed(std::uint32_t s) const;
   void CheckRows(const Step& step) const;
