@@ -19,14 +19,16 @@ namespace {
 constexpr std::uint32_t kContext = 1000;
 
 void CheckPlan(const GenerationPlan& plan, const PrepareLimits& limits) {
-  CHECK(!plan.choices.empty() && plan.choices.size() <= limits.api.max_prompts);
+  CHECK(!plan.prompts.empty() && plan.prompts.size() <= limits.api.max_prompts);
   CHECK(plan.stop.size() <= limits.api.max_stops);
   for (const std::string& stop : plan.stop)
     CHECK(!stop.empty() && stop.size() <= limits.api.max_stop_bytes);
-  for (const ChoicePlan& choice : plan.choices) {
-    const Request& request = choice.request;
+  for (const PromptPlan& prompt : plan.prompts) {
+    const Request& request = prompt.request;
     CHECK(!request.prompt.empty() && request.prompt.size() < kContext);
     CHECK(request.max_tokens >= 1 && request.prompt.size() + request.max_tokens <= kContext);
+    CHECK(request.num_samples >= 1 && request.num_samples <= limits.api.max_samples);
+    CHECK(request.cache_salt.size() <= kMaxSaltBytes);
     for (const std::int32_t id : request.prompt)
       CHECK(id >= 0 && static_cast<std::uint32_t>(id) < kFakeVocab);
     const SamplingParams& sampling = request.sampling;

@@ -28,9 +28,10 @@ struct Job {
   std::int64_t now_unix = 0;
 };
 
-struct ChoicePlan {
+// One prompt: a choice for each of the request's samples.
+struct PromptPlan {
   Request request;
-  std::string echo;  // text put before the output
+  std::string echo;  // text put before each output
 };
 
 struct GenerationPlan {
@@ -38,7 +39,7 @@ struct GenerationPlan {
   bool stream = false;
   bool include_usage = false;
   std::vector<std::string> stop;
-  std::vector<ChoicePlan> choices;
+  std::vector<PromptPlan> prompts;
 };
 
 struct PrepareLimits {
