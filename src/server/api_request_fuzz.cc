@@ -17,9 +17,11 @@ namespace kvrm {
 namespace {
 
 constexpr std::uint32_t kContext = 1000;
+constexpr std::uint32_t kMaxRequests = 20;
 
 void CheckPlan(const GenerationPlan& plan, const PrepareLimits& limits) {
   CHECK(!plan.prompts.empty() && plan.prompts.size() <= limits.api.max_prompts);
+  CHECK(plan.prompts.size() * plan.prompts.front().request.num_samples <= kMaxRequests);
   CHECK(plan.stop.size() <= limits.api.max_stops);
   for (const std::string& stop : plan.stop)
     CHECK(!stop.empty() && stop.size() <= limits.api.max_stop_bytes);
@@ -43,6 +45,7 @@ void FuzzOne(std::uint8_t route, std::string_view body) {
   static const ModelPort model = FakeModel();
   PrepareLimits limits;
   limits.max_context = kContext;
+  limits.max_requests = kMaxRequests;
   Job job;
   job.kind = static_cast<JobKind>(route % 4);
   job.body = body;

@@ -62,7 +62,8 @@ class FakeEngine {
             .poll = [this](std::span<TokenEvent> events) { return Poll(events); },
             .set_wake = [this](std::function<void()> wake) { wake_ = std::move(wake); },
             .ledger = [this] { return ledger_; },
-            .max_context = 1000};
+            .max_context = 1000,
+            .max_requests = 20};
   }
 
   // Before the server starts.

@@ -22,6 +22,7 @@ class GenerationsTest : public testing::Test {
   void Ask(JobKind kind, const std::string& body) {
     PrepareLimits limits;
     limits.max_context = engine_port_.max_context;
+    limits.max_requests = engine_port_.max_requests;
     Job job;
     job.kind = kind;
     job.body = body;

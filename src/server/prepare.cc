@@ -132,6 +132,15 @@ Outcome PrepareGeneration(const Job& job, const ModelPort& model, const PrepareL
   plan.include_usage = fields.include_usage;
   plan.stop = fields.stop;
   const std::size_t num_prompts = chat ? 1 : fields.prompts.size();
+  if (num_prompts * fields.num_samples > limits.max_requests) {
+    // A full queue would say the same of it for ever.
+    return ApiError{.status = 400,
+                    .message = "the request asks for " +
+                               std::to_string(num_prompts * fields.num_samples) +
+                               " choices; at most " + std::to_string(limits.max_requests) +
+                               " run or wait at once",
+                    .param = fields.num_samples > 1 ? "n" : "prompt"};
+  }
   for (std::size_t i = 0; i < num_prompts; ++i) {
     ApiResult<Ids> ids =
         chat ? EncodeChat(std::move(fields.messages), std::move(fields.template_kwargs),

@@ -45,6 +45,7 @@ struct GenerationPlan {
 struct PrepareLimits {
   ApiLimits api;
   std::uint32_t max_context = 0;
+  std::uint32_t max_requests = 0;  // choices of one answer: all of them run or wait at once
   std::uint32_t default_max_tokens = 4096;  // cut to the rest of the context
 };
 

@@ -324,6 +324,10 @@ TEST_F(ServerTest, ErrorsNameTheField) {
   EXPECT_EQ(response.status, 400);
   EXPECT_EQ(response.body, R"({"error":{"message":"temperature must be between 0 and 2",)"
                            R"("type":"invalid_request_error","param":"temperature","code":400}})");
+  // More than can ever run and wait together is no matter of trying again.
+  const ClientResponse many = Ask(PostText("/v1/completions", R"({"prompt":["a","b"],"n":11})"));
+  EXPECT_EQ(many.body, R"({"error":{"message":"the request asks for 22 choices; at most 20 run or )"
+                       R"(wait at once","type":"invalid_request_error","param":"n","code":400}})");
   EXPECT_EQ(Ask(PostText("/v1/completions", R"({"prompt":""})")).status, 400);
   EXPECT_EQ(Ask(PostText("/v1/completions", R"({"prompt":[257]})")).status, 400);
   EXPECT_EQ(Ask(PostText("/v1/completions", "{")).status, 400);
