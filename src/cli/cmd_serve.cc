@@ -75,6 +75,19 @@ void PrintReserved(const Engine& engine, const Model& model) {
               static_cast<unsigned long long>(model.weight_bytes()));
 }
 
+// The static views have nothing to share, whatever the option says.
+bool SharesPrefixes(const EngineOptions& options) {
+  return options.prefix_cache && options.view != KvView::kStatic &&
+         options.view != KvView::kStaticPadded && options.view != KvView::kStaticBucketed;
+}
+
+void PrintCache(const Engine& engine) {
+  const EngineOptions& options = engine.options();
+  std::printf("\n  KV cache: %u blocks of %u tokens, view %s, prefix cache %s\n",
+              engine.kv_stats().num_blocks, options.block_tokens, KvViewName(options.view),
+              SharesPrefixes(options) ? "on" : "off");
+}
+
 // What to type next. Nothing here needs more than this machine has.
 void PrintNextSteps(const std::string& url, const std::string& name, bool chats, bool has_key) {
   const char* const key_flag = has_key ? " -H \"Authorization: Bearer $KEY\"" : "";
@@ -203,6 +216,7 @@ void RunServe(const ServeFlags& flags) {
               static_cast<double>(model.num_parameters()) * 1e-6, engine.max_context());
   if (!chat.chat_template) std::printf("chat is off: %s\n", chat.reason.c_str());
   PrintReserved(engine, model);
+  PrintCache(engine);
   EngineThread engine_thread(engine);
   server.Start();
   const std::string shown_host =

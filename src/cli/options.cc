@@ -38,6 +38,15 @@ void AddChoice(CLI::App& command, const ChoiceTexts& texts, T* value, Name name,
       ->default_str(name(*value));
 }
 
+// AsSizeValue takes "-5" and 2^64 for the largest number there is. This one, added after it, runs
+// before it.
+std::string CheckSize(std::string& text) {
+  std::uint64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error == std::errc()) return "";
+  return "not a number of bytes below 2^64, like 4G: " + text;
+}
+
 }  // namespace
 
 void AddModelFlag(CLI::App& command, std::string* path) {
@@ -80,6 +89,7 @@ void AddKvFlags(CLI::App& command, EngineOptions* engine) {
       .add_option("--max-move-bytes-per-step", engine->max_move_bytes_per_step,
                   "KV bytes that one step moves at most, like 16M")
       ->transform(CLI::AsSizeValue(false))
+      ->transform(CLI::Validator(CheckSize, ""))
       ->capture_default_str();
   command
       .add_option("--max-edits-per-step", engine->max_edits_per_step,
@@ -88,7 +98,8 @@ void AddKvFlags(CLI::App& command, EngineOptions* engine) {
   command
       .add_option("--memory-budget", engine->memory_budget,
                   "bytes that may be reserved in all, like 4G; more is refused at start")
-      ->transform(CLI::AsSizeValue(false));
+      ->transform(CLI::AsSizeValue(false))
+      ->transform(CLI::Validator(CheckSize, ""));
   command.add_option("--descriptor-log", engine->descriptor_log,
                      "file that records every step for kvrm verify; it holds the users' tokens");
 }

@@ -112,6 +112,7 @@ Server::State::State(EnginePort engine_in, ModelPort model_in, const ServerOptio
       options(options_in),
       prepare_limits{.api = options_in.limits,
                      .max_context = engine.max_context,
+                     .max_requests = engine.max_requests,
                      .default_max_tokens = options_in.default_max_tokens},
       clock(clock_in),
       http(options_in.http, clock_in, Callbacks()),

@@ -44,7 +44,7 @@ json::object UsageObject(const ReplyUsage& usage) {
   return {{"prompt_tokens", usage.num_prompt_tokens},
           {"completion_tokens", usage.num_output_tokens},
           {"total_tokens", usage.num_prompt_tokens + usage.num_output_tokens},
-          {"prompt_tokens_details", {{"cached_tokens", 0}}}};
+          {"prompt_tokens_details", {{"cached_tokens", usage.num_cached_tokens}}}};
 }
 
 std::string Event(const json::object& data) {

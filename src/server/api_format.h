@@ -23,7 +23,8 @@ struct ReplyHead {
 };
 
 struct ReplyUsage {
-  std::uint64_t num_prompt_tokens = 0;
+  std::uint64_t num_prompt_tokens = 0;  // each prompt once
+  std::uint64_t num_cached_tokens = 0;  // of those
   std::uint64_t num_output_tokens = 0;
 };
 

@@ -7,6 +7,7 @@
 #include <limits>
 #include <utility>
 
+#include "engine/request.h"
 #include "server/json_fields.h"
 
 namespace kvrm {
@@ -22,7 +23,6 @@ struct Refused {
   std::optional<std::int64_t> neutral;
 };
 constexpr std::array kRefused = {
-    Refused{"n", 1},
     Refused{"best_of", 1},
     Refused{"logprobs", {}},
     Refused{"top_logprobs", 0},
@@ -170,12 +170,31 @@ void ReadStop(JsonFields& fields, const ApiLimits& limits, GenerationFields& req
   }
 }
 
+void ReadSamples(JsonFields& fields, const ApiLimits& limits, GenerationFields& request) {
+  const std::uint32_t most = std::min(limits.max_samples, kMaxSamples);
+  if (const auto n = fields.Integer("n", 1, most)) {
+    request.num_samples = static_cast<std::uint32_t>(*n);
+  }
+}
+
+void ReadCacheSalt(JsonFields& fields, std::string& cache_salt) {
+  const std::optional<std::string_view> salt = fields.String("cache_salt");
+  if (!salt) return;
+  if (salt->size() > kMaxSaltBytes) {
+    return fields.Fail("cache_salt",
+                       "cache_salt is longer than " + std::to_string(kMaxSaltBytes) + " bytes");
+  }
+  cache_salt = *salt;
+}
+
 // What chat and completions have in common.
 void ReadShared(JsonFields& fields, const ApiLimits& limits, GenerationFields& request) {
   fields.String("model");
   ReadSampling(fields, request.sampling);
   ReadMaxTokens(fields, request);
   ReadStop(fields, limits, request);
+  ReadSamples(fields, limits, request);
+  ReadCacheSalt(fields, request.cache_salt);
   request.ignore_eos = fields.Bool("ignore_eos").value_or(false);
   request.stream = fields.Bool("stream").value_or(false);
   request.echo = fields.Bool("echo").value_or(false);

@@ -27,6 +27,7 @@ struct ApiLimits {
   std::size_t max_stop_bytes = 128;
   std::size_t max_stop_ids = 64;
   std::size_t max_template_kwargs = 32;
+  std::uint32_t max_samples = 16;  // of one prompt; at most kMaxSamples
 };
 
 struct SamplingFields {
@@ -44,6 +45,8 @@ struct GenerationFields {
   std::optional<std::uint32_t> max_tokens;
   std::vector<std::string> stop;
   std::vector<std::int32_t> stop_ids;
+  std::uint32_t num_samples = 1;  // "n": choices for each prompt
+  std::string cache_salt;         // at most kMaxSaltBytes
   bool ignore_eos = false;
   bool stream = false;
   bool include_usage = false;

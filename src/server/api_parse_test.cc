@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include "engine/request.h"
+
 namespace kvrm {
 namespace {
 
@@ -77,12 +79,12 @@ TEST(ApiParse, WrongTypesAndRangesNameTheField) {
 
 TEST(ApiParse, RefusesByNameWhatWouldChangeTheAnswer) {
   for (const char* members :
-       {R"("n":2)", R"("best_of":2)", R"("logprobs":1)", R"("logprobs":true)",
-        R"("logit_bias":{"5":1})", R"("presence_penalty":0.5)", R"("frequency_penalty":-1)",
-        R"("repetition_penalty":1.1)", R"("repeat_penalty":1.1)", R"("tools":[{}])",
-        R"("tool_choice":"required")", R"("response_format":{"type":"json_object"})",
-        R"("suffix":"x")", R"("grammar":"root ::= x")", R"("chat_template":"{{x}}")",
-        R"("min_tokens":3)", R"("skip_special_tokens":false)"}) {
+       {R"("best_of":2)", R"("logprobs":1)", R"("logprobs":true)", R"("logit_bias":{"5":1})",
+        R"("presence_penalty":0.5)", R"("frequency_penalty":-1)", R"("repetition_penalty":1.1)",
+        R"("repeat_penalty":1.1)", R"("tools":[{}])", R"("tool_choice":"required")",
+        R"("response_format":{"type":"json_object"})", R"("suffix":"x")",
+        R"("grammar":"root ::= x")", R"("chat_template":"{{x}}")", R"("min_tokens":3)",
+        R"("skip_special_tokens":false)"}) {
     const std::string text = members;
     EXPECT_EQ(RefusedField(text), text.substr(1, text.find('"', 1) - 1));
   }
@@ -91,6 +93,33 @@ TEST(ApiParse, RefusesByNameWhatWouldChangeTheAnswer) {
         R"("repeat_penalty":1.0)", R"("tools":[])", R"("tool_choice":"auto")",
         R"("response_format":{"type":"text"})", R"("suffix":"")", R"("skip_special_tokens":true)"})
     EXPECT_EQ(RefusedField(members), "") << members;
+}
+
+TEST(ApiParse, SamplesAndSalt) {
+  for (const bool chat : {false, true}) {
+    const std::string body =
+        chat ? R"({"messages":[{"role":"user","content":"a"}])" : R"({"prompt":"a")";
+    EXPECT_EQ(Accept(body + "}", chat).num_samples, 1u);
+    EXPECT_EQ(Accept(body + "}", chat).cache_salt, "");
+    const GenerationFields fields = Accept(body + R"(,"n":16,"cache_salt":"\u0000b"})", chat);
+    EXPECT_EQ(fields.num_samples, 16u);
+    EXPECT_EQ(fields.cache_salt, std::string("\0b", 2));
+    EXPECT_TRUE(fields.ignored.empty());
+  }
+  for (const char* members :
+       {R"("n":0)", R"("n":-1)", R"("n":17)", R"("n":4294967297)", R"("n":18446744073709551615)",
+        R"("n":2.0)", R"("n":"2")", R"("n":true)", R"("n":[2])"})
+    EXPECT_EQ(RefusedField(members), "n") << members;
+  const std::string salt(kMaxSaltBytes, 's');
+  EXPECT_EQ(Accept(R"({"prompt":"a","cache_salt":")" + salt + "\"}").cache_salt, salt);
+  EXPECT_EQ(RefusedField(R"("cache_salt":"s)" + salt + '"'), "cache_salt");
+  EXPECT_EQ(RefusedField(R"("cache_salt":5)"), "cache_salt");
+  // The engine's own limit holds too.
+  ApiLimits limits;
+  limits.max_samples = 1000;
+  const ApiResult<GenerationFields> result = ParseCompletion(R"({"prompt":"a","n":129})", limits);
+  ASSERT_NE(ErrorOf(result), nullptr);
+  EXPECT_EQ(ErrorOf(result)->message, "n must be between 1 and 128");
 }
 
 TEST(ApiParse, IgnoresAndListsOtherFields) {

@@ -17,16 +17,20 @@ namespace kvrm {
 namespace {
 
 constexpr std::uint32_t kContext = 1000;
+constexpr std::uint32_t kMaxRequests = 20;
 
 void CheckPlan(const GenerationPlan& plan, const PrepareLimits& limits) {
-  CHECK(!plan.choices.empty() && plan.choices.size() <= limits.api.max_prompts);
+  CHECK(!plan.prompts.empty() && plan.prompts.size() <= limits.api.max_prompts);
+  CHECK(plan.prompts.size() * plan.prompts.front().request.num_samples <= kMaxRequests);
   CHECK(plan.stop.size() <= limits.api.max_stops);
   for (const std::string& stop : plan.stop)
     CHECK(!stop.empty() && stop.size() <= limits.api.max_stop_bytes);
-  for (const ChoicePlan& choice : plan.choices) {
-    const Request& request = choice.request;
+  for (const PromptPlan& prompt : plan.prompts) {
+    const Request& request = prompt.request;
     CHECK(!request.prompt.empty() && request.prompt.size() < kContext);
     CHECK(request.max_tokens >= 1 && request.prompt.size() + request.max_tokens <= kContext);
+    CHECK(request.num_samples >= 1 && request.num_samples <= limits.api.max_samples);
+    CHECK(request.cache_salt.size() <= kMaxSaltBytes);
     for (const std::int32_t id : request.prompt)
       CHECK(id >= 0 && static_cast<std::uint32_t>(id) < kFakeVocab);
     const SamplingParams& sampling = request.sampling;
@@ -41,6 +45,7 @@ void FuzzOne(std::uint8_t route, std::string_view body) {
   static const ModelPort model = FakeModel();
   PrepareLimits limits;
   limits.max_context = kContext;
+  limits.max_requests = kMaxRequests;
   Job job;
   job.kind = static_cast<JobKind>(route % 4);
   job.body = body;

@@ -62,7 +62,8 @@ class FakeEngine {
             .poll = [this](std::span<TokenEvent> events) { return Poll(events); },
             .set_wake = [this](std::function<void()> wake) { wake_ = std::move(wake); },
             .ledger = [this] { return ledger_; },
-            .max_context = 1000};
+            .max_context = 1000,
+            .max_requests = 20};
   }
 
   // Before the server starts.
@@ -77,8 +78,13 @@ class FakeEngine {
   void SetSilent() { silent_ = true; }
   void SetFull(bool full) { full_ = full; }
 
-  void Send(RequestId request, std::int32_t token, FinishReason finish) {
-    CHECK(events_.TryPush({.request = request, .token = token, .logprob = 0, .finish = finish}));
+  void Send(RequestId request, std::int32_t token, FinishReason finish,
+            std::uint32_t num_cached_tokens = 0) {
+    CHECK(events_.TryPush({.request = request,
+                           .token = token,
+                           .logprob = 0,
+                           .finish = finish,
+                           .num_cached_tokens = num_cached_tokens}));
     if (!silent_) wake_();
   }
   void SendText(RequestId request, std::string_view text) {
@@ -86,6 +92,7 @@ class FakeEngine {
       Send(request, static_cast<unsigned char>(c), FinishReason::kNone);
   }
 
+  // Outputs, which are requests of their own: a request for n of them counts as n.
   std::size_t num_submitted() const { return num_submitted_.load(std::memory_order_acquire); }
   // Requires: index < num_submitted().
   const Request& request(std::size_t index) const { return requests_.at(index); }
@@ -100,11 +107,19 @@ class FakeEngine {
   Result<RequestId> Submit(Request request) {
     if (full_) return Error{ErrorCode::kOverloaded, "the queue holds 0 requests and is full"};
     const std::size_t index = num_submitted_.load(std::memory_order_relaxed);
-    CHECK(index < kMaxRequests);
-    requests_[index] = std::move(request);
-    num_submitted_.store(index + 1, std::memory_order_release);
-    const RequestId id = IdOf(index);
-    if (!has_reply_) return id;
+    const std::size_t num_samples = request.num_samples;
+    CHECK(index + num_samples <= kMaxRequests);
+    for (std::size_t i = 0; i < num_samples; ++i)
+      requests_[index + i] = request;
+    num_submitted_.store(index + num_samples, std::memory_order_release);
+    if (has_reply_) {
+      for (std::size_t i = 0; i < num_samples; ++i)
+        Reply(IdOf(index + i));
+    }
+    return IdOf(index);
+  }
+
+  void Reply(RequestId id) {
     if (reply_finish_ == FinishReason::kLength) {
       SendText(id, std::string_view(reply_).substr(0, reply_.size() - 1));
       Send(id, static_cast<unsigned char>(reply_.back()), reply_finish_);
@@ -112,7 +127,6 @@ class FakeEngine {
       SendText(id, reply_);
       Send(id, reply_finish_ == FinishReason::kStop ? kFakeEos : -1, reply_finish_);
     }
-    return id;
   }
 
   void Cancel(RequestId request) {

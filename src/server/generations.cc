@@ -9,8 +9,8 @@
 namespace kvrm {
 
 struct Generations::Choice {
-  Choice(TextStream opened, const std::vector<std::string>& stops, std::string echo)
-      : stream(std::move(opened)), matcher(stops), pending_echo(std::move(echo)) {}
+  Choice(TextStream opened, const std::vector<std::string>& stops, const std::string& echo)
+      : stream(std::move(opened)), matcher(stops), pending_echo(echo) {}
 
   RequestId request{};
   TextStream stream;
@@ -18,7 +18,8 @@ struct Generations::Choice {
   std::string pending_echo;  // goes out before the first text
   std::string text;          // of an answer that is not streamed
   const char* finish_reason = nullptr;
-  bool begun = false;  // its first chunk is out
+  bool begun = false;          // its first chunk is out
+  bool counts_cached = false;  // its next event says what was cached of its prompt
 };
 
 struct Generations::Generation {
@@ -105,18 +106,23 @@ void Generations::Start(ExchangeId exchange, const std::string& request_id, Gene
 
   const auto start =
       plan.chat ? StreamDecoder::Start::kMessage : StreamDecoder::Start::kContinuation;
-  for (ChoicePlan& choice_plan : plan.choices) {
-    const std::size_t num_prompt_tokens = choice_plan.request.prompt.size();
+  for (PromptPlan& prompt : plan.prompts) {
+    const std::size_t num_prompt_tokens = prompt.request.prompt.size();
+    const std::uint32_t num_samples = prompt.request.num_samples;
     generation.usage.num_prompt_tokens += num_prompt_tokens;
-    const Result<RequestId> submitted = engine_.submit(std::move(choice_plan.request));
+    const Result<RequestId> submitted = engine_.submit(std::move(prompt.request));
     if (!submitted) {
       return Fail(generation,
                   SubmitError(submitted.error(), num_prompt_tokens, engine_.max_context));
     }
-    Choice& choice = generation.choices.emplace_back(model_.open_stream(start), plan.stop,
-                                                     std::move(choice_plan.echo));
-    choice.request = *submitted;
-    wanted_[static_cast<std::uint64_t>(*submitted)] = {&generation, generation.choices.size() - 1};
+    for (std::uint32_t i = 0; i < num_samples; ++i) {
+      const std::uint64_t id = static_cast<std::uint64_t>(*submitted) + i;
+      Choice& choice =
+          generation.choices.emplace_back(model_.open_stream(start), plan.stop, prompt.echo);
+      choice.request = RequestId{id};
+      choice.counts_cached = i == 0;
+      wanted_[id] = {&generation, generation.choices.size() - 1};
+    }
   }
 }
 
@@ -145,6 +151,9 @@ void Generations::OnEvent(const TokenEvent& event) {
 void Generations::Advance(Generation& generation, std::size_t choice_idx, const TokenEvent& event) {
   Choice& choice = generation.choices[choice_idx];
   if (event.token >= 0) ++generation.usage.num_output_tokens;
+  if (std::exchange(choice.counts_cached, false)) {
+    generation.usage.num_cached_tokens += event.num_cached_tokens;
+  }
   std::string text;
   // A stop token ends the output and is not part of its text.
   if (event.token >= 0 && event.finish != FinishReason::kStop) {
@@ -214,6 +223,7 @@ void Generations::Complete(Generation& generation) {
   Log(LogLevel::kInfo, "generation_complete",
       {{"id", generation.request_id},
        {"prompt_tokens", generation.usage.num_prompt_tokens},
+       {"cached_tokens", generation.usage.num_cached_tokens},
        {"output_tokens", generation.usage.num_output_tokens},
        {"ms", (clock_.NowNs() - generation.started_ns) / 1000000}});
   Release(generation);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Generations: from an accepted plan to the last byte of its answer.
 //
-// A generation is one exchange and one engine request per choice. Tokens come in as engine events,
+// A generation is one exchange, one submit per prompt and one engine request per choice: choice
+// p * n + i is output i of prompt p, n of them each. Tokens come in as engine events,
 // text goes out through the decoder and the stop matcher into SSE chunks or one body.
 //
 //   G1  Every generation ends exactly once: complete, failed, or its client gone (R1); after that

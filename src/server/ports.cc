@@ -35,7 +35,8 @@ EnginePort PortOf(Engine& engine) {
                                     .view = KvViewName(options.view),
                                     .placement = PlacementPolicyName(options.placement)};
               },
-          .max_context = engine.max_context()};
+          .max_context = engine.max_context(),
+          .max_requests = engine.options().max_queued + engine.options().max_rows};
 }
 
 ModelPort PortOf(const Model& model, const ChatSupport& chat) {

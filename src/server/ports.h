@@ -29,6 +29,7 @@ struct EnginePort {
   std::function<void(std::function<void()>)> set_wake;     // once, before requests
   std::function<EngineLedger()> ledger;                    // I/O thread
   std::uint32_t max_context = 0;
+  std::uint32_t max_requests = 0;  // that run or wait at once
 };
 
 // Streaming detokenisation of one output, as StreamDecoder: a token gives the text that has become

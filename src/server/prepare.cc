@@ -85,8 +85,8 @@ SamplingParams Sampling(const SamplingFields& fields, const GenerationDefaults& 
   return sampling;
 }
 
-// Fills in one choice, or says why its prompt cannot be run.
-ApiResult<ChoicePlan> PlanChoice(Ids prompt, const GenerationFields& fields, const Job& job,
+// Fills in what one prompt asks of the engine, or says why it cannot be run.
+ApiResult<PromptPlan> PlanPrompt(Ids prompt, const GenerationFields& fields, const Job& job,
                                  const ModelPort& model, const PrepareLimits& limits) {
   const char* const param = job.kind == JobKind::kChat ? "messages" : "prompt";
   if (prompt.empty()) {
@@ -101,14 +101,16 @@ ApiResult<ChoicePlan> PlanChoice(Ids prompt, const GenerationFields& fields, con
                     .excess = ContextExcess{prompt.size(), limits.max_context}};
   }
   const auto rest = static_cast<std::uint32_t>(limits.max_context - prompt.size());
-  ChoicePlan choice;
-  choice.request.max_tokens = std::min(rest, fields.max_tokens.value_or(limits.default_max_tokens));
-  choice.request.sampling = Sampling(fields.sampling, model.defaults, job.seed);
-  if (!fields.ignore_eos) choice.request.stop_ids = model.stop_ids;
+  PromptPlan plan;
+  plan.request.max_tokens = std::min(rest, fields.max_tokens.value_or(limits.default_max_tokens));
+  plan.request.sampling = Sampling(fields.sampling, model.defaults, job.seed);
+  if (!fields.ignore_eos) plan.request.stop_ids = model.stop_ids;
   for (const std::int32_t id : fields.stop_ids)
-    choice.request.stop_ids.push_back(id);
-  choice.request.prompt = std::move(prompt);
-  return choice;
+    plan.request.stop_ids.push_back(id);
+  plan.request.num_samples = fields.num_samples;
+  plan.request.cache_salt = fields.cache_salt;
+  plan.request.prompt = std::move(prompt);
+  return plan;
 }
 
 Outcome PrepareGeneration(const Job& job, const ModelPort& model, const PrepareLimits& limits) {
@@ -129,21 +131,30 @@ Outcome PrepareGeneration(const Job& job, const ModelPort& model, const PrepareL
   plan.stream = fields.stream;
   plan.include_usage = fields.include_usage;
   plan.stop = fields.stop;
-  const std::size_t num_choices = chat ? 1 : fields.prompts.size();
-  for (std::size_t i = 0; i < num_choices; ++i) {
+  const std::size_t num_prompts = chat ? 1 : fields.prompts.size();
+  if (num_prompts * fields.num_samples > limits.max_requests) {
+    // A full queue would say the same of it for ever.
+    return ApiError{.status = 400,
+                    .message = "the request asks for " +
+                               std::to_string(num_prompts * fields.num_samples) +
+                               " choices; at most " + std::to_string(limits.max_requests) +
+                               " run or wait at once",
+                    .param = fields.num_samples > 1 ? "n" : "prompt"};
+  }
+  for (std::size_t i = 0; i < num_prompts; ++i) {
     ApiResult<Ids> ids =
         chat ? EncodeChat(std::move(fields.messages), std::move(fields.template_kwargs),
                           fields.add_generation_prompt, job.now_unix, model)
              : EncodePrompt(fields.prompts[i], model);
     if (const ApiError* error = ErrorOf(ids)) return *error;
-    ApiResult<ChoicePlan> choice =
-        PlanChoice(std::move(std::get<Ids>(ids)), fields, job, model, limits);
-    if (const ApiError* error = ErrorOf(choice)) return *error;
-    plan.choices.push_back(std::move(std::get<ChoicePlan>(choice)));
+    ApiResult<PromptPlan> prompt =
+        PlanPrompt(std::move(std::get<Ids>(ids)), fields, job, model, limits);
+    if (const ApiError* error = ErrorOf(prompt)) return *error;
+    plan.prompts.push_back(std::move(std::get<PromptPlan>(prompt)));
     if (fields.echo) {
       const auto* text = std::get_if<std::string>(&fields.prompts[i]);
-      plan.choices.back().echo =
-          text != nullptr ? *text : TextOf(plan.choices.back().request.prompt, model);
+      plan.prompts.back().echo =
+          text != nullptr ? *text : TextOf(plan.prompts.back().request.prompt, model);
     }
   }
   return plan;

@@ -28,9 +28,10 @@ struct Job {
   std::int64_t now_unix = 0;
 };
 
-struct ChoicePlan {
+// One prompt: a choice for each of the request's samples.
+struct PromptPlan {
   Request request;
-  std::string echo;  // text put before the output
+  std::string echo;  // text put before each output
 };
 
 struct GenerationPlan {
@@ -38,12 +39,13 @@ struct GenerationPlan {
   bool stream = false;
   bool include_usage = false;
   std::vector<std::string> stop;
-  std::vector<ChoicePlan> choices;
+  std::vector<PromptPlan> prompts;
 };
 
 struct PrepareLimits {
   ApiLimits api;
   std::uint32_t max_context = 0;
+  std::uint32_t max_requests = 0;  // choices of one answer: all of them run or wait at once
   std::uint32_t default_max_tokens = 4096;  // cut to the rest of the context
 };
 

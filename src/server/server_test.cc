@@ -121,8 +121,11 @@ TEST_F(ServerTest, LedgerAndMetricsTellTheSameFigures) {
                .mapped_bytes = 400,
                .live_bytes = 250,
                .fragmented_bytes = 50,
-               .num_moved_blocks = 7};
+               .num_moved_blocks = 7,
+               .num_prefix_hits = 12,
+               .num_prefix_misses = 34};
   ledger.engine.num_steps = 42;
+  ledger.engine.num_cached_tokens = 192;
   ledger.reserved = {{"kv pool", 1500}, {"packed weights", 77}};
   engine_.SetLedger(ledger);
   Start();
@@ -143,6 +146,7 @@ TEST_F(ServerTest, LedgerAndMetricsTellTheSameFigures) {
   EXPECT_EQ(tier.at("external_fragmentation_bytes"), 200);
   EXPECT_EQ(tier.at("blocks").at("held"), 3);
   EXPECT_EQ(body.at("movement").at("moved_blocks"), 7);
+  EXPECT_EQ(body.at("movement").at("prefix_hit_blocks"), 12);
 
   const ClientResponse metrics = Ask(GetText("/metrics"));
   EXPECT_EQ(metrics.status, 200);
@@ -151,7 +155,8 @@ TEST_F(ServerTest, LedgerAndMetricsTellTheSameFigures) {
        {"# TYPE kvrm:kv_bytes gauge\n", "\nkvrm:kv_bytes{tier=\"ram\",state=\"live\"} 250\n",
         "\nkvrm:kv_bytes{tier=\"ram\",state=\"external_fragmentation\"} 200\n",
         "\nkvrm:memory_ledger_bytes{part=\"packed weights\"} 77\n", "\nkvrm:steps_total 42\n",
-        "\nkvrm:moved_blocks_total 7\n"}) {
+        "\nkvrm:moved_blocks_total 7\n", "\nkvrm:prefix_hit_blocks_total 12\n",
+        "\nkvrm:prefix_missed_blocks_total 34\n", "\nkvrm:cached_tokens_total 192\n"}) {
     EXPECT_NE(metrics.body.find(line), std::string::npos) << line;
   }
   EXPECT_EQ(metrics.body.find("memory_budget_bytes"), std::string::npos);
@@ -319,6 +324,10 @@ TEST_F(ServerTest, ErrorsNameTheField) {
   EXPECT_EQ(response.status, 400);
   EXPECT_EQ(response.body, R"({"error":{"message":"temperature must be between 0 and 2",)"
                            R"("type":"invalid_request_error","param":"temperature","code":400}})");
+  // More than can ever run and wait together is no matter of trying again.
+  const ClientResponse many = Ask(PostText("/v1/completions", R"({"prompt":["a","b"],"n":11})"));
+  EXPECT_EQ(many.body, R"({"error":{"message":"the request asks for 22 choices; at most 20 run or )"
+                       R"(wait at once","type":"invalid_request_error","param":"n","code":400}})");
   EXPECT_EQ(Ask(PostText("/v1/completions", R"({"prompt":""})")).status, 400);
   EXPECT_EQ(Ask(PostText("/v1/completions", R"({"prompt":[257]})")).status, 400);
   EXPECT_EQ(Ask(PostText("/v1/completions", "{")).status, 400);

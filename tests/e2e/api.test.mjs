@@ -137,6 +137,72 @@ test("several prompts are several choices", async () => {
   }
 });
 
+test("several choices are what as many requests would give", async () => {
+  const request = { model, prompt: "Once upon a time", max_tokens: 40 };
+  const create = async (extra) => client.completions.create({ ...request, ...extra });
+  const texts = (reply) => reply.choices.map((choice) => choice.text);
+  const greedy = await create({ n: 3, temperature: 0 });
+  assert.deepEqual(greedy.choices.map((choice) => choice.index), [0, 1, 2]);
+  assert.equal(new Set(texts(greedy)).size, 1);
+
+  const sampled = { n: 3, temperature: 1, seed: 5 };
+  const three = await create(sampled);
+  assert.ok(new Set(texts(three)).size > 1);
+  assert.deepEqual(texts(await create(sampled)), texts(three));
+  const singles = [];
+  for (const seed of [5, 6, 7]) singles.push(await create({ temperature: 1, seed }));
+  assert.deepEqual(singles.flatMap(texts), texts(three));
+  const sum = singles.reduce((tokens, single) => tokens + single.usage.completion_tokens, 0);
+  assert.equal(three.usage.completion_tokens, sum);
+  assert.equal(three.usage.prompt_tokens, singles[0].usage.prompt_tokens);
+
+  const streamed = ["", "", ""];
+  for await (const chunk of await create({ ...sampled, stream: true })) {
+    for (const choice of chunk.choices) streamed[choice.index] += choice.text;
+  }
+  assert.deepEqual(streamed, texts(three));
+  const chat = await client.chat.completions.create({
+    model,
+    messages,
+    n: 3,
+    temperature: 0,
+    max_tokens: 8,
+  });
+  assert.equal(new Set(chat.choices.map((choice) => choice.message.content)).size, 1);
+});
+
+test("a prompt seen before is found in the cache, under its own salt only", async () => {
+  const ask = async (cache_salt) => {
+    const prompt = "The cat sat on the mat and saw a bird. ".repeat(20);
+    const reply = await client.completions.create({
+      model,
+      prompt,
+      max_tokens: 16,
+      temperature: 0,
+      cache_salt,
+    });
+    const { cached_tokens } = reply.usage.prompt_tokens_details;
+    assert.ok(cached_tokens < reply.usage.prompt_tokens);
+    return { text: reply.choices[0].text, cached_tokens };
+  };
+  const hits = async () => {
+    const metrics = await (await fetch(`${server.url}/metrics`)).text();
+    return Number(/^kvrm:prefix_hit_blocks_total (\d+)$/m.exec(metrics)[1]);
+  };
+  const first = await ask("one");
+  const hits_before = await hits();
+  const second = await ask("one");
+  assert.equal(first.cached_tokens, 0);
+  assert.ok(second.cached_tokens > 0);
+  assert.ok((await hits()) > hits_before);
+  for (const salt of ["two", undefined]) {
+    const other = await ask(salt);
+    assert.equal(other.cached_tokens, 0);
+    assert.equal(other.text, first.text);
+  }
+  assert.equal(second.text, first.text);
+});
+
 test("a client that aborts a stream cancels its request, and the server serves on", async () => {
   const stream = await client.chat.completions.create({
     model,
@@ -170,7 +236,9 @@ test("errors are the client's own classes and name the field", async () => {
     assert.equal(error.type, "invalid_request_error");
     return true;
   });
-  await assert.rejects(ask({ n: 2 }), /n is not supported yet/);
+  await assert.rejects(ask({ n: 17 }), /n must be between 1 and 16/);
+  await assert.rejects(ask({ n: 0 }), { param: "n" });
+  await assert.rejects(ask({ cache_salt: "s".repeat(257) }), /cache_salt is longer than 256 bytes/);
   await assert.rejects(ask({ max_tokens: 0 }), { param: "max_tokens" });
   await assert.rejects(ask({ messages: [] }), { param: "messages" });
   await assert.rejects(ask({ messages: [{ role: "user", content: "word ".repeat(20000) }] }), {

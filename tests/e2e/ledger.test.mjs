@@ -62,4 +62,7 @@ test("the ledger adds up, and a budget is kept to the byte", async (t) => {
     KvrmServer.start([...small, "--memory-budget", `${sum - 1}`], t),
     new RegExp(`budget is ${sum - 1} bytes and ${sum} are needed`),
   );
+  for (const size of ["-5", "18446744073709551616", "x"]) {
+    await assert.rejects(KvrmServer.start(["--memory-budget", size], t), /not a number of bytes/);
+  }
 });
