@@ -281,7 +281,7 @@ TEST(Views, EveryViewPlacementAndWayOfSharingGivesTheBitsOfADenseRun) {
       static_cast<unsigned long long>(totals.num_moved_blocks),
       static_cast<unsigned long long>(totals.num_staged_bytes),
       static_cast<unsigned long long>(totals.num_maps));
-  if (cells.size() < 16) return;
+  if (cells.size() < 60) return;  // What sanitizers run, or was asked for, reaches less.
   EXPECT_GT(totals.num_preemptions, 10u);
   EXPECT_GT(totals.num_prefix_hits, 100u);
   EXPECT_GT(totals.num_cow_blocks, 50u);
