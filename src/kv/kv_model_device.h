@@ -69,7 +69,8 @@ class LaggingDevice final : public Device {
            std::size_t bytes) noexcept override {
     CHECK(window_offset % unit_ == 0 && pool_offset % unit_ == 0 && bytes % unit_ == 0);
     CHECK(pool_offset + bytes <= pool_bytes_ && pool_offset > 0);
-    if (choices_.Below(64) == 0) return false;  // The system refuses now and then.
+    // The system refuses now and then; not for ever, when a fuzzer has no more bytes to decide by.
+    if (choices_.Below(64) == 63) return false;
     for (std::size_t at = 0; at < bytes; at += unit_)
       shown_[(window_offset + at) / unit_] = pool_offset + at;
     return true;
