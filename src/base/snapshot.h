@@ -25,16 +25,16 @@ class Snapshot {
     std::memcpy(words.data(), &value, sizeof(T));
     const std::uint64_t version = version_.load(std::memory_order_relaxed);
     version_.store(version + 1, std::memory_order_relaxed);
-    std::atomic_thread_fence(std::memory_order_release);
+    // Release on every word: who reads one of this store has the odd version before it.
     for (std::size_t i = 0; i < kWords; ++i)
-      words_[i].store(words[i], std::memory_order_relaxed);
+      words_[i].store(words[i], std::memory_order_release);
     version_.store(version + 2, std::memory_order_release);
   }
   T Load() const noexcept {
     std::array<std::uint64_t, kWords> words = {};
     for (;;) {
       const std::uint64_t version = version_.load(std::memory_order_acquire);
-      // Release on the words' side is the writer's; acquire here keeps the last load behind them.
+      // Acquire keeps the second look at the version behind them.
       for (std::size_t i = 0; i < kWords; ++i)
         words[i] = words_[i].load(std::memory_order_acquire);
       if (version % 2 == 0 && version_.load(std::memory_order_relaxed) == version) break;
