@@ -295,7 +295,6 @@ TEST(StepLog, FullRingLosesRecordsAndSaysHowMany) {
 }
 
 TEST(StepLog, FullDiskEndsTheLogAndNothingElse) {
-  if (!std::filesystem::exists("/dev/full")) GTEST_SKIP() << "no /dev/full";
   const auto refused = StepLog::Create("/dev/full", Header());
   ASSERT_FALSE(refused.has_value());
   EXPECT_NE(refused.error().message.find("No space left"), std::string::npos);
