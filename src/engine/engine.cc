@@ -275,9 +275,12 @@ struct Engine::State {
       num_crowded_steps = 0;
       return;
     }
-    // Windows are filled as the budget goes: as long as that goes on, the wait has an end.
+    // Windows are filled as the budget goes: as long as that goes on, the wait has an end. Layer
+    // buffers are gathered by every step of the others, which is nobody's progress.
     const KvStats stats = loop.cache().stats();
-    const std::uint64_t filled = stats.num_staged_bytes + stats.num_maps + stats.num_cow_blocks;
+    const std::uint64_t staged =
+        options.view == KvView::kStagedWindows ? stats.num_staged_bytes : 0;
+    const std::uint64_t filled = staged + stats.num_maps + stats.num_cow_blocks;
     const bool goes_on = std::exchange(num_filled, filled) != filled;
     num_crowded_steps = goes_on ? 1 : num_crowded_steps + 1;
   }
