@@ -8,7 +8,6 @@
 // it must report differences.
 #include <gtest/gtest.h>
 
-#include <bit>
 #include <cstdio>
 #include <map>
 #include <string>
@@ -17,6 +16,7 @@
 #include "base/clock.h"
 #include "base/rng.h"
 #include "engine/engine.h"
+#include "engine/outputs_for_test.h"
 #include "model/weights.h"
 
 namespace kvrm {
@@ -46,13 +46,6 @@ constexpr Setting kSettings[] = {
     {32, 1, 1, Pool::kTight, 16},     {32, 7, 2, Pool::kScattered, 32},
     {32, 64, 1, Pool::kAmple, 16},    {32, 0, 1, Pool::kTight, 32},
     {7, 7, 2, Pool::kCrowded, 16},    {32, 64, 1, Pool::kCrowded, 16},
-};
-
-struct Output {
-  std::vector<std::int32_t> tokens;
-  std::vector<std::uint32_t> logprob_bits;
-  FinishReason finish = FinishReason::kNone;
-  friend bool operator==(const Output&, const Output&) = default;
 };
 
 // Prompts of 1 to 80 tokens and outputs of 1 to 40, short ones more often; a third greedy, the rest
@@ -120,19 +113,7 @@ std::vector<Output> Serve(const Model& model, const std::vector<Request>& reques
     CHECK(id.has_value());
     index[*id] = i;
   }
-  std::vector<Output> outputs(requests.size());
-  std::size_t num_finished = 0;
-  while (num_finished < requests.size()) {
-    engine.Step();
-    TokenEvent event;
-    while (engine.Poll({&event, 1}) == 1) {
-      Output& output = outputs[index.at(event.request)];
-      output.tokens.push_back(event.token);
-      output.logprob_bits.push_back(std::bit_cast<std::uint32_t>(event.logprob));
-      output.finish = event.finish;
-      if (event.finish != FinishReason::kNone) ++num_finished;
-    }
-  }
+  std::vector<Output> outputs = ServeAll(engine, index);
   *stats = engine.stats();
   return outputs;
 }

@@ -9,7 +9,6 @@
 #include <gtest/gtest.h>
 
 #include <array>
-#include <bit>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -21,6 +20,7 @@
 #include "base/clock.h"
 #include "base/rng.h"
 #include "engine/engine.h"
+#include "engine/outputs_for_test.h"
 #include "model/weights.h"
 
 namespace kvrm {
@@ -76,13 +76,6 @@ std::string NameOf(const Cell& cell) {
          ((cell[6] & 1) != 0 ? " cache" : "") + ((cell[6] & 2) != 0 ? " forks" : "");
 }
 
-struct Output {
-  std::vector<std::int32_t> tokens;
-  std::vector<std::uint32_t> logprob_bits;
-  FinishReason finish = FinishReason::kNone;
-  friend bool operator==(const Output&, const Output&) = default;
-};
-
 // Prompts that begin alike: one of three beginnings of up to 70 tokens, cut anywhere, then their
 // own.
 std::vector<Request> MakeRequests(const Model& model) {
@@ -134,19 +127,7 @@ std::vector<Output> Serve(const Model& model, const std::vector<Request>& reques
         index[RequestId{static_cast<std::uint64_t>(*id) + i}] = r * kNumSamples + s + i;
     }
   }
-  std::vector<Output> outputs(requests.size() * kNumSamples);
-  std::size_t num_finished = 0;
-  while (num_finished < outputs.size()) {
-    engine.Step();
-    TokenEvent event;
-    while (engine.Poll({&event, 1}) == 1) {
-      Output& output = outputs[index.at(event.request)];
-      output.tokens.push_back(event.token);
-      output.logprob_bits.push_back(std::bit_cast<std::uint32_t>(event.logprob));
-      output.finish = event.finish;
-      if (event.finish != FinishReason::kNone) ++num_finished;
-    }
-  }
+  std::vector<Output> outputs = ServeAll(engine, index);
   engine.CheckInvariants();
   const KvStats kv = engine.kv_stats();
   EXPECT_EQ(kv.num_free + kv.num_cached, kv.num_blocks) << "blocks leaked";
