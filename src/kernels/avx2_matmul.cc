@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: Apache-2.0
+// Matrix products with AVX2.
+#include "kernels/avx2_lanes.h"
+#include "kernels/cpu_kernels.h"
+
+namespace kvrm {
+namespace {
+
+// y of one token and 8 outputs.
+void StoreOutputs(const MatMulArgs& args, uint32_t token, uint32_t out, __m256 sum) {
+  if (out >= args.out_end) return;
+  const __m256i mask = TailMask(args.out_end - out);
+  float* y = args.y + token * args.y_stride + out;
+  if (args.bias != nullptr) sum = _mm256_add_ps(sum, _mm256_maskload_ps(args.bias + out, mask));
+  if (args.accumulate) sum = _mm256_add_ps(_mm256_maskload_ps(y, mask), sum);
+  _mm256_maskstore_ps(y, mask, sum);
+}
+
+// The columns of one pass. All of them, but for the negative control of the invariance suite.
+struct Columns {
+  uint32_t begin;
+  uint32_t end;
+};
+
+template <DType kType, uint32_t kTokens, uint32_t kGroups>
+struct FloatTile {
+  static void Run(const MatMulArgs& args, uint64_t group_bytes, uint32_t token, uint32_t out,
+                  Columns columns) {
+    const uint8_t* w[kGroups];
+    const uint8_t* x[kTokens];
+    __m256 sum[kTokens][2 * kGroups];
+    KVRM_UNROLL
+    for (uint32_t g = 0; g < kGroups; ++g)
+      w[g] = Bytes(args.w.data) + (out / kGroup + g) * group_bytes;
+    KVRM_UNROLL
+    for (uint32_t t = 0; t < kTokens; ++t) {
+      x[t] = Bytes(args.x) + (token + t) * args.x_stride;
+      KVRM_UNROLL
+      for (uint32_t g = 0; g < 2 * kGroups; ++g)
+        sum[t][g] = _mm256_setzero_ps();
+    }
+    for (size_t k = columns.begin; k < columns.end; ++k) {
+      KVRM_UNROLL
+      for (uint32_t g = 0; g < 2 * kGroups; ++g) {
+        const __m256 weights =
+            LoadFloats<kType>(w[g / 2] + (k * kGroup + g % 2 * kLanes) * kElementBytes<kType>);
+        KVRM_UNROLL
+        for (uint32_t t = 0; t < kTokens; ++t)
+          sum[t][g] = _mm256_fmadd_ps(
+              weights, _mm256_set1_ps(LoadAs<float>(x[t] + k * sizeof(float))), sum[t][g]);
+      }
+    }
+    KVRM_UNROLL
+    for (uint32_t t = 0; t < kTokens; ++t) {
+      KVRM_UNROLL
+      for (uint32_t g = 0; g < 2 * kGroups; ++g)
+        StoreOutputs(args, token + t, out + g * kLanes, sum[t][g]);
+    }
+  }
+};
+
+// A single token takes four groups at a time, to have eight chains of multiply-adds under way.
+template <DType kType>
+void FloatColumns(const MatMulArgs& args, Columns columns) {
+  const uint64_t bytes = TiledGroupBytes(kType, args.w.cols);
+  for (uint32_t out = args.out_begin; out < args.out_end;) {
+    const uint32_t groups = args.out_end - out > 3 * kGroup ? 4 : 1;
+    for (uint32_t g = 0; g < groups; ++g) {
+      uint32_t t = 0;
+      for (; args.num_tokens - t >= 4; t += 4)
+        FloatTile<kType, 4, 1>::Run(args, bytes, t, out + g * kGroup, columns);
+      for (; args.num_tokens - t >= 2; t += 2)
+        FloatTile<kType, 2, 1>::Run(args, bytes, t, out + g * kGroup, columns);
+      if (groups == 1 && t < args.num_tokens)
+        FloatTile<kType, 1, 1>::Run(args, bytes, t, out, columns);
+    }
+    if (groups == 4 && args.num_tokens % 2 == 1)
+      FloatTile<kType, 1, 4>::Run(args, bytes, args.num_tokens - 1, out, columns);
+    out += groups * kGroup;
+  }
+}
+
+template <DType kType>
+constexpr bool kHasMinimum = kType == DType::kQ4_K || kType == DType::kQ5_K;
+
+template <DType kType>
+constexpr uint32_t kQuantBytes = kType == DType::kQ8_0                            ? 512
+                                 : kType == DType::kQ4_0 || kType == DType::kQ4_K ? 256
+                                 : kType == DType::kQ6_K                          ? 384
+                                                                                  : 320;
+
+// Log2 of the zero point (QuantZero in quant_block.h), for the types without a minimum but Q8_0,
+// whose values are made signed first.
+template <DType kType>
+constexpr int kZeroShift = kType == DType::kQ4_0   ? 3
+                           : kType == DType::kQ5_0 ? 4
+                                                   : 5;
+
+// How many pair sums u0 a0 + u1 a1 a 16-bit lane holds without overflow, |a| <= 127: 8 of
+// 2 * 15 * 127 = 3,810; 4 of 2 * 31 * 127 = 7,874; 2 of 2 * 63 * 127 = 16,002; and for Q8_0, where
+// u is the magnitude of a signed byte, 1 of 2 * 128 * 127 = 32,512. So nothing saturates.
+template <DType kType>
+constexpr int kPairSums = kQuantBytes<kType> == 256   ? 8
+                          : kQuantBytes<kType> == 320 ? 4
+                          : kQuantBytes<kType> == 384 ? 2
+                                                      : 1;
+
+// Moves bit kFrom of every byte to bit kTo; other bits are garbage for the caller to mask.
+template <int kFrom, int kTo>
+__m256i MoveBit(__m256i x) {
+  if constexpr (kFrom < kTo)
+    return _mm256_slli_epi16(x, kTo - kFrom);
+  else if constexpr (kFrom > kTo)
+    return _mm256_srli_epi16(x, kFrom - kTo);
+  else
+    return x;
+}
+
+// 8 rows of vector kV of a block: 4 columns each, unsigned bytes; signed for Q8_0.
+template <DType kType, int kV>
+__m256i LoadQuants(const uint8_t* quants) {
+  if constexpr (kType == DType::kQ8_0) {
+    return _mm256_xor_si256(Load256(quants + 64 * kV), _mm256_set1_epi8(-128));
+  } else {
+    const __m256i packed = Load256(quants + 64 * (kV % 4));
+    constexpr int kNibble = kV < 4 ? 0 : 4;
+    const __m256i low = _mm256_and_si256(MoveBit<kNibble, 0>(packed), _mm256_set1_epi8(15));
+    if constexpr (kQuantBytes<kType> == 320) {
+      const __m256i high = MoveBit<kV, 4>(Load256(quants + 256));
+      return _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi8(16)));
+    } else if constexpr (kQuantBytes<kType> == 384) {
+      const __m256i high = MoveBit<2 * (kV % 4), 4>(Load256(quants + 256 + 64 * (kV / 4)));
+      return _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi8(48)));
+    } else {
+      return low;
+    }
+  }
+}
+
+template <DType kType, uint32_t kTokens>
+struct QuantTile {
+  struct State {
+    const uint8_t* quants;  // of 8 of the group's rows
+    const uint8_t* scales;  // of the whole group
+    const uint8_t* supers;
+    const uint8_t* x[kTokens];
+    size_t act_scales;  // bytes from a row of activations to its Q8Scale[]
+    uint32_t row;       // first of the 8 within the group
+    __m256 sum[kTokens];
+  };
+
+  // dot[t] += vectors kV .. kEnd - 1 of the block times the activations, exactly. `pairs` carries
+  // up to kPairSums sums of pairs in 16 bits.
+  template <int kV, int kEnd>
+  static inline __attribute__((always_inline)) void Dot(const State* s, const uint8_t* quants,
+                                                        size_t column, __m256i* pairs,
+                                                        __m256i* dot) {
+    if constexpr (kV < kEnd) {
+      const __m256i weights = LoadQuants<kType, kV>(quants);
+      KVRM_UNROLL
+      for (uint32_t t = 0; t < kTokens; ++t) {
+        const __m256i x = _mm256_set1_epi32(LoadAs<int32_t>(s->x[t] + column + 4 * kV));
+        const __m256i product = Pairs(weights, x);
+        pairs[t] = kV % kPairSums<kType> == 0 ? product : _mm256_add_epi16(pairs[t], product);
+        if constexpr (kV % kPairSums<kType> == kPairSums<kType> - 1 || kV + 1 == kEnd)
+          dot[t] = _mm256_add_epi32(dot[t], _mm256_madd_epi16(pairs[t], _mm256_set1_epi16(1)));
+      }
+      Dot<kV + 1, kEnd>(s, quants, column, pairs, dot);
+    }
+  }
+
+  static __m256i Pairs(__m256i weights, __m256i x) {
+    if constexpr (kType == DType::kQ8_0)
+      return _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights));
+    else
+      return _mm256_maddubs_epi16(weights, x);
+  }
+
+  // Vectors [kBegin, kEnd) of block b, scaled by `scale` of 8 rows. The zero point is subtracted as
+  // its multiple of the activations' sum: sum[0] for the first 4 vectors, sum[1] for the others.
+  template <int kBegin, int kEnd>
+  static inline __attribute__((always_inline)) void Part(State* s, size_t b, __m256 scale) {
+    const size_t act = s->act_scales + b * sizeof(Q8Scale);
+    __m256i pairs[kTokens];
+    __m256i dot[kTokens];
+    KVRM_UNROLL
+    for (uint32_t t = 0; t < kTokens; ++t)
+      pairs[t] = dot[t] = _mm256_setzero_si256();
+    Dot<kBegin, kEnd>(s, s->quants + b * kQuantBytes<kType>, b * kBlock, pairs, dot);
+    KVRM_UNROLL
+    for (uint32_t t = 0; t < kTokens; ++t) {
+      if constexpr (!kHasMinimum<kType> && kType != DType::kQ8_0) {
+        const uint8_t* sums = s->x[t] + act + offsetof(Q8Scale, sum);
+        int32_t sum = LoadAs<int32_t>(sums + kBegin);
+        if constexpr (kEnd - kBegin == 8) sum += LoadAs<int32_t>(sums + 4);
+        const __m256i zero = _mm256_slli_epi32(_mm256_set1_epi32(sum), kZeroShift<kType>);
+        dot[t] = _mm256_sub_epi32(dot[t], zero);
+      }
+      const __m256 both = _mm256_mul_ps(scale, _mm256_set1_ps(LoadAs<float>(s->x[t] + act)));
+      s->sum[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[t]), both, s->sum[t]);
+    }
+  }
+
+  static inline __attribute__((always_inline)) void Block(State* s, size_t b) {
+    if constexpr (kType == DType::kQ6_K) {
+      const uint8_t* bytes = s->scales + b * 32 + s->row;
+      const __m256 d = LoadFloats<DType::kF16>(s->supers + b / 8 * 32 + 2 * s->row);
+      Part<0, 4>(s, b, ByteScale(bytes, d));
+      Part<4, 8>(s, b, ByteScale(bytes + kGroup, d));
+    } else if constexpr (kHasMinimum<kType>) {
+      const uint8_t* bytes = s->scales + b * 32 + s->row;
+      const uint8_t* super = s->supers + b / 8 * 64 + 2 * s->row;
+      Part<0, 8>(s, b, UnsignedScale(bytes, LoadFloats<DType::kF16>(super)));
+      const __m256 min = UnsignedScale(bytes + kGroup, LoadFloats<DType::kF16>(super + 32));
+      const size_t act = s->act_scales + b * sizeof(Q8Scale) + offsetof(Q8Scale, sum_scale);
+      KVRM_UNROLL
+      for (uint32_t t = 0; t < kTokens; ++t)
+        s->sum[t] = _mm256_fnmadd_ps(min, _mm256_set1_ps(LoadAs<float>(s->x[t] + act)), s->sum[t]);
+    } else {
+      Part<0, 8>(s, b, LoadFloats<DType::kF16>(s->scales + b * 32 + 2 * s->row));
+    }
+  }
+
+  static __m256 UnsignedScale(const uint8_t* p, __m256 d) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)));
+  }
+
+  static __m256 ByteScale(const uint8_t* p, __m256 d) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)));
+  }
+
+  static void Run(const MatMulArgs& args, uint64_t group_bytes, uint32_t token, uint32_t out,
+                  Columns columns) {
+    const size_t blocks = args.w.cols / kBlock;
+    const uint8_t* group = Bytes(args.w.data) + out / kGroup * group_bytes;
+    State s;
+    s.row = out % kGroup;
+    s.quants = group + 4 * s.row;
+    s.scales = group + blocks * kQuantBytes<kType>;
+    s.supers = s.scales + blocks * 32;
+    s.act_scales = (size_t{args.w.cols} + 63) / 64 * 64;
+    KVRM_UNROLL
+    for (uint32_t t = 0; t < kTokens; ++t) {
+      s.x[t] = Bytes(args.x) + (token + t) * args.x_stride;
+      s.sum[t] = _mm256_setzero_ps();
+    }
+    for (size_t b = columns.begin / kBlock; b < columns.end / kBlock; ++b)
+      Block(&s, b);
+    KVRM_UNROLL
+    for (uint32_t t = 0; t < kTokens; ++t)
+      StoreOutputs(args, token + t, out, s.sum[t]);
+  }
+};
+
+template <DType kType>
+void QuantColumns(const MatMulArgs& args, Columns columns) {
+  const uint64_t bytes = TiledGroupBytes(kType, args.w.cols);
+  for (uint32_t out = args.out_begin; out < args.out_end; out += kLanes) {
+    uint32_t t = 0;
+    for (; args.num_tokens - t >= 4; t += 4)
+      QuantTile<kType, 4>::Run(args, bytes, t, out, columns);
+    for (; args.num_tokens - t >= 2; t += 2)
+      QuantTile<kType, 2>::Run(args, bytes, t, out, columns);
+    if (t < args.num_tokens) QuantTile<kType, 1>::Run(args, bytes, t, out, columns);
+  }
+}
+
+template <DType kType>
+void AllTokens(const MatMulArgs& args, Columns columns) {
+  if constexpr (kType == DType::kF32 || kType == DType::kF16 || kType == DType::kBf16) {
+    FloatColumns<kType>(args, columns);
+  } else {
+    QuantColumns<kType>(args, columns);
+  }
+}
+
+template <DType kType>
+void MatMul(const MatMulArgs& args) {
+#ifdef KVRM_BREAK_INVARIANCE
+  // The negative control of the invariance suite: another order of summation in a batch.
+  if (args.num_tokens > 1) {
+    const uint32_t middle = args.w.cols / 2 / kBlock * kBlock;
+    AllTokens<kType>(args, {0, middle});
+    MatMulArgs rest = args;
+    rest.bias = nullptr;
+    rest.accumulate = true;
+    AllTokens<kType>(rest, {middle, args.w.cols});
+    return;
+  }
+#endif
+  AllTokens<kType>(args, {0, args.w.cols});
+}
+}  // namespace
+
+void Avx2MatMul(const MatMulArgs& args) {
+  switch (args.w.type) {
+    case DType::kF32:
+      return MatMul<DType::kF32>(args);
+    case DType::kF16:
+      return MatMul<DType::kF16>(args);
+    case DType::kBf16:
+      return MatMul<DType::kBf16>(args);
+    case DType::kQ8_0:
+      return MatMul<DType::kQ8_0>(args);
+    case DType::kQ4_0:
+      return MatMul<DType::kQ4_0>(args);
+    case DType::kQ5_0:
+      return MatMul<DType::kQ5_0>(args);
+    case DType::kQ4_K:
+      return MatMul<DType::kQ4_K>(args);
+    case DType::kQ5_K:
+      return MatMul<DType::kQ5_K>(args);
+    default:
+      return MatMul<DType::kQ6_K>(args);
+  }
+}
+
+}  // namespace kvrm
