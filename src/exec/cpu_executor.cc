@@ -82,6 +82,8 @@ struct CpuExecutor::State {
       }
       frequencies.push_back(frequency);
     }
+    matmul_scratch =
+        device.Reserve(std::size_t{kMatMulScratchBytes} * options.num_workers, "matmul scratch");
     const std::size_t floats = AttentionScratchFloats(config);
     const std::span<std::byte> all_scratch =
         device.Reserve(floats * sizeof(float) * options.num_workers, "attention scratch");
@@ -309,7 +311,8 @@ struct CpuExecutor::State {
          .num_tokens = num_rows,
          .out_begin = share.begin * kOutTile,
          .out_end = std::min(share.end * kOutTile, i.matrix.rows),
-         .accumulate = i.accumulate});
+         .accumulate = i.accumulate,
+         .scratch = matmul_scratch.data() + std::size_t{worker} * kMatMulScratchBytes});
   }
 
   // Gathers the layer of every block that the step shows into this layer's buffer.
@@ -394,6 +397,7 @@ struct CpuExecutor::State {
   std::vector<AttentionRun> runs;         // [max_rows][max_runs]
   std::vector<std::uint32_t> token_row;   // [max_tokens]
   std::vector<std::uint32_t> item_begin;  // [num_workers + 1] attention items of each worker
+  std::span<std::byte> matmul_scratch;    // [num_workers][kMatMulScratchBytes]
   bool running = false;
 };
 
