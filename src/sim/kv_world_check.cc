@@ -215,7 +215,8 @@ SimTotals KvWorld::totals() const {
           .num_prefix_hits = stats.num_prefix_hits,
           .num_evictions = stats.num_evictions,
           .num_run_overflows = stats.num_run_overflows,
-          .num_waits = stats.num_waits};
+          .num_waits = stats.num_waits,
+          .num_proved_reads = verifier_.totals().num_reads};
 }
 
 }  // namespace kvrm

@@ -39,6 +39,7 @@ TEST(Sim, CacheSchedulesReachWhatTheyAreMeantTo) {
   EXPECT_GT(totals.num_prefix_hits, kSchedules / 10);
   EXPECT_GT(totals.num_evictions, kSchedules / 10);
   EXPECT_GT(totals.num_run_overflows, kSchedules / 2);
+  EXPECT_GT(totals.num_proved_reads, 1000 * kSchedules);
 }
 
 TEST(Sim, EngineSchedulesReachWhatTheyAreMeantTo) {
@@ -46,6 +47,7 @@ TEST(Sim, EngineSchedulesReachWhatTheyAreMeantTo) {
   EXPECT_GT(totals.num_requests, kSchedules);
   EXPECT_GT(totals.num_steps, 10 * kSchedules);
   EXPECT_GT(totals.num_preemptions, kSchedules / 40);
+  EXPECT_GT(totals.num_proved_reads, 1000 * kSchedules);
 }
 
 TEST(Sim, TheSameSeedIsTheSameSchedule) {
@@ -105,7 +107,9 @@ TEST(SimDevice, CopiesLandInPiecesAndAllByWait) {
   EXPECT_FALSE(device.Landed(flight));
   device.Tick();
   EXPECT_EQ(std::ranges::count(memory.subspan(64), std::byte{7}), 8);
+  EXPECT_FALSE(device.FirstLanded(1));
   device.Wait(flight);
+  EXPECT_TRUE(device.FirstLanded(1));
   EXPECT_TRUE(device.Landed(flight));
   EXPECT_EQ(std::ranges::count(memory.subspan(64), std::byte{7}), 64);
 }
