@@ -49,12 +49,13 @@ void ShowShortest(const SimFlags& flags, std::uint64_t seed) {
   RunTraced(shortest, flags.plan.mutant);
 }
 
-void RunExhaustive(const SimFlags& flags) {
+void RunExhaustive(const SimFlags& flags, KvView view) {
   const SystemClock clock;
   const std::int64_t begin_ns = clock.NowNs();
-  const ExhaustiveReport report = Explore(flags.depth);
-  std::printf("%" PRIu64 " states, %" PRIu64 " programs of up to %u operations, %s, in %.1f s\n",
-              report.num_states, report.num_programs, report.num_ops,
+  const ExhaustiveReport report = Explore(flags.depth, view);
+  std::printf("%s: %" PRIu64 " states, %" PRIu64
+              " programs of up to %u operations, %s, in %.1f s\n",
+              KvViewName(view), report.num_states, report.num_programs, report.num_ops,
               report.complete ? "no state left" : "not all states reached",
               static_cast<double>(clock.NowNs() - begin_ns) * 1e-9);
   if (report.failure.empty()) return;
@@ -63,7 +64,11 @@ void RunExhaustive(const SimFlags& flags) {
 }
 
 void RunSim(const SimFlags& flags) {
-  if (flags.exhaustive) return RunExhaustive(flags);
+  if (flags.exhaustive) {
+    for (const KvView view : {KvView::kExtents, KvView::kStagedWindows, KvView::kMapped})
+      RunExhaustive(flags, view);
+    return;
+  }
   const SystemClock clock;
   if (flags.trace) {
     return RunTraced(MakeSchedule(LevelOf(flags.plan.levels, flags.plan.first_seed),

@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "base/mutant.h"
+#include "base/rng.h"
 
 namespace kvrm {
 namespace {
@@ -306,6 +307,27 @@ void Views::Abandoned(Pager& pager) noexcept {
     pager.SetChanged(seq, 0);
   }
   mapping_.clear();
+}
+
+std::uint64_t Views::StateHash(const Pager& pager) const {
+  if (!HasWindows(options_.view)) return 0;
+  std::uint64_t hash = 0;
+  const auto mix = [&hash](std::uint64_t value) { hash = Mix64(hash ^ value); };
+  const auto since = [&pager](std::uint64_t epoch) {
+    return epoch > Index(pager.retired()) ? epoch - Index(pager.retired()) : 0;
+  };
+  for (std::uint32_t s = 0; s < options_.max_seqs; ++s) {
+    // Open begins these anew.
+    const bool is_open = pager.is_open(SeqId{s});
+    mix(is_open ? std::uint64_t{staged_[s]} << 32 | num_read_[s] : 0);
+    mix(is_open ? since(holder_epoch_[s]) : 0);
+    mix(since(tail_epoch_[s]));
+    if (options_.view != KvView::kMapped) continue;
+    mix(pager.first_changed(SeqId{s}));
+    for (std::uint32_t b = Lane(SeqId{s}); b < Lane(SeqId{s + 1}); ++b)
+      mix(std::uint64_t{Index(shown_[b])} << 1 | (told_[b] ? 1 : 0));
+  }
+  return hash;
 }
 
 std::uint64_t Views::reserved_bytes() const noexcept {

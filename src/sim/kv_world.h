@@ -103,7 +103,8 @@ class KvWorld {
   std::uint32_t length(std::uint32_t s) const { return seqs_[s].length; }
   std::uint32_t target(std::uint32_t s) const { return seqs_[s].target; }
   std::uint32_t max_tokens() const;
-  // Of everything that decides what can happen next; numbers of lives and epochs left out.
+  // Of everything that decides what can happen next, the content of homes and windows included;
+  // numbers of lives and epochs left out.
   std::uint64_t StateHash() const;
 
  private:
@@ -146,6 +147,7 @@ class KvWorld {
   std::uint32_t Pick(bool open, Rng& rng) const;
   // A prefix of `tokens`, as far as it is found; it goes on as `like` would.
   void OpenLike(std::uint32_t s, const std::vector<std::int32_t>& tokens, const Seq& like);
+  std::uint64_t ContentHash(std::uint32_t s) const;
   StepLogHeader LogHeader() const;
   void Tell(const StepLogRecord& record);
   void DoVerb(std::uint8_t kind, Rng& rng);

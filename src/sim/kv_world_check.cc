@@ -108,11 +108,43 @@ void KvWorld::CheckFences(const Step& next) const {
   }
 }
 
+// Which of the sequence's tokens are as they should be in its home and in its window. The stamps
+// themselves would tell apart states that differ in garbage alone.
+std::uint64_t KvWorld::ContentHash(std::uint32_t s) const {
+  const Seq& seq = seqs_[s];
+  const KvView view = scenario_.cache.view;
+  const bool has_window = view == KvView::kStagedWindows || view == KvView::kMapped;
+  const std::uint32_t window = scenario_.cache.num_blocks + s * scenario_.cache.max_blocks_per_seq;
+  std::vector<BlockId> home;
+  for (const Extent& run : cache_.home(SeqId{s})) {
+    for (std::uint32_t b = 0; b < run.num_blocks; ++b)
+      home.push_back(run.start == kSentinelBlock ? kSentinelBlock : BlockId{Index(run.start) + b});
+  }
+  std::uint64_t hash = 0;
+  for (std::uint32_t p = 0; p < seq.length; ++p) {
+    const std::uint32_t number = p / limits_.block_tokens;
+    if (home[number] == kSentinelBlock) continue;
+    for (std::uint32_t layer = 0; layer < kSimLayers; ++layer) {
+      const auto is_right = [&](BlockId block) -> std::uint64_t {
+        const std::uint64_t* const stamps = executor_.Home(layer, block);
+        return stamps != nullptr && stamps[p % limits_.block_tokens] == seq.history.stamp(layer, p)
+                   ? 1
+                   : 0;
+      };
+      hash = Mix64(hash ^ is_right(home[number]));
+      if (has_window) hash = Mix64(hash ^ is_right(BlockId{window + number}));
+    }
+  }
+  return hash;
+}
+
 std::uint64_t KvWorld::StateHash() const {
   std::uint64_t hash = cache_.StateHash();
   const auto mix = [&hash](std::uint64_t value) { hash = Mix64(hash ^ value); };
-  for (const Seq& seq : seqs_) {
+  for (std::uint32_t s = 0; s < seqs_.size(); ++s) {
+    const Seq& seq = seqs_[s];
     mix(std::uint64_t{seq.length} << 32 | seq.target);
+    mix(ContentHash(s));
     mix(seq.length > 0 ? seq.history.digest() : 0);
     mix(std::uint64_t{seq.own_from} << 32 | seq.own_seed);
   }

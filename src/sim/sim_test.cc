@@ -60,10 +60,12 @@ TEST(Sim, TheSameSeedIsTheSameSchedule) {
 }
 
 TEST(Sim, EveryProgramOfSevenOperationsOnThreeBlocks) {
-  const ExhaustiveReport report = Explore(7);
-  EXPECT_EQ(report.failure, "");
-  EXPECT_GT(report.num_states, 1000u);
-  EXPECT_EQ(report.num_ops, 7u);
+  for (const KvView view : {KvView::kExtents, KvView::kStagedWindows, KvView::kMapped}) {
+    const ExhaustiveReport report = Explore(7, view);
+    EXPECT_EQ(report.failure, "") << KvViewName(view);
+    EXPECT_GT(report.num_states, 1000u);
+    EXPECT_EQ(report.num_ops, 7u);
+  }
 }
 
 TEST(History, DigestSaysEveryTokenItsPlaceAndEveryHole) {
