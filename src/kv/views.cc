@@ -17,6 +17,11 @@ bool IsStaged(KvView view) {
   return view == KvView::kStagedWindows;
 }
 
+// V2: whether a step of this epoch may still be reading.
+bool IsFenced(std::uint64_t epoch, const Pager& pager) {
+  return epoch > Index(pager.retired()) && !IsMutant(Mutant::kWindowTooEarly);
+}
+
 }  // namespace
 
 Views::Views(const KvCacheOptions& options, Device& device)
@@ -63,7 +68,7 @@ void Views::Plan(Pager& pager, Transport& transport) noexcept {
     const SeqId seq{s};
     // A named one has just got a block of its own: that copy must land first.
     if (!pager.is_open(seq) || staged_[s] >= pager.length(seq) || pager.is_named(seq)) continue;
-    if (holder_epoch_[s] > Index(pager.retired())) continue;  // V2
+    if (IsFenced(holder_epoch_[s], pager)) continue;  // V2
     const std::uint32_t end = pager.BlocksFor(pager.length(seq));
     if (pager.waits_for_copy(seq) || pager.num_settled_blocks(seq) < end) continue;
     std::uint32_t done = staged_[s] / options_.layout.block_tokens;
@@ -175,9 +180,10 @@ std::span<const Extent> Views::WindowRuns(SeqId seq, const Pager& pager, std::ui
 
 bool Views::FillStaged(const Pager& pager, StepRow& row) noexcept {
   const std::uint32_t s = Index(row.seq);
-  if (holder_epoch_[s] > Index(pager.retired())) return false;  // V2
-  if (staged_[s] < pager.length(row.seq)) return false;         // V1
-  if (tail_epoch_[s] == Index(pager.next())) return false;      // V4
+  if (IsFenced(holder_epoch_[s], pager)) return false;   // V2
+  if (staged_[s] < pager.length(row.seq)) return false;  // V1
+  if (tail_epoch_[s] == Index(pager.next()) && !IsMutant(Mutant::kTailTogether))
+    return false;  // V4
   row.home = pager.target_runs(row.seq);
   row.runs = WindowRuns(row.seq, pager, options_.num_blocks + Lane(row.seq),
                         pager.BlocksFor(pager.target(row.seq)));
@@ -244,7 +250,7 @@ std::uint32_t Views::AlikeFrom(const Pager& pager, SeqId seq, const Extent& bloc
     if (shown == kSentinelBlock) return 2;
     const std::uint64_t epoch =
         number + i < num_read ? pager.last_epoch(seq) : holder_epoch_[Index(seq)];
-    return epoch <= Index(pager.retired()) ? 2 : 3;  // V2
+    return IsFenced(epoch, pager) ? 3 : 2;  // V2
   };
   std::uint32_t count = 1;
   while (count < blocks.num_blocks && kind(count) == kind(0))

@@ -176,6 +176,8 @@ void KvWorld::DoVerb(std::uint8_t kind, Rng& rng) {
     }
     case kTrim: {
       const std::uint32_t from = UpTo(seq.length, rng);
+      // What is cut out can then still be found, and what is computed behind it must not be.
+      if (rng.Below(2) == 0) Publish(s);
       return Trim(s, from, from + UpTo(seq.length - from, rng));
     }
     case kRelease:
@@ -183,7 +185,7 @@ void KvWorld::DoVerb(std::uint8_t kind, Rng& rng) {
     case kPublish:
       Publish(s);
       // Often somebody looks for it at once.
-      if (rng.Below(3) == 0 && seq.open) {
+      if (seq.open && (seq.history.has_holes() || rng.Below(3) == 0)) {
         const auto tokens = seq.history.tokens();
         OpenLike(Pick(false, rng), {tokens.begin(), tokens.end()}, seq);
       }

@@ -33,12 +33,26 @@ void KvWorld::CheckRows(const Step& step) const {
     CHECK(executor_.digest(row) == step.rows[row].digest);
 }
 
-// K6: whoever else holds a block may count on its content, so nobody is writing it.
+// K6: whoever else holds a block may count on its content: nobody is writing it, and unless it is
+// on the move it is there.
 void KvWorld::CheckSealed(std::uint32_t s) const {
+  const Seq& seq = seqs_[s];
+  const bool is_still = !is_building_ && abandoned_ != builder_.building() &&
+                        device_.FirstLanded(device_.num_flights());
   for (const Extent& run : cache_.home(SeqId{s})) {
     for (std::uint32_t b = 0; b < run.num_blocks; ++b) {
       for (const Step& step : steps_)
         CHECK(run.start == kSentinelBlock || !step.written[Index(run.start) + b]);
+    }
+  }
+  std::uint32_t p = 0;
+  for (const Extent& run : cache_.home(SeqId{s})) {
+    for (std::uint32_t b = 0; b < run.num_blocks && is_still; ++b) {
+      for (std::uint32_t end = p + limits_.block_tokens; p < end && p < seq.length; ++p) {
+        for (std::uint32_t layer = 0; layer < kSimLayers; ++layer)
+          CHECK(executor_.Home(layer, BlockId{Index(run.start) + b})[p % limits_.block_tokens] ==
+                seq.history.stamp(layer, p));  // P14
+      }
     }
   }
 }
