@@ -114,17 +114,21 @@ BenchSink TextTable(std::function<void(const std::string& text)> write) {
   return [table = Table(std::move(write))](const json::object& line) mutable { table.Add(line); };
 }
 
-double LeastSeconds(const Clock& clock, std::uint32_t repetitions,
-                    const std::function<void()>& run) {
-  run();
-  std::int64_t least_ns = std::numeric_limits<std::int64_t>::max();
-  for (std::uint32_t i = 0; i < repetitions; ++i) {
-    const std::int64_t begin_ns = clock.NowNs();
-    run();
-    least_ns = std::min(least_ns, clock.NowNs() - begin_ns);
+double LeastSeconds(const Clock& clock, std::uint32_t passes, std::uint64_t count,
+                    const std::function<void(std::uint64_t)>& run) {
+  std::vector<std::int64_t> least_ns(count, std::numeric_limits<std::int64_t>::max());
+  for (std::uint32_t pass = 0; pass < passes; ++pass) {
+    for (std::uint64_t i = 0; i < count; ++i) {
+      const std::int64_t begin_ns = clock.NowNs();
+      run(i);
+      least_ns[i] = std::min(least_ns[i], clock.NowNs() - begin_ns);
+    }
   }
+  std::int64_t sum_ns = 0;
+  for (const std::int64_t ns : least_ns)
+    sum_ns += ns;
   // A clock that did not advance would make a rate that is not finite.
-  return static_cast<double>(std::max<std::int64_t>(least_ns, 1)) * 1e-9;
+  return static_cast<double>(std::max<std::int64_t>(sum_ns, 1)) * 1e-9;
 }
 
 std::vector<std::uint32_t> ParseCounts(std::string_view flag, std::string_view text,

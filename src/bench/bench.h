@@ -40,9 +40,10 @@ using BenchSink = std::function<void(const json::object& line)>;
 BenchSink JsonLines(std::function<void(const std::string& text)> write);
 BenchSink TextTable(std::function<void(const std::string& text)> write);
 
-// Seconds that `run` takes: the least of `repetitions`, after one call that is not counted.
-double LeastSeconds(const Clock& clock, std::uint32_t repetitions,
-                    const std::function<void()>& run);
+// Seconds that run(0) .. run(count - 1) take together: each counts with the least of its times in
+// `passes` passes over all, so that a neighbour must disturb every one of them to be seen.
+double LeastSeconds(const Clock& clock, std::uint32_t passes, std::uint64_t count,
+                    const std::function<void(std::uint64_t)>& run);
 
 // "1,8,32" in [1, max] each; throws StartError that names `flag` and the limit.
 std::vector<std::uint32_t> ParseCounts(std::string_view flag, std::string_view text,

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 #include <span>
 
 #include "base/system_memory.h"
@@ -16,8 +15,8 @@ namespace {
 // neighbours there are moments of that length in which every worker runs.
 constexpr std::uint64_t kPieceBytes = std::uint64_t{4} << 20;
 constexpr double kLoopSeconds = 0.2e-3;
-constexpr std::uint32_t kPassesPerRepetition = 2;
-constexpr std::uint32_t kTriesPerRepetition = 50;
+constexpr std::uint32_t kPassesPerRepetition = 3;
+constexpr std::uint32_t kTriesPerRepetition = 200;
 
 struct ReadJob {
   const PeakLoops* loops;
@@ -58,37 +57,31 @@ PeakRate OneAndAll(WorkerTeam& team, Measure measure) {
 
 double ReadRate(const PeakLoops& loops, std::span<const std::byte> buffer,
                 std::uint32_t repetitions, WorkerTeam& team, const Clock& clock) {
-  std::vector<std::int64_t> least_ns(buffer.size() / kPieceBytes,
-                                     std::numeric_limits<std::int64_t>::max());
-  for (std::uint32_t pass = 0; pass < repetitions * kPassesPerRepetition; ++pass) {
-    for (std::size_t i = 0; i < least_ns.size(); ++i) {
-      ReadJob job = {.loops = &loops,
-                     .data = buffer.subspan(i * kPieceBytes, kPieceBytes),
-                     .num_workers = team.num_workers()};
-      const std::int64_t begin_ns = clock.NowNs();
-      team.Start(&ReadPart, &job);
-      team.Join();
-      least_ns[i] = std::min(least_ns[i], clock.NowNs() - begin_ns);
-    }
-  }
-  std::int64_t sum_ns = 0;
-  for (const std::int64_t ns : least_ns)
-    sum_ns += ns;
-  return static_cast<double>(buffer.size()) * 1e9 /
-         static_cast<double>(std::max<std::int64_t>(sum_ns, 1));
+  const auto read_piece = [&](std::uint64_t piece) {
+    ReadJob job = {.loops = &loops,
+                   .data = buffer.subspan(piece * kPieceBytes, kPieceBytes),
+                   .num_workers = team.num_workers()};
+    team.Start(&ReadPart, &job);
+    team.Join();
+  };
+  const double seconds = LeastSeconds(clock, repetitions * kPassesPerRepetition,
+                                      buffer.size() / kPieceBytes, read_piece);
+  return static_cast<double>(buffer.size()) / seconds;
 }
 
 double LoopRate(const PeakLoop& loop, std::uint32_t repetitions, WorkerTeam& team,
                 const Clock& clock) {
   LoopJob job = {.loop = &loop, .rounds = 1000};
-  const auto run = [&] {
+  const auto run = [&](std::uint64_t) {
     team.Start(&RunLoop, &job);
     team.Join();
   };
-  const double trial = LeastSeconds(clock, kTriesPerRepetition, run);
+  // By this thread alone, so that what it costs to wake the others has no part in it.
+  const double trial =
+      LeastSeconds(clock, kTriesPerRepetition, 1, [&](std::uint64_t) { RunLoop(&job, 0); });
   job.rounds =
       std::max<std::uint64_t>(1000, static_cast<std::uint64_t>(1000 * kLoopSeconds / trial));
-  const double seconds = LeastSeconds(clock, repetitions * kTriesPerRepetition, run);
+  const double seconds = LeastSeconds(clock, repetitions * kTriesPerRepetition, 1, run);
   return static_cast<double>(loop.macs_per_round * job.rounds) * team.num_workers() / seconds;
 }
 

@@ -6,7 +6,9 @@
 #include "base/clock.h"
 #include "base/result.h"
 #include "bench/bench.h"
+#include "bench/matmul.h"
 #include "bench/peak.h"
+#include "bench/pinned_threads.h"
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "exec/worker_team.h"
@@ -46,9 +48,49 @@ void AddPeakCommand(CLI::App& bench) {
   AddCommonFlags(*command, flags.get());
   command->callback([flags] {
     WorkerTeam team(CheckBenchOptions(flags->options));
+    const PinnedThreads pinned;
     ReportPeaks(MeasurePeaks({.repetitions = flags->options.repetitions},
                              BenchKernels(flags->options), team, SystemClock()),
                 Sink(*flags));
+  });
+}
+
+// What every other command begins with: the peaks that its lines are compared with.
+Peaks ReportedPeaks(const BenchFlags& flags, WorkerTeam& team, const BenchSink& sink) {
+  const Peaks peaks = MeasurePeaks({.repetitions = flags.options.repetitions},
+                                   BenchKernels(flags.options), team, SystemClock());
+  ReportPeaks(peaks, sink);
+  return peaks;
+}
+
+struct MatMulFlags : BenchFlags {
+  std::vector<std::string> types = {"q8_0"};
+  std::string shapes;
+  std::string rows = "1,8,32,512";
+};
+
+void AddMatMulCommand(CLI::App& bench) {
+  auto flags = std::make_shared<MatMulFlags>();
+  CLI::App* command = bench.add_subcommand("matmul", "matrix products as the executor calls them");
+  command->add_option("--type", flags->types, "types of the weights, with commas between them")
+      ->delimiter(',')
+      ->capture_default_str();
+  command->add_option("--shape", flags->shapes,
+                      "OUTPUTSxINPUTS, with commas between them; without it those of 1.2B");
+  command->add_option("--rows", flags->rows, "rows of activations")->capture_default_str();
+  AddCommonFlags(*command, flags.get());
+  command->callback([flags] {
+    MatMulBench matmul = {
+        .types = {},
+        .shapes = flags->shapes.empty() ? DefaultShapes() : ParseShapes("--shape", flags->shapes),
+        .rows = ParseCounts("--rows", flags->rows, kMaxBenchRows)};
+    for (const std::string& type : flags->types)
+      matmul.types.push_back(ParseDType("--type", type));
+    WorkerTeam team(CheckBenchOptions(flags->options));
+    const PinnedThreads pinned;
+    const BenchSink sink = Sink(*flags);
+    const Peaks peaks = ReportedPeaks(*flags, team, sink);
+    RunMatMulBench(matmul, flags->options, peaks, team, sink);
   });
 }
 
@@ -59,6 +101,7 @@ void AddBenchCommand(CLI::App& app) {
       "bench", "bytes, GB/s, GMAC/s and their share of the peak measured in the same run");
   bench->require_subcommand(1);
   AddPeakCommand(*bench);
+  AddMatMulCommand(*bench);
 }
 
 }  // namespace kvrm
