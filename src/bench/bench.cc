@@ -106,8 +106,14 @@ const CpuKernels& BenchKernels(const BenchOptions& options) {
 }
 
 BenchSink JsonLines(std::function<void(const std::string& text)> write) {
-  return
-      [write = std::move(write)](const json::object& line) { write(json::serialize(line) + "\n"); };
+  return [write = std::move(write)](const json::object& line) {
+    std::string text;
+    for (const auto& [name, value] : line) {
+      text += text.empty() ? "{" : ",";
+      text += json::serialize(json::string(name)) + ":" + Number(value);
+    }
+    write(text + "}\n");
+  };
 }
 
 BenchSink TextTable(std::function<void(const std::string& text)> write) {
