@@ -188,7 +188,8 @@ std::vector<HeadShape> ParseHeads(std::string_view flag, std::string_view text) 
     at = result.ptr;
     const bool good = result.ec == std::errc() && *value >= 1 && *value <= max &&
                       (at == end ? after == ',' : *at == after);
-    if (at != end) ++at;
+    // A comma at the end is missing what it announces.
+    if (at != end && ++at == end) return false;
     return good;
   };
   do {

@@ -66,7 +66,7 @@ constexpr Mix kMixes[] = {
 
 // Tensors begin on pages, so that pages can be shown there.
 constexpr std::uint64_t kPageBytes = 4096;
-constexpr std::uint64_t kPatternBytes = std::uint64_t{24} << 20;
+constexpr std::uint64_t kPatternBytes = std::uint64_t{16} << 20;
 
 std::uint32_t GgufNumber(DType type) {
   switch (type) {
@@ -137,6 +137,9 @@ struct Tensor {
   float constant = 1.0f;
   // No two rows alike, or tokens would have equal logits.
   bool distinct = false;
+  // A tenth of the others' spread. What attention adds is much the same for all tokens of a context
+  // and would drown the small embeddings: the model would say one word for ever.
+  bool small = false;
   std::uint64_t offset = 0;  // within the image's data, on a page
 
   std::uint64_t bytes() const {
@@ -188,6 +191,7 @@ class TensorList {
     Matrix(prefix + "attn_k.weight", mix_.type, kv, shape_.hidden);
     Matrix(prefix + "attn_v.weight", more ? DType::kQ6_K : mix_.type, kv, shape_.hidden);
     Matrix(prefix + "attn_output.weight", mix_.type, shape_.hidden, q);
+    tensors_.back().small = true;
     if (shape_.qkv_bias) {
       Vector(prefix + "attn_q.bias", q, Fill::kBias);
       Vector(prefix + "attn_k.bias", kv, Fill::kBias);
@@ -376,8 +380,9 @@ DummyModel::DummyModel(std::string_view spec, const DummyOptions& options)
   const Shape& shape = FindEntry(kShapes, shape_name, "shape");
   const Mix& mix = FindEntry(kMixes, type_name, "type");
   const TensorList list(shape, mix);
-  // The weights will be packed into so much memory at least.
-  if (const std::uint64_t available = AvailableMemoryBytes(); list.data_bytes() > available) {
+  const std::uint64_t available =
+      options.available_bytes != 0 ? options.available_bytes : AvailableMemoryBytes();
+  if (list.data_bytes() > available) {
     throw StartError("--dummy " + std::string(spec) + " needs " +
                      std::to_string(list.data_bytes()) + " bytes for its weights, and " +
                      std::to_string(available) + " bytes of memory are available");
@@ -389,7 +394,7 @@ DummyModel::DummyModel(std::string_view spec, const DummyOptions& options)
   parts_->committed_bytes = header.size();
 
   const double deviation = 1 / std::sqrt(static_cast<double>(shape.hidden));
-  std::map<DType, Pattern> patterns;
+  std::map<std::pair<DType, bool>, Pattern> patterns;  // by type and Tensor::small
   Rng rng(options.seed, "dummy model");
   for (const Tensor& tensor : list.tensors()) {
     const std::span<std::byte> target =
@@ -401,7 +406,8 @@ DummyModel::DummyModel(std::string_view spec, const DummyOptions& options)
       continue;
     }
     const auto [it, added] =
-        patterns.try_emplace(tensor.type, tensor.type, deviation, options.seed);
+        patterns.try_emplace({tensor.type, tensor.small}, tensor.type,
+                             tensor.small ? deviation / 10 : deviation, options.seed);
     if (added) parts_->committed_bytes += it->second.bytes();
     if (!shared) {
       it->second.Copy(target, &rng);

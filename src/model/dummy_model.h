@@ -8,7 +8,7 @@
 //
 // It is a GGUF image like any other. To cost next to nothing, all tensors but the output's show
 // the same few pages of random blocks again and again, each beginning somewhere else: the image
-// takes the memory of its output matrix and 24 MiB a type, and packing it makes distinct weights.
+// takes the memory of its output matrix and 32 MiB a type, and packing it makes distinct weights.
 // `distinct` gives every tensor memory of its own, for kernels that read the file's layout in
 // place and would find the shared pages in their cache.
 //
@@ -29,6 +29,8 @@ namespace kvrm {
 struct DummyOptions {
   std::uint64_t seed = 1;
   bool distinct = false;
+  // Of memory, for the weights to be packed into; 0: what the system says.
+  std::uint64_t available_bytes = 0;
 };
 
 class DummyModel {

@@ -37,6 +37,12 @@ double Jitter(Rng* rng) {
   return 0.75 + 0.5 * rng->Uniform();
 }
 
+// For scales of types whose quants lie from -8 to 7, say: with one sign all rows would lean the
+// same way, and layer after layer would make more of it.
+double Sign(Rng* rng) {
+  return rng->Below(2) == 0 ? 1.0 : -1.0;
+}
+
 // Uniform in [-sqrt(3), sqrt(3)) deviations.
 float UniformFloat(double deviation, Rng* rng) {
   return static_cast<float>((rng->Uniform() - 0.5) * deviation * 2 * std::sqrt(3.0));
@@ -99,10 +105,10 @@ void PutBlock(DType type, double deviation, Rng* rng, std::byte* block) {
     case DType::kQ8_0:
       return PutQ8Block(block, deviation, rng);
     case DType::kQ4_0:
-      PutF16(block, deviation / kSpread16 * Jitter(rng));
+      PutF16(block, deviation / kSpread16 * Jitter(rng) * Sign(rng));
       return PutRandom(block + 2, 16, rng);
     case DType::kQ5_0:
-      PutF16(block, deviation / kSpread32 * Jitter(rng));
+      PutF16(block, deviation / kSpread32 * Jitter(rng) * Sign(rng));
       return PutRandom(block + 2, 20, rng);
     case DType::kQ4_K:
       return PutMinimumBlock(block, 128, deviation / (kMeanScale6 * kSpread16) * Jitter(rng), 7.5,

@@ -11,8 +11,8 @@
 namespace kvrm {
 
 // Fills `target` with blocks whose elements are spread about zero with the given standard
-// deviation, to within a few percent and a small bias where a type's zero lies between two steps.
-// No NaN, no infinity. Requires: whole blocks; deviation in [1e-3, 1].
+// deviation, to within a few percent. No NaN, no infinity. Requires: whole blocks; deviation in
+// [1e-3, 1].
 void FillRandomBlocks(DType type, double deviation, Rng* rng, std::span<std::byte> target);
 
 }  // namespace kvrm
