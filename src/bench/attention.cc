@@ -41,6 +41,7 @@ class Histories {
                .block_tokens = kBlockTokens,
                .dtype = type};
     pool_bytes_ = std::max(wanted, Blocks(max_context) * max_rows * layout_.layer_bytes());
+    CheckMemory("attention: the KV pool", pool_bytes_);
     pool_ = device_.Reserve(pool_bytes_, "kv pool");
     const std::uint64_t group = shape.heads / shape.kv_heads;
     scratch_floats_ = (group * (kAttentionUnit + shape.head_dim + 4) + 15) / 16 * 16;

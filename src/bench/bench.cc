@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "base/result.h"
+#include "base/system_memory.h"
 
 namespace kvrm {
 namespace {
@@ -165,6 +166,13 @@ DType ParseDType(std::string_view flag, std::string_view text) {
   }
   throw StartError(std::string(flag) + " '" + std::string(text.substr(0, 40)) + "' is none of " +
                    names);
+}
+
+void CheckMemory(std::string_view owner, std::uint64_t bytes) {
+  const std::uint64_t available = AvailableMemoryBytes();
+  if (bytes <= available) return;
+  throw StartError(std::string(owner) + " needs " + std::to_string(bytes) + " bytes, and " +
+                   std::to_string(available) + " bytes of memory are available");
 }
 
 double Rounded(double value, int digits) {

@@ -51,6 +51,10 @@ std::vector<std::uint32_t> ParseCounts(std::string_view flag, std::string_view t
 // "q4_0", as the type of all weights. Throws StartError that names `flag` and all types.
 DType ParseDType(std::string_view flag, std::string_view text);
 
+// Throws StartError that names the bytes when the machine has not so much memory to give: a buffer
+// is touched as a whole, and the system would rather end a program than refuse it.
+void CheckMemory(std::string_view owner, std::uint64_t bytes);
+
 // Rounded to `digits` significant digits, for numbers that are no better than that.
 double Rounded(double value, int digits = 4);
 

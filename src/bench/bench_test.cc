@@ -224,6 +224,29 @@ TEST(Bench, RefusalsOfWhatDoesNotFit) {
                 std::to_string(model.config().max_context) + " tokens of context");
 }
 
+TEST(Bench, RefusalsNameTheBytesThatLack) {
+  WorkerTeam team(1);
+  const auto nothing = [](const json::object&) {};
+  const AttentionBench attention = {.types = {DType::kF32},
+                                    .heads = {{64, 64, 512}},
+                                    .rows = {4096},
+                                    .contexts = {kMaxBenchContext}};
+  // K and V of four bytes each.
+  const std::uint64_t bytes = std::uint64_t{4096} * kMaxBenchContext * 64 * 512 * 8;
+  EXPECT_EQ(RefusalOf([&] {
+              RunAttentionBench(attention, kOptions, UnitPeaks(), team, nothing);
+            }).find("attention: the KV pool needs " + std::to_string(bytes) + " bytes, and "),
+            0u);
+  const MatMulBench matmul = {
+      .types = {DType::kF32}, .shapes = {{kMaxBenchDim, kMaxBenchDim}}, .rows = {1}};
+  EXPECT_EQ(RefusalOf([&] {
+              RunMatMulBench(matmul, kOptions, UnitPeaks(), team, nothing);
+            }).find("matmul: a set of weights needs "),
+            0u);
+  const std::string refusal = RefusalOf([&] { CheckMemory("a pool", ~std::uint64_t{0} - 1); });
+  EXPECT_EQ(refusal.find("a pool needs 18446744073709551614 bytes, and "), 0u);
+}
+
 TEST(Bench, ListsAreParsed) {
   EXPECT_EQ(ParseCounts("--rows", "1,8", 8), (std::vector<std::uint32_t>{1, 8}));
   EXPECT_EQ(ParseDType("--type", "Q4_k"), DType::kQ4_K);

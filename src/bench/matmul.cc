@@ -108,6 +108,7 @@ class Product {
         bench.weight_bytes != 0 ? bench.weight_bytes
                                 : std::min(2 * LastLevelCacheBytes(), AvailableMemoryBytes() / 2);
     num_copies_ = std::max<std::uint64_t>((wanted + copy_bytes_ - 1) / copy_bytes_, 1);
+    CheckMemory("matmul: a set of weights", num_copies_ * copy_bytes_ + FileBytes(type, shape));
     copies_ = device_.Reserve(num_copies_ * copy_bytes_, "packed weights");
     source_ = device_.Reserve(FileBytes(type, shape), "weights");
     FillWeights(type, options.seed, shape.inputs, source_);

@@ -71,7 +71,7 @@ class StepRunner {
                  .block_tokens = kBlockTokens,
                  .dtype = bench.kv_type}),
         limits_(LimitsOf(bench)),
-        pool_(device_.Reserve(PoolBlocks(bench) * layout_.block_bytes(), "kv pool")) {
+        pool_(ReservePool(PoolBlocks(bench) * layout_.block_bytes(), &device_)) {
     // Numbers of ordinary size in all three types; memory never written would be one page of zeros.
     std::memset(pool_.data(), 0x3b, pool_.size());
     profile_.clock = &clock_;
@@ -128,6 +128,11 @@ class StepRunner {
     limits.max_tokens = std::max(limits.max_tokens, limits.max_rows);
     limits.max_samples = limits.max_rows;
     return limits;
+  }
+
+  static std::span<std::byte> ReservePool(std::uint64_t bytes, HostDevice* device) {
+    CheckMemory("the KV pool of the longest case", bytes);
+    return device->Reserve(bytes, "kv pool");
   }
 
   // Of the case that needs most, and the sentinel.
