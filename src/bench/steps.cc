@@ -284,14 +284,18 @@ std::vector<DecodeCase> DecodeCases(const std::vector<std::uint32_t>& rows,
   return cases;
 }
 
-void RunStepsBench(const StepsBench& bench, const BenchOptions& options, const Model& model,
-                   const Peaks& peaks, const BenchSink& sink) {
+void CheckStepsBench(const StepsBench& bench, const Model& model) {
   for (const DecodeCase& c : bench.decode) {
     for (const std::uint32_t context : c.contexts)
       CheckContext("--context", context, model);
   }
   for (const std::uint32_t tokens : bench.prompts)
     CheckContext("--tokens", tokens, model);
+}
+
+void RunStepsBench(const StepsBench& bench, const BenchOptions& options, const Model& model,
+                   const Peaks& peaks, const BenchSink& sink) {
+  CheckStepsBench(bench, model);
   StepRunner runner(bench, options, model);
   for (const DecodeCase& c : bench.decode)
     runner.Decode(c, peaks, sink);

@@ -37,8 +37,10 @@ std::vector<DecodeCase> DecodeCases(const std::vector<std::uint32_t>& rows,
                                     const std::vector<std::uint32_t>& contexts,
                                     const std::vector<std::uint32_t>& mixed);
 
-// `model` outlives the call. Throws StartError when a context is beyond the model's or the memory
-// cannot be had.
+// Throws StartError when a context is beyond the model's.
+void CheckStepsBench(const StepsBench& bench, const Model& model);
+
+// `model` outlives the call. Throws StartError as above and when the memory cannot be had.
 void RunStepsBench(const StepsBench& bench, const BenchOptions& options, const Model& model,
                    const Peaks& peaks, const BenchSink& sink);
 

@@ -150,6 +150,7 @@ void RunSteps(const StepsFlags& flags, StepsBench steps) {
   const CpuKernels& kernels = BenchKernels(flags.options);
   const bool in_place = kernels.mat[static_cast<int>(DType::kQ8_0)].packed_bytes == nullptr;
   const LoadedModel loaded(flags.model, {.seed = flags.options.seed, .distinct = in_place});
+  CheckStepsBench(steps, loaded.model());
   const BenchSink sink = Sink(flags);
   Peaks peaks;
   {

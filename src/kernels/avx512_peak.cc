@@ -34,7 +34,7 @@ uint64_t Read(const void* data, size_t bytes) {
   KVRM_UNROLL
   for (int i = 1; i < kChains; ++i)
     sum[0] = _mm512_xor_si512(sum[0], sum[i]);
-  return static_cast<uint64_t>(_mm512_reduce_add_epi64(sum[0]));
+  return static_cast<uint64_t>(_mm512_reduce_or_epi64(sum[0]));
 }
 
 uint64_t Int8(uint64_t rounds) {
@@ -52,7 +52,7 @@ uint64_t Int8(uint64_t rounds) {
   KVRM_UNROLL
   for (int i = 1; i < kSums; ++i)
     sum[0] = _mm512_add_epi32(sum[0], sum[i]);
-  return static_cast<uint64_t>(_mm512_reduce_add_epi32(sum[0]));
+  return static_cast<uint64_t>(_mm512_reduce_or_epi64(sum[0]));
 }
 
 uint64_t Bf16(uint64_t rounds) {
@@ -70,7 +70,7 @@ uint64_t Bf16(uint64_t rounds) {
   KVRM_UNROLL
   for (int i = 1; i < kSums; ++i)
     sum[0] = _mm512_add_ps(sum[0], sum[i]);
-  return static_cast<uint64_t>(_mm512_reduce_add_epi64(_mm512_castps_si512(sum[0])));
+  return static_cast<uint64_t>(_mm512_reduce_or_epi64(_mm512_castps_si512(sum[0])));
 }
 
 uint64_t F32(uint64_t rounds) {
@@ -88,7 +88,7 @@ uint64_t F32(uint64_t rounds) {
   KVRM_UNROLL
   for (int i = 1; i < kSums; ++i)
     sum[0] = _mm512_add_ps(sum[0], sum[i]);
-  return static_cast<uint64_t>(_mm512_reduce_add_epi64(_mm512_castps_si512(sum[0])));
+  return static_cast<uint64_t>(_mm512_reduce_or_epi64(_mm512_castps_si512(sum[0])));
 }
 
 }  // namespace
