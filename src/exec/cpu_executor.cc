@@ -23,6 +23,11 @@ Range Share(std::uint32_t n, std::uint32_t worker, std::uint32_t num_workers) {
           static_cast<std::uint32_t>(std::uint64_t{n} * (worker + 1) / num_workers)};
 }
 
+StepProfile::Kind KindOf(Code code) {
+  if (code == Code::kMatMul || code == Code::kPrepare) return StepProfile::Kind::kMatMul;
+  return code == Code::kAttention ? StepProfile::Kind::kAttention : StepProfile::Kind::kOther;
+}
+
 std::size_t AttentionScratchFloats(const ModelConfig& config) {
   const std::size_t group = config.num_heads / config.num_kv_heads;
   return (group * (kAttentionUnit + config.head_dim + 4) + 15) / 16 * 16;
@@ -91,6 +96,10 @@ struct CpuExecutor::State {
       scratch.push_back(reinterpret_cast<float*>(all_scratch.data()) + w * floats);
     }
     CHECK(options.layer_buffers.size() % (2 * options.layout.layer_bytes()) == 0);
+    if (options.profile != nullptr) {
+      for (const Instruction& i : program.code)
+        options.profile->instructions.push_back({.kind = KindOf(i.code)});
+    }
   }
 
   // Everything the workers share for one step, derived from the descriptor before they start. What
@@ -194,11 +203,35 @@ struct CpuExecutor::State {
 
   static void Work(void* argument, std::uint32_t worker) {
     State& state = *static_cast<State*>(argument);
+    if (worker == 0 && state.options.profile != nullptr) return state.WorkProfiled();
     for (const Instruction& instruction : state.program.code) {
       if (instruction.optional && !state.has_layer_windows) continue;
       if (instruction.barrier) state.team.Barrier();
       state.Execute(instruction, worker);
     }
+  }
+
+  // What worker 0 does in Work, timed.
+  void WorkProfiled() noexcept {
+    StepProfile& profile = *options.profile;
+    const bool first = profile.steps++ == 0;
+    StepProfile::Instruction* timed = nullptr;
+    std::int64_t begin_ns = 0;
+    const auto end_instruction = [&] {
+      const std::int64_t now_ns = profile.clock->NowNs();
+      const std::int64_t ns = now_ns - begin_ns;
+      begin_ns = now_ns;
+      if (timed != nullptr) timed->least_ns = first ? ns : std::min(timed->least_ns, ns);
+    };
+    for (std::size_t i = 0; i < program.code.size(); ++i) {
+      const Instruction& instruction = program.code[i];
+      if (instruction.optional && !has_layer_windows) continue;
+      if (instruction.barrier) team.Barrier();
+      end_instruction();
+      timed = &profile.instructions[i];
+      Execute(instruction, 0);
+    }
+    end_instruction();
   }
 
   void Execute(const Instruction& i, std::uint32_t worker) const noexcept {
