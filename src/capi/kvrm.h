@@ -65,7 +65,7 @@ extern "C" {
 
 #define KVRM_API_VERSION 1u
 /* Of the step descriptor: kvrm_step::version. */
-#define KVRM_STEP_VERSION 2u
+#define KVRM_STEP_VERSION 3u
 
 typedef enum kvrm_status {
   KVRM_OK = 0,
@@ -149,8 +149,8 @@ typedef struct kvrm_group {
   uint8_t source_tier;
   uint8_t target_tier;
   uint8_t priority;
-  uint16_t before_layer;
-  uint16_t reserved;
+  uint16_t before_layer; /* lands before this layer stores or attends */
+  uint16_t num_layers;   /* 0: whole blocks; else layers [before_layer, + num_layers) of them */
 } kvrm_group;
 
 /* kvrm_step::flags */

@@ -147,7 +147,7 @@ bool StepLoop::Commit() noexcept {
   if (log_) log_->Step(step);
   cache_->Launch(step);
   cache_->Land();
-  if (log_ && cache_->landed()) log_->Landed(step.header->step);
+  if (log_ && cache_->landed()) log_->Landed(step.header->step, 0);
   executor_->Run(builder_.Latch());
   if (log_) log_->Latched(step.header->step);
   executor_->Wait();
