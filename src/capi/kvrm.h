@@ -88,6 +88,7 @@ typedef struct kvrm_copy {
   void* target;
   size_t bytes;
   uint32_t num_pieces;
+  uint32_t before_layer; /* 0: every copy of such a device lands before its step starts */
   size_t source_stride;
   size_t target_stride;
 } kvrm_copy;

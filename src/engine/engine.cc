@@ -129,6 +129,7 @@ StepLoopOptions LoopOptions(const EngineOptions& options, bool only_reserve) {
           .max_context = options.max_context,
           .kv_tokens = options.kv_tokens,
           .max_move_bytes_per_step = options.max_move_bytes_per_step,
+          .layered_move_bytes = options.layered_move_bytes,
           .view = options.view,
           .placement = options.placement,
           .placement_seed = options.placement_seed,

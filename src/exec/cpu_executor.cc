@@ -54,10 +54,11 @@ std::vector<Bucket> PlanBuckets(const StepLimits& limits) {
 }
 
 struct CpuExecutor::State {
-  State(Graph graph_in, const CpuExecutorOptions& options_in, Device& device,
+  State(Graph graph_in, const CpuExecutorOptions& options_in, Device& device_in,
         std::span<std::byte> memory_in)
       : graph(std::move(graph_in)),
         options(options_in),
+        device(device_in),
         memory(memory_in),
         team(options.num_workers),
         program(CompileProgram(graph,
@@ -98,6 +99,7 @@ struct CpuExecutor::State {
     const StepHeader& header = *view.header;
     CHECK(header.num_tokens <= options.limits.max_tokens);
     CHECK(header.num_samples <= options.limits.max_samples);
+    last_deadline = view.LastDeadline();
     has_layer_windows = (header.flags & kStepLayerWindows) != 0;
     CHECK(!has_layer_windows || !options.layer_buffers.empty());
     for (std::uint32_t row = 0; row < header.num_rows; ++row) {
@@ -195,8 +197,15 @@ struct CpuExecutor::State {
     for (const Instruction& instruction : state.program.code) {
       if (instruction.optional && !state.has_layer_windows) continue;
       if (instruction.barrier) state.team.Barrier();
+      if (instruction.needs_layer) state.AwaitLayer(instruction.layer);
       state.Execute(instruction, worker);
     }
+  }
+
+  // A worker that has nothing to do in the instruction waits as well: what it does in the ones after
+  // may touch the layer.
+  void AwaitLayer(std::uint32_t layer) const noexcept {
+    if (layer > 0 && layer <= last_deadline) device.WaitLayer(layer);
   }
 
   void Execute(const Instruction& i, std::uint32_t worker) const noexcept {
@@ -379,6 +388,7 @@ struct CpuExecutor::State {
 
   const Graph graph;
   const CpuExecutorOptions options;
+  Device& device;
   const std::span<std::byte> memory;  // blocks of the pool, then of the windows
   WorkerTeam team;
   Program program;
@@ -389,6 +399,7 @@ struct CpuExecutor::State {
 
   // The step in flight.
   StepView step;
+  std::uint32_t last_deadline = 0;  // of its copies
   bool has_layer_windows = false;
   std::uint32_t num_slices = 0;           // of all kLayerSlices groups
   std::vector<AttentionRun> runs;         // [max_rows][max_runs]

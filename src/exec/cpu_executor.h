@@ -10,6 +10,9 @@
 // pool or of windows behind it, holes, mirrors, layer buffers and padding are all taken as they
 // come, and a row's result is the same to the bit.
 //
+// Copies of later layers may be on their way while a step runs: before a worker stores or gathers a
+// layer it waits for what lands by that layer's deadline (Device::WaitLayer).
+//
 // Padding: with StepHeader::padded_tokens attention is computed over every whole unit of that many
 // positions, and what lies outside the row's context is thrown away: the cost of a graph of that
 // length, for live rows. (Of the unit in which a context ends the keys are read and multiplied as a
@@ -59,6 +62,7 @@ class CpuExecutor final : public Executor {
   ~CpuExecutor() override;
 
   std::span<const Bucket> buckets() const noexcept override;
+  bool waits_for_layers() const noexcept override { return true; }
   void Run(const StepView& step) noexcept override;
   void Wait() noexcept override;
   std::span<const float> Logits(std::uint32_t sample) const noexcept override;

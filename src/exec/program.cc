@@ -208,6 +208,7 @@ class Compiler {
       case OpKind::kStoreKv: {
         Instruction i = Basic(op, Code::kStoreKv);
         i.per_sample = false;
+        i.needs_layer = true;
         i.split = Split::kToken;
         return Append(i, {Read(op.in, Split::kToken), Read(op.in2, Split::kToken),
                           Access{CacheResource(), op.layer, op.layer + 1, true, Split::kToken}});

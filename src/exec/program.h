@@ -45,6 +45,7 @@ struct Instruction {
   // kStage: steps without layer windows pass it by, its barrier as well. No other instruction's
   // barrier may count on it.
   bool optional = false;
+  bool needs_layer = false;  // the first of its kind to touch `layer` of the cache
   std::uint32_t layer = 0;
   std::uint32_t num_heads = 0;
   std::uint32_t width = 0;  // floats per row

@@ -394,7 +394,7 @@ void KvWorld::RunLayer() {
   if (step == steps_.end()) return;
   if (!step->started) {
     CHECK(builder_.Latch().header == step->view.header);
-    if (last_flight_ <= step->view.header->step) cache_.Land();
+    if (last_flight_ <= step->view.header->step) cache_.Land(0);
     executor_.Start(step->view);
     step->started = true;
   }
@@ -407,6 +407,7 @@ void KvWorld::RunLayer() {
 void KvWorld::Retire() {
   if (is_building_ || steps_.empty() || steps_.front().num_layers_run < kSimLayers) return;
   Note("retire step " + std::to_string(Index(steps_.front().view.header->step)));
+  if (last_flight_ <= steps_.front().view.header->step) cache_.Land();
   cache_.Retire(builder_.Retire());
   steps_.pop_front();
 }

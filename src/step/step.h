@@ -116,9 +116,16 @@ struct StepView {
   std::span<const std::uint32_t> num_runs;      // [bucket_rows]
   std::span<const Extent> runs;                 // [bucket_rows * max_runs], row-major
   std::span<const std::uint32_t> sample_token;  // [num_samples] index into token_ids
-  std::span<const TransferGroup> groups;        // [num_groups] sorted by before_layer
+  std::span<const TransferGroup> groups;        // [num_groups] copies in order of before_layer
   std::uint32_t max_runs = 0;
 
+  // Of the copies: the last one's. 0: the step runs when they have landed.
+  std::uint32_t LastDeadline() const {
+    std::uint32_t last = 0;
+    for (const TransferGroup& group : groups)
+      last = group.kind == GroupKind::kBlocks ? group.before_layer : last;
+    return last;
+  }
   std::span<const Extent> RowRuns(std::uint32_t row) const {
     return runs.subspan(std::size_t{row} * max_runs, num_runs[row]);
   }

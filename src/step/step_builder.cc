@@ -172,6 +172,7 @@ struct StepBuilder::Ring {
   const std::size_t writes_capacity;
   std::unique_ptr<Interval[]> writes;
   std::size_t num_writes = 0;
+  std::uint32_t last_deadline = 0;  // of the copies added so far
   std::unique_ptr<Interval[]> sources;
   std::unique_ptr<Interval[]> targets;
 
@@ -223,6 +224,7 @@ bool StepBuilder::Begin() noexcept {
   if (step - ring_->retired > ring_->num_entries) return false;
   ring_->building = true;
   ring_->num_writes = 0;
+  ring_->last_deadline = 0;
   StepHeader& header = ring_->Header(step);
   header = StepHeader{};
   header.version = kStepVersion;
@@ -342,8 +344,10 @@ void StepBuilder::AddGroup(const TransferGroup& group) noexcept {
   CHECK(group.source_tier != 0 || group.source > kSentinelBlock);  // D6
   CHECK(group.target_tier != 0 || group.target > kSentinelBlock);  // D6
   TransferGroup* const groups = ring.Array<TransferGroup>(step, ring.offsets.groups);
-  CHECK(header.num_groups == 0 ||
-        groups[header.num_groups - 1].before_layer <= group.before_layer);  // D6
+  if (group.kind == GroupKind::kBlocks) {
+    CHECK(ring.last_deadline <= group.before_layer);  // D6
+    ring.last_deadline = group.before_layer;
+  }
   CHECK(group.before_layer == 0 || group.num_layers > 0);                   // D8
   CHECK(group.num_layers == 0 || group.kind == GroupKind::kBlocks);         // D8
   groups[header.num_groups++] = group;

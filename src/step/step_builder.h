@@ -21,7 +21,7 @@
 //   D4  Live rows name the sentinel block only for holes; padding rows name nothing else.
 //   D5  num_runs[r] <= max_runs, and the runs cover the row's context.
 //   D6  No transfer group's target overlaps any copy's source, or another group's target in a
-//       layer that both copy; groups are in order of before_layer and never touch the sentinel.
+//       layer that both copy; copies are in order of before_layer; no group touches the sentinel.
 //   D7  No block that a copy of blocks reads is written by the same step: the copy would miss the
 //       write. (Layer slices get the step's tokens as well; a mapping copies nothing.)
 //   D8  A group with a deadline after layer 0 copies layers from its deadline on and none before:

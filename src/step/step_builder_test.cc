@@ -188,7 +188,7 @@ TEST(StepBuilderDeathTest, GroupsNeverOverlapWhatOthersReadOrWrite) {
   StepBuilder builder(kLimits, 2);
   ASSERT_TRUE(builder.Begin());
   builder.AddGroup(Group(10, 20, 4, 1));
-  EXPECT_DEATH(builder.AddGroup(Group(1, 2, 1, 0)), "before_layer");
+  EXPECT_DEATH(builder.AddGroup(Group(1, 2, 1, 0)), "last_deadline");
   EXPECT_DEATH(builder.AddGroup(Group(0, 2, 1, 1)), "kSentinelBlock");
   const auto commit_with = [&](const TransferGroup& group) {
     builder.AddGroup(group);

@@ -214,7 +214,7 @@ bool StepVerifier::State::Step(const StepView& view) {
       .checksum = header.checksum,
       .copies_until = last_copies_,
       .num_samples = header.num_samples,
-      .last_deadline = view.groups.empty() ? 0u : view.groups.back().before_layer};
+      .last_deadline = view.LastDeadline()};
   ++totals_.num_steps;
   totals_.num_rows += header.num_rows;
   totals_.num_tokens += header.num_tokens;
@@ -375,7 +375,7 @@ bool StepVerifier::State::CheckTargets(const TransferGroup& group) {
       return Fail(StepRule::kGroups, kNoNumber, b, "the target of two groups");  // D6
     if (mark != now_ && !is_layer) {
       blocks_[b].target_source = Index(group.source) + (b - first);
-      blocks_[b].target_layers = 0;
+      blocks_[b].target_layers = group.num_layers == 0 ? header_.layout.num_layers : 0;
     }
     const bool is_first = mark != now_;
     mark = now_;
@@ -411,12 +411,14 @@ bool StepVerifier::State::CheckSources(const TransferGroup& group) {
 }
 
 bool StepVerifier::State::CheckGroups(const StepView& view) {
-  for (std::size_t g = 0; g < view.groups.size(); ++g) {
-    const TransferGroup& group = view.groups[g];
-    if (g > 0 && group.before_layer < view.groups[g - 1].before_layer) {
+  std::uint32_t last_deadline = 0;
+  for (const TransferGroup& group : view.groups) {
+    const bool is_copy = group.kind == GroupKind::kBlocks;
+    if (is_copy && group.before_layer < last_deadline) {
       return Fail(StepRule::kGroups, kNoNumber, Index(group.target),
                   "groups are not in order of their layers");  // D6
     }
+    if (is_copy) last_deadline = group.before_layer;
     if (!CheckGroup(view, group) || !CheckDeadline(group) || !CheckTargets(group)) return false;
   }
   return std::all_of(view.groups.begin(), view.groups.end(),
