@@ -28,7 +28,7 @@ struct CopyOp {
   std::size_t bytes = 0;  // of one piece
   std::uint32_t num_pieces = 1;
   std::uint32_t before_layer = 0;  // the deadline: TransferGroup::before_layer
-  std::size_t source_stride = 0;  // bytes from piece to piece
+  std::size_t source_stride = 0;   // bytes from piece to piece
   std::size_t target_stride = 0;
 };
 
@@ -51,8 +51,8 @@ class Device {
   // asked of a device without virtual memory, or `map_unit` bytes are no whole number of OS pages.
   virtual PoolMemory ReservePool(std::size_t pool_bytes, std::size_t window_bytes, bool mapped,
                                  std::size_t map_unit) = 0;
-  // Starts the copies. Flights are numbered upwards. `copies` stays as it is until they have landed.
-  // Requires of a device with deadlines: in order of before_layer.
+  // Starts the copies. Flights are numbered upwards. `copies` stays as it is until they have
+  // landed. Requires of a device with deadlines: in order of before_layer.
   virtual FlightId Submit(std::span<const CopyOp> copies) noexcept = 0;
   // Whether every copy of the flight has landed.
   virtual bool Landed(FlightId flight) noexcept = 0;
@@ -60,9 +60,9 @@ class Device {
   virtual void Wait(FlightId flight) noexcept = 0;
   // Whether WaitLayer is offered, so that it pays to give copies deadlines. Constant.
   virtual bool has_deadlines() const noexcept { return false; }
-  // Returns when every copy submitted so far whose before_layer is at most `layer` is visible to the
-  // calling thread. Any thread, not during Submit; neither allocates nor locks, and when all have
-  // landed it is one load. Requires: has_deadlines.
+  // Returns when every copy submitted so far whose before_layer is at most `layer` is visible to
+  // the calling thread. Any thread, not during Submit; neither allocates nor locks, and when all
+  // have landed it is one load. Requires: has_deadlines.
   virtual void WaitLayer([[maybe_unused]] std::uint32_t layer) noexcept { CHECK(has_deadlines()); }
   // Shows [pool_offset, + bytes) of the pool at [window_offset, + bytes) of the windows, whatever
   // was shown there. False, and what is shown there undefined, when the system refuses.

@@ -5,9 +5,9 @@
 // and keeps a ledger of who asked for how many bytes.
 //
 // Submit makes the copies before it returns, in order. The contract of Device lets a caller count
-// on less (copies land later, in any order), and the caller's budget per step bounds what Submit can
-// cost: about 0.1 ms a MiB. What lands is visible to threads that are started or released afterwards
-// by the caller.
+// on less (copies land later, in any order), and the caller's budget per step bounds what Submit
+// can cost: about 0.1 ms a MiB. What lands is visible to threads that are started or released
+// afterwards by the caller.
 //
 // With a copy thread Submit makes those of deadline 0, which the step waits for anyhow, and leaves
 // the others to it. One flight is on its way at a time: the next Submit waits for it.

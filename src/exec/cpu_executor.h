@@ -45,8 +45,8 @@ struct CpuExecutorOptions {
   std::uint32_t num_workers = 1;
   const CpuKernels* kernels = nullptr;
   // Two buffers of equal size, whole blocks of layout.layer_bytes(), one behind the other; empty
-  // when no step has kStepLayerWindows. With them the program has one more instruction a layer,
-  // which other steps pass by without a barrier.
+  // when no step has kStepLayerWindows. Layer l + 1 is gathered into one while layer l attends the
+  // other; that takes no barrier, and other steps pass it by.
   std::span<std::byte> layer_buffers = {};
   LoadProgress progress = {};
   bool only_reserve = false;  // as ProgramOptions; such an executor must not run
@@ -68,7 +68,7 @@ class CpuExecutor final : public Executor {
   std::span<const float> Logits(std::uint32_t sample) const noexcept override;
   std::span<const std::uint64_t> replays() const noexcept override;
 
-  // Barriers of one step without layer windows, the final one included.
+  // Barriers of one step, the final one included.
   std::uint32_t num_barriers() const noexcept;
 
  private:

@@ -31,8 +31,8 @@ class Executor {
   // Whether layer l of the cache is touched only after Device::WaitLayer(l), so that a step may run
   // while copies with later deadlines are on their way. Constant.
   virtual bool waits_for_layers() const noexcept { return false; }
-  // Starts a latched step; `step` stays valid and unchanged until Wait has returned. Its copies have
-  // landed: all of them, or with waits_for_layers those that layer 0 needs.
+  // Starts a latched step; `step` stays valid and unchanged until Wait has returned. Its copies
+  // have landed: all of them, or with waits_for_layers those that layer 0 needs.
   virtual void Run(const StepView& step) noexcept = 0;
   // Returns when the step has run; the calling thread takes part in the work.
   virtual void Wait() noexcept = 0;

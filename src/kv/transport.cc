@@ -42,11 +42,10 @@ void Transport::PlanLayerRanges() {
   for (const std::uint32_t end :
        {std::max(1u, num_layers / 8), num_layers / 4, num_layers / 2, num_layers}) {
     if (end <= first) continue;
-    ranges_[num_ranges_++] = {
-        .first = static_cast<std::uint16_t>(first),
-        .num_layers = static_cast<std::uint16_t>(end - first),
-        .max_blocks =
-            AsCount(std::max<std::uint64_t>(1, kMaxGroupBytes / (layer_bytes * (end - first))))};
+    ranges_[num_ranges_++] = {.first = static_cast<std::uint16_t>(first),
+                              .num_layers = static_cast<std::uint16_t>(end - first),
+                              .max_blocks = AsCount(std::max<std::uint64_t>(
+                                  1, kMaxGroupBytes / (layer_bytes * (end - first))))};
     first = end;
   }
 }
@@ -210,7 +209,7 @@ CopyOp Transport::CopyOf(const TransferGroup& group) const noexcept {
 }
 
 void Transport::Launch(const StepView& step) noexcept {
-  Land();  // A copy may read what the copies before it have written.
+  Land();                        // A copy may read what the copies before it have written.
   std::uint64_t num_layers = 0;  // of blocks, that are to be copied
   for (std::uint32_t m = 0; m < num_moves_; ++m) {
     const Move& move = moves_[m];
@@ -237,8 +236,7 @@ void Transport::Launch(const StepView& step) noexcept {
     num_staged_blocks_ += IsWindow(group.target) ? group.num_blocks : 0;
   }
   // The descriptor moves what was planned, no more and no less.
-  CHECK(num_layers == 0 || IsMutant(Mutant::kForgetAbandoned) ||
-        IsMutant(Mutant::kLoseLastLayers));
+  CHECK(num_layers == 0 || IsMutant(Mutant::kForgetAbandoned) || IsMutant(Mutant::kLoseLastLayers));
   num_launched_groups_ += num_copies;
   if (IsMutant(Mutant::kLoseCopy) && num_copies > 0) --num_copies;
   if (IsMutant(Mutant::kSplitOffByOne) && num_copies > 0 && copies_[0].bytes > options_.block_bytes)

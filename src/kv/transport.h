@@ -10,10 +10,10 @@
 //              Only into a window's hole, which nobody reads, and only from blocks in limbo, which
 //              nobody writes in this step (D7); never over live rows
 //   4 cut      where the device has deadlines, what is larger than layered_bytes, into at most four
-//              ranges of layers, each to land before its first one: an eighth of the layers, as many
-//              again, a quarter, half. The first one is what the step waits for, and each is copied
-//              while as many layers run as it has itself. Edits that nobody else asked for pay for
-//              it: a move that finds none left stays whole
+//              ranges of layers, each to land before its first one: an eighth of the layers, as
+//              many again, a quarter, half. The first one is what the step waits for, and each is
+//              copied while as many layers run as it has itself. Edits that nobody else asked for
+//              pay for it: a move that finds none left stays whole
 //   5 split    at kMaxGroupBytes, so that what is needed early is not stuck behind one huge piece
 //
 //     Add      Flush            Launch                 Land(deadline), Land
@@ -74,7 +74,8 @@ struct TransportOptions {
   std::uint32_t lane_blocks = 1;                      // of one window
   std::uint32_t max_groups = 0;
   std::uint64_t max_move_bytes_per_step = 0;
-  // Moves of more bytes than `layered_bytes` are cut by layers: `num_layers` equal parts of a block.
+  // Moves of more bytes than `layered_bytes` are cut by layers: `num_layers` equal parts of a
+  // block.
   std::uint32_t num_layers = 1;
   std::uint64_t layered_bytes = ~std::uint64_t{0};
 };

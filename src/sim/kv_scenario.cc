@@ -80,7 +80,8 @@ std::string ToString(const KvScenario& s) {
          field("seqs", c.max_seqs) + field("blocks_per_seq", c.max_blocks_per_seq) +
          field("runs", c.max_runs) + field("groups", c.max_groups) +
          field("move_blocks", c.max_move_bytes_per_step / c.layout.block_bytes()) +
-         field("layered_bytes", c.layered_move_bytes) + field("prefix_cache", c.prefix_cache ? 1 : 0) + field("depth", s.depth) +
+         field("layered_bytes", c.layered_move_bytes) +
+         field("prefix_cache", c.prefix_cache ? 1 : 0) + field("depth", s.depth) +
          field("step_tokens", s.max_step_tokens) + field("abandon%", s.abandon_percent) +
          field("end_inside%", s.end_inside_percent) + field("interlude%", s.interlude_percent) +
          field("twice%", s.device.twice_percent) + field("refuse%", s.device.refuse_percent) +

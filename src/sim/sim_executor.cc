@@ -15,8 +15,7 @@ constexpr std::uint64_t kNothing = 0xeeeeeeeeeeeeeeee;
 
 }  // namespace
 
-SimExecutor::SimExecutor(const ExecutorNeeds& needs, SimDevice& device,
-                         std::uint32_t vocab_size)
+SimExecutor::SimExecutor(const ExecutorNeeds& needs, SimDevice& device, std::uint32_t vocab_size)
     : needs_(needs),
       device_(device),
       num_pool_blocks_(needs.memory.size() / needs.layout.block_bytes()),

@@ -348,8 +348,8 @@ void StepBuilder::AddGroup(const TransferGroup& group) noexcept {
     CHECK(ring.last_deadline <= group.before_layer);  // D6
     ring.last_deadline = group.before_layer;
   }
-  CHECK(group.before_layer == 0 || group.num_layers > 0);                   // D8
-  CHECK(group.num_layers == 0 || group.kind == GroupKind::kBlocks);         // D8
+  CHECK(group.before_layer == 0 || group.num_layers > 0);            // D8
+  CHECK(group.num_layers == 0 || group.kind == GroupKind::kBlocks);  // D8
   groups[header.num_groups++] = group;
 }
 

@@ -11,9 +11,9 @@ namespace kvrm {
 namespace {
 
 constexpr std::array<const char*, 18> kRuleNames = {
-    "epochs",    "checksum", "shape",        "slots",  "two-owners", "sentinel",
-    "runs",      "groups",   "deadline", "missed-write", "landed", "reuse",      "torn",
-    "unwritten", "content",  "hole",         "window", "sequence"};
+    "epochs", "checksum",  "shape",    "slots",        "two-owners", "sentinel",
+    "runs",   "groups",    "deadline", "missed-write", "landed",     "reuse",
+    "torn",   "unwritten", "content",  "hole",         "window",     "sequence"};
 
 std::string Number(std::uint64_t value) {
   return std::to_string(value);
@@ -210,11 +210,10 @@ bool StepVerifier::State::Step(const StepView& view) {
   for (std::uint32_t row = 0; row < header.num_rows; ++row) {
     if (!WalkRow(view, row)) return false;
   }
-  flights_[now_ % flights_.size()] = {
-      .checksum = header.checksum,
-      .copies_until = last_copies_,
-      .num_samples = header.num_samples,
-      .last_deadline = view.LastDeadline()};
+  flights_[now_ % flights_.size()] = {.checksum = header.checksum,
+                                      .copies_until = last_copies_,
+                                      .num_samples = header.num_samples,
+                                      .last_deadline = view.LastDeadline()};
   ++totals_.num_steps;
   totals_.num_rows += header.num_rows;
   totals_.num_tokens += header.num_tokens;

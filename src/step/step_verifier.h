@@ -12,7 +12,8 @@
 //   sentinel   D4: live rows name it for holes only, padding rows for everything
 //   runs       D5: the runs cover the context and the padding
 //   groups     D6: targets are disjoint from each other and from sources, in order, and in bounds
-//   deadline   D8: a layer of a block that is copied lands before the step stores or attends it: each
+//   deadline   D8: a layer of a block that is copied lands before the step stores or attends it:
+//   each
 //              block is copied whole before layer 0, or every layer of it, from one block, by its
 //              own deadline
 //   missed-write  D7: no copy reads a block that its own step writes

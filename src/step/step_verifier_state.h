@@ -17,12 +17,12 @@ struct StepVerifier::State {
 
   // Of a block of the pool or of a window, whoever holds it. Epoch 0: never.
   struct Block {
-    std::uint64_t row_epoch = 0;     // the last step a row of which read or wrote it
-    std::uint64_t copy_epoch = 0;    // the last step that copied from or into it
-    std::uint64_t life = 0;          // whose row it was; 0: it is a copy that no row has used yet
-    std::uint64_t copy_life = 0;     // for whose window it was copied; 0: not for a window
-    std::uint64_t write_epoch = 0;   // the last step a row of which wrote it
-    std::uint64_t target_epoch = 0;  // the last step that copied or mapped something into it
+    std::uint64_t row_epoch = 0;      // the last step a row of which read or wrote it
+    std::uint64_t copy_epoch = 0;     // the last step that copied from or into it
+    std::uint64_t life = 0;           // whose row it was; 0: it is a copy that no row has used yet
+    std::uint64_t copy_life = 0;      // for whose window it was copied; 0: not for a window
+    std::uint64_t write_epoch = 0;    // the last step a row of which wrote it
+    std::uint64_t target_epoch = 0;   // the last step that copied or mapped something into it
     std::uint32_t target_source = 0;  // of that copy
     std::uint32_t target_layers = 0;  // of them, copied by the groups seen so far
     std::uint32_t write_row = 0;
@@ -104,9 +104,9 @@ struct StepVerifier::State {
   std::uint64_t retired_ = 0;
   std::uint64_t landed_ = 0;         // the last epoch all of whose copies have landed
   std::uint64_t landed_partly_ = 0;  // the last whose copies of deadline 0 have
-  std::uint64_t last_copies_ = 0;  // the last epoch with copies
-  std::uint64_t floor_ = 0;        // epochs up to here lie before a gap
-  bool is_lost_ = false;           // a gap, and no step since
+  std::uint64_t last_copies_ = 0;    // the last epoch with copies
+  std::uint64_t floor_ = 0;          // epochs up to here lie before a gap
+  bool is_lost_ = false;             // a gap, and no step since
   // Of the step that is being looked at.
   std::uint64_t now_ = 0;
   std::uint64_t fence_ = 0;  // what is not above it has retired

@@ -440,10 +440,10 @@ TEST(StepVerifier, Groups) {
   plant({Group(5, 20, 0)});
   plant({Group(5, kPool + kLanes * kLaneBlocks - 1, 2)});
   plant({Group(5, 20, 1, GroupKind::kMap)});
-  plant({Group(5, 20, 1, GroupKind::kLayerSlices)});  // without the flag
+  plant({Group(5, 20, 1, GroupKind::kLayerSlices)});                         // without the flag
   plant({Layers(5, 20, 1, 0, 1), Layers(5, 20, 1, 1, 1), Group(6, 21, 1)});  // out of order
-  plant({Layers(5, 20, 1, 0, 1), Layers(6, 20, 1, 1, 1)});  // of two blocks
-  plant({Layers(5, 20, 1, 0, 2), Layers(5, 20, 1, 1, 1)});  // a layer twice
+  plant({Layers(5, 20, 1, 0, 1), Layers(6, 20, 1, 1, 1)});                   // of two blocks
+  plant({Layers(5, 20, 1, 0, 2), Layers(5, 20, 1, 1, 1)});                   // a layer twice
   plant({Group(5, 20, 1), Layers(5, 20, 1, 1, 1)});
   plant({Layers(5, 20, 1, 0, 3)});  // there are two
   TransferGroup strange = Group(5, 20, 1);
