@@ -131,7 +131,7 @@ void Deadlines(benchmark::State& state, Mode mode) {
     step.Run();
 }
 
-#define DEADLINES(name, mode)             \
+#define DEADLINES(name, mode)              \
   BENCHMARK_CAPTURE(Deadlines, name, mode) \
       ->Arg(1)                             \
       ->Arg(2)                             \

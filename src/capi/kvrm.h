@@ -150,7 +150,7 @@ typedef struct kvrm_group {
   uint8_t source_tier;
   uint8_t target_tier;
   uint8_t priority;
-  uint16_t before_layer; /* lands before this layer stores or attends */
+  uint16_t before_layer; /* lands before this layer stores or attends; 0: groups are not cut here */
   uint16_t num_layers;   /* 0: whole blocks; else layers [before_layer, + num_layers) of them */
 } kvrm_group;
 

@@ -13,7 +13,6 @@
 
 #include "base/clock.h"
 #include "base/file.h"
-#include "base/file.h"
 #include "device/host_device.h"
 #include "engine/engine.h"
 #include "engine/parts.h"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Steps that run while the cache of their later layers arrives compute what they compute when all of
-// it was there, to the bit: what is read waits for its copy, and so does what is written into a
+// Steps that run while the cache of their later layers arrives compute what they compute when all
+// of it was there, to the bit: what is read waits for its copy, and so does what is written into a
 // block that a copy fills.
 #include <gtest/gtest.h>
 

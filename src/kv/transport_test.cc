@@ -33,13 +33,12 @@ struct Bench {
                .placement =
                    placement_seed != 0 ? PlacementPolicy::kScattered : PlacementPolicy::kInPlace,
                .placement_seed = placement_seed}),
-        transport(
-            {.block_bytes = 1 << 20,
-             .max_groups = 6,
-             .max_move_bytes_per_step = max_move_bytes,
-             .num_layers = layers.num_layers,
-             .layered_bytes = layers.layered_bytes},
-            pool, device, pager),
+        transport({.block_bytes = 1 << 20,
+                   .max_groups = 6,
+                   .max_move_bytes_per_step = max_move_bytes,
+                   .num_layers = layers.num_layers,
+                   .layered_bytes = layers.layered_bytes},
+                  pool, device, pager),
         builder(
             {.max_rows = 1, .max_tokens = 1, .max_runs = 4, .max_groups = 6, .block_tokens = 16},
             2) {}
