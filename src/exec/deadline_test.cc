@@ -6,10 +6,11 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstring>
 #include <memory>
-#include <mutex>
 #include <span>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -56,16 +57,18 @@ class LastMomentDevice final : public Device {
   void Wait(FlightId) noexcept override { WaitLayer(~std::uint32_t{0}); }
   bool has_deadlines() const noexcept override { return true; }
   void WaitLayer(std::uint32_t layer) noexcept override {
-    const std::lock_guard lock(mutex_);
+    while (busy_.test_and_set(std::memory_order_acquire))
+      std::this_thread::yield();
     while (!pending_.empty() && pending_.front().before_layer <= layer) {
       memory_.Submit(pending_.first(1));
       pending_ = pending_.subspan(1);
     }
+    busy_.clear(std::memory_order_release);
   }
 
  private:
   HostDevice memory_;
-  std::mutex mutex_;
+  std::atomic_flag busy_;  // of everything below, and of copying
   std::span<const CopyOp> pending_;
   std::uint64_t num_flights_ = 0;
 };
