@@ -70,6 +70,7 @@ HostDevice::HostDevice(const HostDeviceOptions& options) : options_(options) {
 
 HostDevice::~HostDevice() {
   if (copy_thread_.joinable()) {
+    WaitLayer(kAllLanded - 1);
     quit_ = true;
     num_posted_.fetch_add(1, std::memory_order_release);
     num_posted_.notify_one();
