@@ -44,6 +44,8 @@ enum class Mutant : std::uint8_t {
   kSplitOffByOne,    // a group longer than the limit loses the block at the seam
   kMergeAcrossGap,   // moves that are not adjacent at their targets become one
   kForgetAbandoned,  // the moves of a given-up step are forgotten
+  kLateDeadline,     // copies of later layers may land one layer late
+  kLoseLastLayers,   // of a move that is cut by layers the last range is forgotten
   // Views.
   kMirrorMissing,       // a window is believed to hold what was never written to it
   kStagedSurvivesOpen,  // a new sequence believes its window filled

@@ -14,8 +14,10 @@ static_assert(sizeof(kvrm_extent) == sizeof(kvrm::Extent));
 static_assert(sizeof(kvrm_group) == sizeof(kvrm::TransferGroup));
 static_assert(offsetof(kvrm_group, kind) == offsetof(kvrm::TransferGroup, kind));
 static_assert(offsetof(kvrm_group, before_layer) == offsetof(kvrm::TransferGroup, before_layer));
+static_assert(offsetof(kvrm_group, num_layers) == offsetof(kvrm::TransferGroup, num_layers));
 static_assert(sizeof(kvrm_copy) == sizeof(kvrm::CopyOp));
 static_assert(offsetof(kvrm_copy, num_pieces) == offsetof(kvrm::CopyOp, num_pieces));
+static_assert(offsetof(kvrm_copy, before_layer) == offsetof(kvrm::CopyOp, before_layer));
 static_assert(offsetof(kvrm_copy, target_stride) == offsetof(kvrm::CopyOp, target_stride));
 namespace kvrm::capi {
 namespace {

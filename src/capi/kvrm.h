@@ -65,7 +65,7 @@ extern "C" {
 
 #define KVRM_API_VERSION 1u
 /* Of the step descriptor: kvrm_step::version. */
-#define KVRM_STEP_VERSION 2u
+#define KVRM_STEP_VERSION 3u
 
 typedef enum kvrm_status {
   KVRM_OK = 0,
@@ -88,6 +88,7 @@ typedef struct kvrm_copy {
   void* target;
   size_t bytes;
   uint32_t num_pieces;
+  uint32_t before_layer; /* 0: every copy of such a device lands before its step starts */
   size_t source_stride;
   size_t target_stride;
 } kvrm_copy;
@@ -149,8 +150,8 @@ typedef struct kvrm_group {
   uint8_t source_tier;
   uint8_t target_tier;
   uint8_t priority;
-  uint16_t before_layer;
-  uint16_t reserved;
+  uint16_t before_layer; /* lands before this layer stores or attends; 0: groups are not cut here */
+  uint16_t num_layers;   /* 0: whole blocks; else layers [before_layer, + num_layers) of them */
 } kvrm_group;
 
 /* kvrm_step::flags */

@@ -5,14 +5,19 @@
 // copies themselves; copies of one Submit may land in any order and must not overlap; a flight is
 // done once all of its copies are visible to the executor.
 //
+// A device with deadlines makes copies beside the executor, those for the first layers first, and
+// tells how far it is: the step runs its first layers while the caches of the later ones arrive.
+//
 // These few verbs are what an accelerator must offer beneath KvCache: memory, "copy a list of
 // groups", and, for the mapped view only, "show these bytes there as well".
-// Threading: engine thread only.
+// Threading: engine thread only, but for WaitLayer.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <span>
+
+#include "base/check.h"
 
 namespace kvrm {
 
@@ -22,7 +27,8 @@ struct CopyOp {
   std::byte* target = nullptr;
   std::size_t bytes = 0;  // of one piece
   std::uint32_t num_pieces = 1;
-  std::size_t source_stride = 0;  // bytes from piece to piece
+  std::uint32_t before_layer = 0;  // the deadline: TransferGroup::before_layer
+  std::size_t source_stride = 0;   // bytes from piece to piece
   std::size_t target_stride = 0;
 };
 
@@ -45,12 +51,19 @@ class Device {
   // asked of a device without virtual memory, or `map_unit` bytes are no whole number of OS pages.
   virtual PoolMemory ReservePool(std::size_t pool_bytes, std::size_t window_bytes, bool mapped,
                                  std::size_t map_unit) = 0;
-  // Starts the copies. Flights are numbered upwards.
+  // Starts the copies. Flights are numbered upwards. `copies` stays as it is until they have
+  // landed. Requires of a device with deadlines: in order of before_layer.
   virtual FlightId Submit(std::span<const CopyOp> copies) noexcept = 0;
   // Whether every copy of the flight has landed.
   virtual bool Landed(FlightId flight) noexcept = 0;
   // Blocks until it has.
   virtual void Wait(FlightId flight) noexcept = 0;
+  // Whether WaitLayer is offered, so that it pays to give copies deadlines. Constant.
+  virtual bool has_deadlines() const noexcept { return false; }
+  // Returns when every copy submitted so far whose before_layer is at most `layer` is visible to
+  // the calling thread. Any thread, not during Submit; neither allocates nor locks, and when all
+  // have landed it is one load. Requires: has_deadlines.
+  virtual void WaitLayer([[maybe_unused]] std::uint32_t layer) noexcept { CHECK(has_deadlines()); }
   // Shows [pool_offset, + bytes) of the pool at [window_offset, + bytes) of the windows, whatever
   // was shown there. False, and what is shown there undefined, when the system refuses.
   // Requires: ReservePool with `mapped`, all three multiples of map_unit.

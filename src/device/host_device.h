@@ -4,10 +4,13 @@
 // Reserve maps anonymous memory, zeroed by the kernel, on huge pages where the kernel grants them,
 // and keeps a ledger of who asked for how many bytes.
 //
-// Submit makes the copies before it returns. The contract of Device lets a caller count on less
-// (copies land later, in any order), and the caller's budget per step bounds what Submit can cost:
-// about 0.1 ms a MiB. What lands is visible to threads that are started or released afterwards by
-// the caller.
+// Submit makes the copies before it returns, in order. The contract of Device lets a caller count
+// on less (copies land later, in any order), and the caller's budget per step bounds what Submit
+// can cost: about 0.1 ms a MiB. What lands is visible to threads that are started or released
+// afterwards by the caller.
+//
+// With a copy thread Submit makes those of deadline 0, which the step waits for anyhow, and leaves
+// the others to it. One flight is on its way at a time: the next Submit waits for it.
 //
 // A mapped pool lies in a memory file that is mapped twice: all of it at the front of one range of
 // addresses, and parts of it, by Map, behind. Windows are read-only and take no memory of their
@@ -15,14 +18,17 @@
 // mappings of a process, and a window may need one for each of its units, so that a pool with more
 // windows than fit below the limit is refused at start.
 //
-// Threading: engine thread only. Memory: Reserve and ReservePool allocate, nothing else does. Map
-// makes one or two system calls, which wait for other threads that map memory.
+// Threading: as Device. Memory: Reserve and ReservePool allocate, nothing else does. Map makes one
+// or two system calls, which wait for other threads that map memory; Submit one, to wake the copy
+// thread, when there is something for it.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "device/device.h"
@@ -41,10 +47,13 @@ struct HostDeviceOptions {
   bool prefault = false;
   // Mappings the process may have in all. 0: what the kernel says (vm.max_map_count).
   std::uint64_t max_mappings = 0;
+  // Copies with a deadline after layer 0 are made by a thread of their own.
+  bool copy_thread = false;
 };
 
 class HostDevice final : public Device {
  public:
+  // Throws StartError when there is no thread.
   explicit HostDevice(const HostDeviceOptions& options = {});
   ~HostDevice() override;
   HostDevice(const HostDevice&) = delete;
@@ -57,11 +66,16 @@ class HostDevice final : public Device {
   FlightId Submit(std::span<const CopyOp> copies) noexcept override;
   bool Landed(FlightId flight) noexcept override;
   void Wait(FlightId flight) noexcept override;
+  bool has_deadlines() const noexcept override { return options_.copy_thread; }
+  void WaitLayer(std::uint32_t layer) noexcept override;
 
   const std::vector<Reservation>& reservations() const noexcept { return reservations_; }
   std::uint64_t reserved_bytes() const noexcept;
 
  private:
+  static constexpr std::uint32_t kAllLanded = ~std::uint32_t{0};
+
+  void CopyLoop() noexcept;
   PoolMemory ReserveMappedPool(std::size_t pool_bytes, std::size_t window_bytes,
                                std::size_t map_unit);
   void CheckMappings(std::uint64_t num_units) const;
@@ -75,6 +89,15 @@ class HostDevice final : public Device {
   int pool_file_ = -1;  // of the mapped pool
   PoolMemory mapped_pool_;
   std::size_t map_unit_ = 0;
+
+  // Of the copy thread. What stands above the counters is written before they are.
+  std::span<const CopyOp> pending_;
+  bool quit_ = false;
+  alignas(64) std::atomic<std::uint32_t> num_posted_{0};
+  // Copies with a before_layer below this have landed. Written by the copy thread, group by group,
+  // and by Submit between flights.
+  alignas(64) std::atomic<std::uint32_t> landed_before_{kAllLanded};
+  std::thread copy_thread_;  // last: it starts when all else is there
 };
 
 }  // namespace kvrm

@@ -121,6 +121,40 @@ TEST(HostDevice, StridedCopiesMoveTheirPiecesAndNothingBetween) {
   EXPECT_TRUE(AllAre(memory.subspan(832), 0xee));
 }
 
+// Each deadline by itself, and flight after flight over the same memory.
+TEST(HostDevice, ACopyThreadLandsCopiesByTheirDeadlines) {
+  HostDevice device({.copy_thread = true});
+  EXPECT_TRUE(device.has_deadlines());
+  EXPECT_FALSE(HostDevice().has_deadlines());
+  constexpr std::size_t kBytes = 1 << 16;
+  constexpr std::uint32_t kLayers = 6;
+  const std::span<std::byte> memory = device.Reserve(2 * kLayers * kBytes, "blocks");
+  const auto target = [&](std::uint32_t layer) {
+    return memory.subspan((kLayers + layer) * kBytes, kBytes);
+  };
+  std::array<CopyOp, kLayers> copies;
+  for (std::uint32_t layer = 0; layer < kLayers; ++layer) {
+    copies[layer] = {.source = memory.data() + layer * kBytes,
+                     .target = target(layer).data(),
+                     .bytes = kBytes,
+                     .before_layer = layer};
+  }
+  for (int value = 1; value < 100; ++value) {
+    std::fill_n(memory.begin(), kLayers * kBytes, static_cast<std::byte>(value));
+    const FlightId flight = device.Submit(copies);
+    EXPECT_TRUE(AllAre(target(0), value));  // The step waits for it anyhow.
+    for (std::uint32_t layer = 1; layer < kLayers - 1; ++layer) {
+      device.WaitLayer(layer);
+      EXPECT_TRUE(AllAre(target(layer), value)) << layer;
+    }
+    // The next flight waits, too.
+    if (value % 3 == 0) continue;
+    device.Wait(flight);
+    EXPECT_TRUE(device.Landed(flight));
+    EXPECT_TRUE(AllAre(target(kLayers - 1), value));
+  }
+}
+
 TEST(HostDevice, WindowsWithoutMappingAreMemoryBehindThePool) {
   HostDevice device;
   const PoolMemory memory = device.ReservePool(1000, 500, false, 100);

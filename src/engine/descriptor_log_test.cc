@@ -7,12 +7,15 @@
 #include <cstdio>
 #include <filesystem>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "base/clock.h"
 #include "base/file.h"
+#include "device/host_device.h"
 #include "engine/engine.h"
+#include "engine/parts.h"
 #include "step/step_log.h"
 #include "step/step_replay.h"
 #include "step/step_verifier.h"
@@ -31,8 +34,8 @@ using Tokens = std::map<RequestId, std::vector<std::int32_t>>;
 
 // Six requests over four rows: prompts in chunks, some of them sharing a prefix, one with a salt,
 // one with two samples.
-Tokens Serve(const EngineOptions& options) {
-  Engine engine(Demo(), options, kClock);
+Tokens Serve(std::unique_ptr<Engine> owned) {
+  Engine& engine = *owned;
   const std::vector<std::int32_t> text =
       Demo().tokenizer().Encode("Once upon a time there was a little dog who", {});
   for (std::uint32_t i = 0; i < 6; ++i) {
@@ -101,7 +104,7 @@ TEST(DescriptorLog, EveryViewIsSoundAndLeavesTheSameDigests) {
                                      .placement_seed = placement_seed,
                                      .descriptor_log = path};
       SCOPED_TRACE(KvViewName(options.view));
-      const Tokens served = Serve(options);
+      const Tokens served = Serve(std::make_unique<Engine>(Demo(), options, kClock));
       const Proof proof = Prove(path);
       EXPECT_EQ(proof.totals.num_lost, 0u);
       EXPECT_EQ(proof.totals.num_unknown_reads, 0u);
@@ -120,6 +123,39 @@ TEST(DescriptorLog, EveryViewIsSoundAndLeavesTheSameDigests) {
   EXPECT_EQ(tokens.size(), 7u);
   EXPECT_GT(num_copies, 0u);
   EXPECT_GT(num_maps, 0u);
+}
+
+// Every move is cut by layers and lands while its step runs.
+TEST(DescriptorLog, CopiesThatLandByLayersAreSoundAndChangeNothing) {
+  const std::string path =
+      (std::filesystem::temp_directory_path() / ("kvrm_layered_log." + std::to_string(::getpid())))
+          .string();
+  for (const KvView view : {KvView::kExtents, KvView::kStagedLayers, KvView::kStagedWindows}) {
+    SCOPED_TRACE(KvViewName(view));
+    EngineOptions options = {.max_rows = 4,
+                             .max_context = 128,
+                             .max_step_tokens = 32,
+                             .kv_tokens = 320,
+                             .max_runs = 4,
+                             .view = view,
+                             .max_queued = 8,
+                             .placement_seed = 7};
+    options.descriptor_log = path;
+    std::map<bool, Tokens> tokens;
+    std::map<bool, Proof> proofs;
+    for (const bool layered : {false, true}) {
+      options.layered_move_bytes = layered ? 0 : ~std::uint64_t{0};
+      HostDevice device({.copy_thread = layered});
+      const EngineParts parts = HostParts(Demo(), device, {.num_threads = 2});
+      tokens[layered] = Serve(std::make_unique<Engine>(parts, options, kClock));
+      proofs[layered] = Prove(path);
+    }
+    EXPECT_EQ(tokens[true], tokens[false]);
+    EXPECT_EQ(proofs[true].digests, proofs[false].digests);
+    EXPECT_EQ(proofs[true].totals.num_copied_blocks, proofs[false].totals.num_copied_blocks);
+    EXPECT_GT(proofs[true].totals.num_copies, proofs[false].totals.num_copies);
+  }
+  std::remove(path.c_str());
 }
 
 }  // namespace

@@ -129,6 +129,7 @@ StepLoopOptions LoopOptions(const EngineOptions& options, bool only_reserve) {
           .max_context = options.max_context,
           .kv_tokens = options.kv_tokens,
           .max_move_bytes_per_step = options.max_move_bytes_per_step,
+          .layered_move_bytes = options.layered_move_bytes,
           .view = options.view,
           .placement = options.placement,
           .placement_seed = options.placement_seed,
@@ -528,6 +529,13 @@ const EngineOptions& WithinBudget(const Model& model, const EngineOptions& optio
                    std::to_string(need) + " are needed: " + parts);
 }
 
+// A copy thread takes work off a step where a core has nothing else to do; where the workers have
+// all of them it would only take a core from one that the others then wait for.
+HostDeviceOptions DeviceOptions(const EngineOptions& options) {
+  const std::uint32_t num_cores = std::thread::hardware_concurrency();
+  return {.copy_thread = options.num_threads != 0 && options.num_threads < num_cores};
+}
+
 }  // namespace
 
 std::vector<ReservedBytes> Engine::Measure(const Model& model, const EngineOptions& options,
@@ -541,7 +549,7 @@ std::vector<ReservedBytes> Engine::Measure(const Model& model, const EngineOptio
 }
 
 Engine::Engine(const Model& model, const EngineOptions& options, const Clock& clock)
-    : device_(std::make_unique<HostDevice>()),
+    : device_(std::make_unique<HostDevice>(DeviceOptions(options))),
       model_(&model),
       state_(std::make_unique<State>(
           HostParts(model, *device_, PartsOptions(WithinBudget(model, options, clock), false)),

@@ -38,6 +38,8 @@ struct EngineOptions {
   // 16 MiB is about 1 ms of copying at 16 GB/s and so stays below a step of the models this budget
   // matters for.
   std::uint64_t max_move_bytes_per_step = std::uint64_t{16} << 20;
+  // Moves of more bytes land layer by layer, while the step runs (KvCacheOptions).
+  std::uint64_t layered_move_bytes = KvCacheOptions{}.layered_move_bytes;
   KvView view = KvView::kExtents;
   PlacementPolicy placement = KvCacheOptions{}.placement;
   bool prefix_cache = true;

@@ -56,6 +56,7 @@ KvCacheOptions CacheOptions(const EngineParts& parts, const StepLoopOptions& opt
       .max_runs = std::max(2u, std::min(options.limits.max_runs, longest)),
       .max_groups = options.limits.max_groups,
       .max_move_bytes_per_step = options.max_move_bytes_per_step,
+      .layered_move_bytes = options.layered_move_bytes,
       .view = options.view,
       .placement = options.placement_seed != 0 ? PlacementPolicy::kScattered : options.placement,
       .placement_seed = options.placement_seed,
@@ -146,11 +147,15 @@ bool StepLoop::Commit() noexcept {
   next_ = StepId{Index(next_) + 1};
   if (log_) log_->Step(step);
   cache_->Launch(step);
-  cache_->Land();
-  if (log_ && cache_->landed()) log_->Landed(step.header->step);
+  // The step starts with what layer 0 needs; the rest lands while it runs.
+  cache_->Land(executor_->waits_for_layers() ? 0 : kAllDeadlines);
+  const bool landed = cache_->landed();
+  if (log_) log_->Landed(step.header->step, landed ? kAllDeadlines : 0);
   executor_->Run(builder_.Latch());
   if (log_) log_->Latched(step.header->step);
   executor_->Wait();
+  cache_->Land();
+  if (log_ && !landed) log_->Landed(step.header->step, kAllDeadlines);
   if (log_) log_->Retired(step);
   cache_->Retire(builder_.Retire());
   return true;

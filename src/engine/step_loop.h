@@ -2,7 +2,7 @@
 // StepLoop: the pool, the descriptors and the executor of one model, and the order of one step.
 //
 // What the engine and the scorer have in common: everything is reserved here, and Commit runs one
-// built step through launch, land, run, wait and retire.
+// built step through launch, run, land, wait and retire.
 // Threading: engine thread only.
 #pragma once
 
@@ -26,6 +26,7 @@ struct StepLoopOptions {
   // Pool size, rounded up to blocks. A static view takes exactly what it needs, and 0 will do.
   std::uint64_t kv_tokens = 0;
   std::uint64_t max_move_bytes_per_step = 0;
+  std::uint64_t layered_move_bytes = KvCacheOptions{}.layered_move_bytes;
   KvView view = KvView::kExtents;
   PlacementPolicy placement = KvCacheOptions{}.placement;
   std::uint64_t placement_seed = 0;  // not 0: kScattered, whatever `placement` is (tests)

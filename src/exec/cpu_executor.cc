@@ -59,10 +59,11 @@ std::vector<Bucket> PlanBuckets(const StepLimits& limits) {
 }
 
 struct CpuExecutor::State {
-  State(Graph graph_in, const CpuExecutorOptions& options_in, Device& device,
+  State(Graph graph_in, const CpuExecutorOptions& options_in, Device& device_in,
         std::span<std::byte> memory_in)
       : graph(std::move(graph_in)),
         options(options_in),
+        device(device_in),
         memory(memory_in),
         team(options.num_workers),
         program(CompileProgram(graph,
@@ -77,6 +78,7 @@ struct CpuExecutor::State {
         num_replays(buckets.size()),
         runs(std::size_t{options.limits.max_rows} * options.limits.max_runs),
         token_row(options.limits.max_tokens),
+        buffer_block(options.layer_buffers.empty() ? 0 : options.limits.max_tokens),
         item_begin(options.num_workers + 1) {
     const ModelConfig& config = graph.config;
     for (std::uint32_t i = 0; i < config.rope_dim / 2; ++i) {
@@ -109,10 +111,12 @@ struct CpuExecutor::State {
     const StepHeader& header = *view.header;
     CHECK(header.num_tokens <= options.limits.max_tokens);
     CHECK(header.num_samples <= options.limits.max_samples);
+    last_deadline = view.LastDeadline();
     has_layer_windows = (header.flags & kStepLayerWindows) != 0;
     CHECK(!has_layer_windows || !options.layer_buffers.empty());
     for (std::uint32_t row = 0; row < header.num_rows; ++row) {
       LatchRuns(row);
+      if (has_layer_windows) LatchBufferBlocks(row);
       for (std::uint32_t t = view.row_start[row]; t < view.row_start[row + 1]; ++t) {
         token_row[t] = row;
       }
@@ -147,6 +151,26 @@ struct CpuExecutor::State {
     const std::int32_t last = step.positions[step.row_start[row + 1] - 1];
     CHECK(static_cast<std::uint64_t>(last) < num_positions);
     CHECK(step.header->padded_tokens <= num_positions);
+  }
+
+  // Where in the layer buffers the row's tokens are stored: the blocks of its runs that hold their
+  // positions. A live row writes into no hole (D3).
+  void LatchBufferBlocks(std::uint32_t row) noexcept {
+    const std::uint32_t block_tokens = options.layout.block_tokens;
+    std::uint32_t token = step.row_start[row];
+    const std::uint32_t end = step.row_start[row + 1];
+    std::uint64_t first = 0;  // number of the run's first block in the row
+    for (const Extent& run : step.RowRuns(row)) {
+      for (; token < end; ++token) {
+        const std::uint64_t number =
+            static_cast<std::uint32_t>(step.positions[token]) / block_tokens;
+        if (number >= first + run.num_blocks) break;
+        CHECK(number >= first && run.start != kSentinelBlock);
+        buffer_block[token] = Index(run.start) + static_cast<std::uint32_t>(number - first);
+      }
+      first += run.num_blocks;
+    }
+    CHECK(token == end);
   }
 
   void LatchSlices() noexcept {
@@ -207,6 +231,7 @@ struct CpuExecutor::State {
     for (const Instruction& instruction : state.program.code) {
       if (instruction.optional && !state.has_layer_windows) continue;
       if (instruction.barrier) state.team.Barrier();
+      if (instruction.needs_layer) state.AwaitLayer(instruction.layer);
       state.Execute(instruction, worker);
     }
   }
@@ -232,6 +257,12 @@ struct CpuExecutor::State {
       Execute(instruction, 0);
     }
     end_instruction();
+  }
+
+  // A worker that has nothing to do in the instruction waits as well: what it does in the ones
+  // after may touch the layer.
+  void AwaitLayer(std::uint32_t layer) const noexcept {
+    if (layer > 0 && layer <= last_deadline) device.WaitLayer(layer);
   }
 
   void Execute(const Instruction& i, std::uint32_t worker) const noexcept {
@@ -288,6 +319,7 @@ struct CpuExecutor::State {
       case Code::kStoreKv:
         StoreKv(i.layer, step.slots[row], in, in2);
         if (!step.mirrors.empty()) StoreKv(i.layer, step.mirrors[row], in, in2);
+        if (has_layer_windows) StoreIntoBuffer(i.layer, row, in, in2);
         return;
       case Code::kSwiGlu:
         return kernels.swiglu(in, in2, out, i.width);
@@ -315,13 +347,31 @@ struct CpuExecutor::State {
   void StoreKv(std::uint32_t layer, SlotId slot, const float* k, const float* v) const noexcept {
     const KvLayout& layout = options.layout;
     const std::uint32_t in_block = Index(slot) % layout.block_tokens;
-    std::byte* block = memory.data() + Index(slot) / layout.block_tokens * layout.block_bytes() +
-                       in_block / kTileTokens * layout.tile_bytes();
+    std::byte* const block =
+        memory.data() + Index(slot) / layout.block_tokens * layout.block_bytes();
+    StoreToken(block + layout.k_offset(layer, 0), in_block, k, v);
+  }
+
+  // The token's copy in the layer's buffer, where its block has been gathered.
+  void StoreIntoBuffer(std::uint32_t layer, std::uint32_t token, const float* k,
+                       const float* v) const noexcept {
+    const KvLayout& layout = options.layout;
+    std::byte* const block = options.layer_buffers.data() + layer % 2 * LayerBufferBytes() +
+                             std::size_t{buffer_block[token]} * layout.layer_bytes();
+    StoreToken(block, static_cast<std::uint32_t>(step.positions[token]) % layout.block_tokens, k,
+               v);
+  }
+
+  // `slice`: one layer of a block.
+  void StoreToken(std::byte* slice, std::uint32_t in_block, const float* k,
+                  const float* v) const noexcept {
+    const KvLayout& layout = options.layout;
+    std::byte* const tile = slice + in_block / kTileTokens * layout.tile_bytes();
     options.kernels->store_kv(
         {.k = k,
          .v = v,
-         .k_tile = reinterpret_cast<std::uint8_t*>(block + layout.k_offset(layer, 0)),
-         .v_tile = reinterpret_cast<std::uint8_t*>(block + layout.v_offset(layer, 0)),
+         .k_tile = reinterpret_cast<std::uint8_t*>(tile),
+         .v_tile = reinterpret_cast<std::uint8_t*>(tile + layout.v_offset(0, 0)),
          .head_bytes = layout.head_bytes(),
          .lane = in_block % kTileTokens,
          .num_kv_heads = layout.num_kv_heads,
@@ -348,7 +398,8 @@ struct CpuExecutor::State {
          .scratch = matmul_scratch.data() + std::size_t{worker} * kMatMulScratchBytes});
   }
 
-  // Gathers the layer of every block that the step shows into this layer's buffer.
+  // Gathers the layer of every block that the step shows, as it was before the step, into this
+  // layer's buffer.
   void Stage(std::uint32_t layer, std::uint32_t worker) const noexcept {
     const std::size_t block_bytes = options.layout.block_bytes();
     const std::size_t layer_bytes = options.layout.layer_bytes();
@@ -415,6 +466,7 @@ struct CpuExecutor::State {
 
   const Graph graph;
   const CpuExecutorOptions options;
+  Device& device;
   const std::span<std::byte> memory;  // blocks of the pool, then of the windows
   WorkerTeam team;
   Program program;
@@ -425,12 +477,14 @@ struct CpuExecutor::State {
 
   // The step in flight.
   StepView step;
+  std::uint32_t last_deadline = 0;  // of its copies
   bool has_layer_windows = false;
-  std::uint32_t num_slices = 0;           // of all kLayerSlices groups
-  std::vector<AttentionRun> runs;         // [max_rows][max_runs]
-  std::vector<std::uint32_t> token_row;   // [max_tokens]
-  std::vector<std::uint32_t> item_begin;  // [num_workers + 1] attention items of each worker
-  std::span<std::byte> matmul_scratch;    // [num_workers][kMatMulScratchBytes]
+  std::uint32_t num_slices = 0;             // of all kLayerSlices groups
+  std::vector<AttentionRun> runs;           // [max_rows][max_runs]
+  std::vector<std::uint32_t> token_row;     // [max_tokens]
+  std::vector<std::uint32_t> buffer_block;  // [max_tokens] with layer windows
+  std::vector<std::uint32_t> item_begin;    // [num_workers + 1] attention items of each worker
+  std::span<std::byte> matmul_scratch;      // [num_workers][kMatMulScratchBytes]
   bool running = false;
 };
 

@@ -10,6 +10,9 @@
 // pool or of windows behind it, holes, mirrors, layer buffers and padding are all taken as they
 // come, and a row's result is the same to the bit.
 //
+// Copies of later layers may be on their way while a step runs: before a worker stores or gathers a
+// layer it waits for what lands by that layer's deadline (Device::WaitLayer).
+//
 // Padding: with StepHeader::padded_tokens attention is computed over every whole unit of that many
 // positions, and what lies outside the row's context is thrown away: the cost of a graph of that
 // length, for live rows. (Of the unit in which a context ends the keys are read and multiplied as a
@@ -56,8 +59,8 @@ struct CpuExecutorOptions {
   std::uint32_t num_workers = 1;
   const CpuKernels* kernels = nullptr;
   // Two buffers of equal size, whole blocks of layout.layer_bytes(), one behind the other; empty
-  // when no step has kStepLayerWindows. With them the program has one more instruction a layer,
-  // which other steps pass by without a barrier.
+  // when no step has kStepLayerWindows. Layer l + 1 is gathered into one while layer l attends the
+  // other; that takes no barrier, and other steps pass it by.
   std::span<std::byte> layer_buffers = {};
   LoadProgress progress = {};
   bool only_reserve = false;  // as ProgramOptions; such an executor must not run
@@ -76,12 +79,13 @@ class CpuExecutor final : public Executor {
   ~CpuExecutor() override;
 
   std::span<const Bucket> buckets() const noexcept override;
+  bool waits_for_layers() const noexcept override { return true; }
   void Run(const StepView& step) noexcept override;
   void Wait() noexcept override;
   std::span<const float> Logits(std::uint32_t sample) const noexcept override;
   std::span<const std::uint64_t> replays() const noexcept override;
 
-  // Barriers of one step without layer windows, the final one included.
+  // Barriers of one step, the final one included.
   std::uint32_t num_barriers() const noexcept;
 
  private:

@@ -28,7 +28,11 @@ class Executor {
   virtual ~Executor() = default;
   // Ascending; the last fits every step within the limits given at construction.
   virtual std::span<const Bucket> buckets() const noexcept = 0;
-  // Starts a latched step; `step` stays valid and unchanged until Wait has returned.
+  // Whether layer l of the cache is touched only after Device::WaitLayer(l), so that a step may run
+  // while copies with later deadlines are on their way. Constant.
+  virtual bool waits_for_layers() const noexcept { return false; }
+  // Starts a latched step; `step` stays valid and unchanged until Wait has returned. Its copies
+  // have landed: all of them, or with waits_for_layers those that layer 0 needs.
   virtual void Run(const StepView& step) noexcept = 0;
   // Returns when the step has run; the calling thread takes part in the work.
   virtual void Wait() noexcept = 0;

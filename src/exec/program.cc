@@ -44,13 +44,14 @@ class Compiler {
   Program Compile() {
     PlaceBuffers();
     PackWeights();
+    EmitStage(0);
     for (const Op& op : graph_.ops)
       Emit(op);
     program_.logits = Address(graph_.logits);
     program_.logits_stride = Stride(graph_.logits);
     program_.num_barriers = 1;  // Join.
     for (const Instruction& i : program_.code)
-      program_.num_barriers += i.barrier && !i.optional ? 1 : 0;
+      program_.num_barriers += i.barrier ? 1 : 0;
     return std::move(program_);
   }
 
@@ -159,7 +160,7 @@ class Compiler {
         instruction.barrier = instruction.barrier || Conflict(access, earlier);
       }
     }
-    if (instruction.barrier && !instruction.optional) since_barrier_.clear();
+    if (instruction.barrier) since_barrier_.clear();
     since_barrier_.insert(since_barrier_.end(), accesses);
     program_.code.push_back(instruction);
     // A write makes prepared copies of what it overwrote stale.
@@ -214,9 +215,12 @@ class Compiler {
       case OpKind::kStoreKv: {
         Instruction i = Basic(op, Code::kStoreKv);
         i.per_sample = false;
+        i.needs_layer = true;
         i.split = Split::kToken;
+        const std::uint32_t buffer = op.layer % 2;
         return Append(i, {Read(op.in, Split::kToken), Read(op.in2, Split::kToken),
-                          Access{CacheResource(), op.layer, op.layer + 1, true, Split::kToken}});
+                          Access{CacheResource(), op.layer, op.layer + 1, true, Split::kToken},
+                          Access{LayerBufferResource(), buffer, buffer + 1, true, Split::kToken}});
       }
       case OpKind::kAttention:
         return EmitAttention(op);
@@ -253,20 +257,36 @@ class Compiler {
 
   void EmitAttention(const Op& op) {
     const std::uint32_t buffer = op.layer % 2;
-    if (options_.layer_windows) {
-      Instruction stage;
-      stage.code = Code::kStage;
-      stage.split = Split::kBlock;
-      stage.optional = true;
-      stage.layer = op.layer;
-      Append(stage, {Access{CacheResource(), op.layer, op.layer + 1, false, Split::kBlock},
-                     Access{LayerBufferResource(), buffer, buffer + 1, true, Split::kBlock}});
-    }
     Instruction i = Basic(op, Code::kAttention);
     i.split = Split::kItem;
     Append(i, {Write(op.out, Split::kItem), Read(op.in, Split::kItem),
                Access{CacheResource(), op.layer, op.layer + 1, false, Split::kItem},
                Access{LayerBufferResource(), buffer, buffer + 1, false, Split::kItem}});
+    EmitStage(op.layer + 1);
+  }
+
+  // What the cache holds of a layer before this step is gathered while the layer before attends;
+  // the step's own tokens are stored into both. It needs no barrier: between it and what touches
+  // the buffer before and after lie those around the layers' products.
+  void EmitStage(std::uint32_t layer) {
+    if (!options_.layer_windows || layer >= NumLayers()) return;
+    const std::uint32_t buffer = layer % 2;
+    Instruction stage;
+    stage.code = Code::kStage;
+    stage.split = Split::kBlock;
+    stage.optional = true;
+    stage.needs_layer = true;
+    stage.layer = layer;
+    Append(stage, {Access{CacheResource(), layer, layer + 1, false, Split::kBlock},
+                   Access{LayerBufferResource(), buffer, buffer + 1, true, Split::kBlock}});
+    CHECK(!program_.code.back().barrier);
+  }
+
+  std::uint32_t NumLayers() const {
+    std::uint32_t num_layers = 0;
+    for (const Op& op : graph_.ops)
+      num_layers = op.kind == OpKind::kAttention ? std::max(num_layers, op.layer + 1) : num_layers;
+    return num_layers;
   }
 
   void EmitNorm(const Op& op, Code code) {

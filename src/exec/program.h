@@ -41,10 +41,9 @@ struct Instruction {
   Split split{};
   bool barrier = false;  // All workers meet before this instruction.
   bool accumulate = false;
-  bool per_sample = false;  // Rows are samples, else tokens.
-  // kStage: steps without layer windows pass it by, its barrier as well. No other instruction's
-  // barrier may count on it.
-  bool optional = false;
+  bool per_sample = false;   // Rows are samples, else tokens.
+  bool optional = false;     // kStage: steps without layer windows pass it by. It has no barrier.
+  bool needs_layer = false;  // it may be the first to touch `layer` of the cache
   std::uint32_t layer = 0;
   std::uint32_t num_heads = 0;
   std::uint32_t width = 0;  // floats per row
@@ -64,9 +63,9 @@ struct Instruction {
 
 struct Program {
   std::vector<Instruction> code;
-  float* logits = nullptr;         // [max_samples][logits_stride]
-  std::size_t logits_stride = 0;   // floats
-  std::uint32_t num_barriers = 0;  // of optional instructions not counted
+  float* logits = nullptr;        // [max_samples][logits_stride]
+  std::size_t logits_stride = 0;  // floats
+  std::uint32_t num_barriers = 0;
 };
 
 // Called while weights are packed, with bytes done and in all.

@@ -103,12 +103,16 @@ PagerOptions PagerOptionsOf(const KvCacheOptions& options) {
           needs_few_runs ? options.max_runs - options.max_runs / 4 - 1 : ~std::uint32_t{0}};
 }
 
-TransportOptions TransportOptionsOf(const KvCacheOptions& options) {
+TransportOptions TransportOptionsOf(const KvCacheOptions& options, const Device& device) {
+  // Mappings need the edits, and copies are few there.
+  const bool layered = device.has_deadlines() && options.view != KvView::kMapped;
   return {.block_bytes = options.layout.block_bytes(),
           .num_pool_blocks = options.num_blocks,
           .lane_blocks = options.max_blocks_per_seq,
           .max_groups = options.max_groups,
-          .max_move_bytes_per_step = options.max_move_bytes_per_step};
+          .max_move_bytes_per_step = options.max_move_bytes_per_step,
+          .num_layers = options.layout.num_layers,
+          .layered_bytes = layered ? options.layered_move_bytes : ~std::uint64_t{0}};
 }
 
 }  // namespace
@@ -119,7 +123,7 @@ struct KvCache::State {
         memory(ReservePool(options, device)),
         layer_buffers(ReserveLayerBuffers(options, device)),
         pager(PagerOptionsOf(options)),
-        transport(TransportOptionsOf(options), AllMemory(), device, pager),
+        transport(TransportOptionsOf(options, device), AllMemory(), device, pager),
         views(options, device),
         compactor(options.max_runs) {}
 
@@ -299,9 +303,9 @@ void KvCache::Launch(const StepView& step) noexcept {
   state_->views.Committed(step);
 }
 
-void KvCache::Land() noexcept {
+void KvCache::Land(std::uint32_t deadline) noexcept {
   if (IsMutant(Mutant::kNoLand)) return;
-  state_->transport.Land();
+  state_->transport.Land(deadline);
 }
 
 bool KvCache::landed() const noexcept {
@@ -310,7 +314,7 @@ bool KvCache::landed() const noexcept {
 
 void KvCache::Retire(StepId step) noexcept {
   const StepId flying = state_->transport.flying();
-  CHECK(flying == StepId{} || flying > step || IsMutant(Mutant::kNoLand));  // Landed before it ran.
+  CHECK(flying == StepId{} || flying > step || IsMutant(Mutant::kNoLand));  // P9
   state_->pager.Retired(step);
 }
 

@@ -14,7 +14,9 @@
 //   Plan(builder, n)             moves, mapping switched
 //   AddRow(builder, row)         of the rows of n; not after a row's AddRow: Trim, Truncate of it
 //   builder.Commit, Launch(view) always both, also without groups: lengths advance by the view
-//   Land                         before the executor starts n
+//   Land(0)                      before the executor starts n; Land, where it does not wait for the
+//                                copies of later layers itself (Device::WaitLayer)
+//   Land                         before Retire(n)
 // Extend may come after Plan too, but runs it adds can then only be moved together one step later.
 // Release is allowed at any point. A step that is given up: Abandon, beside StepBuilder::Abandon.
 //
@@ -84,6 +86,9 @@ struct KvCacheOptions {
   std::uint32_t max_runs = 0;    // R, at least 2
   std::uint32_t max_groups = 0;  // edits per step: transfer groups and mappings
   std::uint64_t max_move_bytes_per_step = 0;
+  // Moves of more bytes than this land layer by layer, where the device has deadlines. 1 MiB takes
+  // 0.1 ms to copy.
+  std::uint64_t layered_move_bytes = std::uint64_t{1} << 20;
   KvView view = KvView::kExtents;
   // docs/decisions/0013 has the figures. Static views: kLanes, whatever is asked.
   PlacementPolicy placement = PlacementPolicy::kSoft;
@@ -199,9 +204,9 @@ class KvCache {
   // blocks.
   void Abandon() noexcept;
   // Right after Commit, for every step: notes what its rows write and submits its groups to the
-  // device. Land waits for them.
+  // device. Land waits for them, or for those with a before_layer of at most `deadline`.
   void Launch(const StepView& step) noexcept;
-  void Land() noexcept;
+  void Land(std::uint32_t deadline = kAllDeadlines) noexcept;
   // Whether every copy of the steps launched so far has been waited for.
   bool landed() const noexcept;
   // Epoch `step` has retired: its limbo blocks are free again. In order, each epoch once.

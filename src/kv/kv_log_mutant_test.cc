@@ -4,7 +4,8 @@
 //
 // Not among them, for
 //   no descriptor shows it   books that do not add up (kIgnoreCredit, kLoseBlock), copies
-//                            that are not made as told (kLoseCopy, kSplitOffByOne)
+//                            that are not made as told (kLoseCopy, kSplitOffByOne, kLateDeadline)
+//   blocks have one layer    kLoseLastLayers: the verifier's own tests have it
 //   the cache refuses it     kReleaseHeld, kDoubleRelease, kFindInLimbo, kEvictHeld, kTailTogether
 //   nothing comes of it      kStagedSurvivesTruncate: the window still holds all that is read;
 //                            kPublishPartial, as long as callers name full blocks only

@@ -28,7 +28,27 @@ Transport::Transport(const TransportOptions& options, std::span<std::byte> memor
       pager_(pager),
       moves_(options.max_groups),
       asked_(options.max_groups),
-      copies_(options.max_groups) {}
+      copies_(options.max_groups) {
+  PlanLayerRanges();
+}
+
+void Transport::PlanLayerRanges() {
+  const std::uint32_t num_layers = options_.num_layers;
+  CHECK(num_layers >= 1 && num_layers <= std::numeric_limits<std::uint16_t>::max());
+  CHECK(options_.block_bytes % num_layers == 0);
+  if (num_layers == 1 || options_.layered_bytes == ~std::uint64_t{0}) return;
+  const std::uint64_t layer_bytes = options_.block_bytes / num_layers;
+  std::uint32_t first = 0;
+  for (const std::uint32_t end :
+       {std::max(1u, num_layers / 8), num_layers / 4, num_layers / 2, num_layers}) {
+    if (end <= first) continue;
+    ranges_[num_ranges_++] = {.first = static_cast<std::uint16_t>(first),
+                              .num_layers = static_cast<std::uint16_t>(end - first),
+                              .max_blocks = AsCount(std::max<std::uint64_t>(
+                                  1, kMaxGroupBytes / (layer_bytes * (end - first))))};
+    first = end;
+  }
+}
 
 std::uint32_t Transport::GroupsFor(std::uint32_t num_blocks) const noexcept {
   return num_blocks / max_group_blocks_ + (num_blocks % max_group_blocks_ != 0 ? 1 : 0);
@@ -42,7 +62,7 @@ void Transport::Add(const Extent& source, const Extent& target, MovePriority pri
                           .target = target.start,
                           .num_blocks = source.num_blocks,
                           .num_bridged = 0,
-                          .before_layer = 0,
+                          .layered = false,
                           .priority = priority,
                           .source_generation = Generation(source.start),
                           .target_generation = Generation(target.start)};
@@ -58,25 +78,56 @@ void Transport::Flush(StepBuilder& builder) noexcept {
   MergeAdjacent();
   if (IsMutant(Mutant::kForgetAbandoned) && flushed_for_ == builder.building()) return;
   flushed_for_ = builder.building();
-  for (std::uint32_t m = 0; m < num_moves_; ++m) {
-    const Move& move = moves_[m];
-    for (std::uint32_t done = 0; done < move.num_blocks; done += max_group_blocks_) {
-      builder.AddGroup({.source = BlockId{Index(move.source) + done},
-                        .target = BlockId{Index(move.target) + done},
-                        .num_blocks = std::min(max_group_blocks_, move.num_blocks - done),
-                        .kind = GroupKind::kBlocks,
-                        .priority = static_cast<std::uint8_t>(move.priority),
-                        .before_layer = move.before_layer});
+  ChooseLayered();
+  const LayerRange whole = {.max_blocks = max_group_blocks_};
+  for (std::uint32_t m = 0; m < num_moves_; ++m)
+    AddGroups(builder, moves_[m], moves_[m].layered ? ranges_[0] : whole);
+  for (std::uint32_t r = 1; r < num_ranges_; ++r) {
+    if (IsMutant(Mutant::kLoseLastLayers) && r == num_ranges_ - 1) break;
+    for (std::uint32_t m = 0; m < num_moves_; ++m) {
+      if (moves_[m].layered) AddGroups(builder, moves_[m], ranges_[r]);
     }
+  }
+}
+
+// From the edits that whole moves leave over, as long as there are some.
+void Transport::ChooseLayered() noexcept {
+  std::uint32_t num_whole = 0;
+  for (std::uint32_t m = 0; m < num_moves_; ++m)
+    num_whole += GroupsFor(moves_[m].num_blocks);
+  std::uint32_t num_spare = options_.max_groups - num_whole;
+  for (std::uint32_t m = 0; m < num_moves_; ++m) {
+    Move& move = moves_[m];
+    move.layered = false;
+    if (num_ranges_ == 0 || move.num_blocks * options_.block_bytes <= options_.layered_bytes)
+      continue;
+    std::uint32_t num_groups = 0;
+    for (std::uint32_t r = 0; r < num_ranges_; ++r)
+      num_groups += (move.num_blocks - 1) / ranges_[r].max_blocks + 1;
+    const std::uint32_t num_allowed = GroupsFor(move.num_blocks) + num_spare;
+    if (num_groups > num_allowed) continue;
+    move.layered = true;
+    num_spare = num_allowed - num_groups;
+  }
+}
+
+void Transport::AddGroups(StepBuilder& builder, const Move& move,
+                          const LayerRange& range) const noexcept {
+  for (std::uint32_t done = 0; done < move.num_blocks; done += range.max_blocks) {
+    builder.AddGroup({.source = BlockId{Index(move.source) + done},
+                      .target = BlockId{Index(move.target) + done},
+                      .num_blocks = std::min(range.max_blocks, move.num_blocks - done),
+                      .kind = GroupKind::kBlocks,
+                      .priority = static_cast<std::uint8_t>(move.priority),
+                      .before_layer = range.first,
+                      .num_layers = range.num_layers});
   }
 }
 
 // Merging never costs groups: two moves of a and b blocks need at least as many as one of a + b.
 void Transport::MergeAdjacent() noexcept {
-  std::sort(moves_.begin(), moves_.begin() + num_moves_, [](const Move& a, const Move& b) {
-    if (a.before_layer != b.before_layer) return a.before_layer < b.before_layer;
-    return a.source < b.source;
-  });
+  std::sort(moves_.begin(), moves_.begin() + num_moves_,
+            [](const Move& a, const Move& b) { return a.source < b.source; });
   std::uint32_t kept = 0;
   for (std::uint32_t m = 1; m < num_moves_; ++m) {
     Move& last = moves_[kept];
@@ -84,7 +135,7 @@ void Transport::MergeAdjacent() noexcept {
     const bool at_source = Index(last.source) + last.num_blocks == Index(move.source);
     const bool at_target = Index(last.target) + last.num_blocks == Index(move.target) ||
                            IsMutant(Mutant::kMergeAcrossGap);
-    if (last.before_layer == move.before_layer && at_source && at_target) {
+    if (at_source && at_target) {
       last.num_blocks += move.num_blocks;
       last.num_bridged += move.num_bridged;
       last.priority = std::min(last.priority, move.priority);
@@ -106,7 +157,7 @@ void Transport::MergeAdjacent() noexcept {
 bool Transport::CanBridge(const Move& first, const Move& second) const noexcept {
   const std::uint32_t source_end = Index(first.source) + first.num_blocks;
   const std::uint32_t target_end = Index(first.target) + first.num_blocks;
-  if (first.before_layer != second.before_layer || !IsWindow(first.target)) return false;
+  if (!IsWindow(first.target)) return false;
   if (Index(second.source) <= source_end || Index(second.target) <= target_end) return false;
   const std::uint32_t gap = Index(second.source) - source_end;
   if (Index(second.target) - target_end != gap) return false;
@@ -135,15 +186,37 @@ std::uint32_t Transport::Generation(BlockId block) const noexcept {
   return IsWindow(block) ? 0 : pager_.generation(block);
 }
 
+std::uint64_t Transport::CountLayers(const TransferGroup& group) const noexcept {
+  return std::uint64_t{group.num_blocks} *
+         (group.num_layers == 0 ? options_.num_layers : group.num_layers);
+}
+
+CopyOp Transport::CopyOf(const TransferGroup& group) const noexcept {
+  const std::size_t block_bytes = options_.block_bytes;
+  CopyOp copy = {.source = memory_.data() + Index(group.source) * block_bytes,
+                 .target = memory_.data() + Index(group.target) * block_bytes,
+                 .bytes = group.num_blocks * block_bytes};
+  if (group.num_layers == 0) return copy;
+  const std::size_t layer_bytes = block_bytes / options_.num_layers;
+  copy.source += group.before_layer * layer_bytes;
+  copy.target += group.before_layer * layer_bytes;
+  copy.bytes = group.num_layers * layer_bytes;
+  copy.num_pieces = group.num_blocks;
+  copy.before_layer = group.before_layer;
+  copy.source_stride = copy.target_stride = block_bytes;
+  if (IsMutant(Mutant::kLateDeadline) && copy.before_layer > 0) ++copy.before_layer;
+  return copy;
+}
+
 void Transport::Launch(const StepView& step) noexcept {
-  Land();  // A copy may read what the copies before it have written.
-  std::uint32_t num_blocks = 0;
+  Land();                        // A copy may read what the copies before it have written.
+  std::uint64_t num_layers = 0;  // of blocks, that are to be copied
   for (std::uint32_t m = 0; m < num_moves_; ++m) {
     const Move& move = moves_[m];
     // K5: between plan and commit neither end was handed to anybody else.
     CHECK(Generation(move.source) == move.source_generation);
     CHECK(Generation(move.target) == move.target_generation);
-    num_blocks += move.num_blocks;
+    num_layers += std::uint64_t{move.num_blocks} * options_.num_layers;
   }
   for (std::uint32_t a = 0; a < num_asked_; ++a) {
     pager_.SetPlanned(asked_[a].first, false);
@@ -154,30 +227,29 @@ void Transport::Launch(const StepView& step) noexcept {
   num_groups_ = 0;
   num_planned_blocks_ = 0;
   std::uint32_t num_copies = 0;
-  std::uint32_t num_staged = 0;
   for (const TransferGroup& group : step.groups) {
     if (group.kind != GroupKind::kBlocks) continue;
-    copies_[num_copies++] = {.source = memory_.data() + Index(group.source) * options_.block_bytes,
-                             .target = memory_.data() + Index(group.target) * options_.block_bytes,
-                             .bytes = group.num_blocks * options_.block_bytes};
-    num_blocks -= group.num_blocks;
+    copies_[num_copies++] = CopyOf(group);
+    num_layers -= CountLayers(group);
+    if (group.before_layer > 0) continue;  // Its blocks are counted with their first layers.
     num_moved_blocks_ += group.num_blocks;
-    num_staged += IsWindow(group.target) ? group.num_blocks : 0;
+    num_staged_blocks_ += IsWindow(group.target) ? group.num_blocks : 0;
   }
   // The descriptor moves what was planned, no more and no less.
-  CHECK(num_blocks == 0 || IsMutant(Mutant::kForgetAbandoned));
+  CHECK(num_layers == 0 || IsMutant(Mutant::kForgetAbandoned) || IsMutant(Mutant::kLoseLastLayers));
   num_launched_groups_ += num_copies;
-  num_staged_blocks_ += num_staged;
   if (IsMutant(Mutant::kLoseCopy) && num_copies > 0) --num_copies;
   if (IsMutant(Mutant::kSplitOffByOne) && num_copies > 0 && copies_[0].bytes > options_.block_bytes)
     copies_[0].bytes -= options_.block_bytes;
   if (num_copies == 0) return;
+  last_deadline_ = copies_[num_copies - 1].before_layer;
   flight_ = device_.Submit({copies_.data(), num_copies});
   flying_ = step.header->step;
 }
 
-void Transport::Land() noexcept {
+void Transport::Land(std::uint32_t deadline) noexcept {
   if (flying_ == StepId{}) return;
+  if (deadline < last_deadline_) return device_.WaitLayer(deadline);
   device_.Wait(flight_);
   flying_ = StepId{};
 }

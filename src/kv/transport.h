@@ -9,22 +9,30 @@
 //   3 bridge   a small gap that is the same at both ends: its bytes travel along and are ignored.
 //              Only into a window's hole, which nobody reads, and only from blocks in limbo, which
 //              nobody writes in this step (D7); never over live rows
-//   4 split    at kMaxGroupBytes, so that what is needed early is not stuck behind one huge piece
+//   4 cut      where the device has deadlines, what is larger than layered_bytes, into at most four
+//              ranges of layers, each to land before its first one: an eighth of the layers, as
+//              many again, a quarter, half. The first one is what the step waits for, and each is
+//              copied while as many layers run as it has itself. Edits that nobody else asked for
+//              pay for it: a move that finds none left stays whole
+//   5 split    at kMaxGroupBytes, so that what is needed early is not stuck behind one huge piece
 //
-//     Add      Flush            Launch                 Land
+//     Add      Flush            Launch                 Land(deadline), Land
 //    ----> planned ----> in the descriptor ----> in flight ----> landed
 //
 //     planned            the mapping has switched, nothing is copied yet
 //     in the descriptor  the same, and the executor will be told; stays planned until Launch, so
 //                        that an abandoned step loses nothing: the next Flush emits it again
 //     in flight          the device copies; sources and targets stay untouched (P9)
-//     landed             visible to the executor; the step may start
+//     landed             visible to the executor. A step starts when its copies of deadline 0 have
+//                        landed, and retires when all have; an executor that runs meanwhile waits
+//                        for each layer's (Device::WaitLayer)
 //
-// Whole blocks of the pool and of its windows. Copies land before layer 0 of their step.
+// Blocks of the pool and of its windows.
 //
 // Threading: engine thread only. Memory: reserved by the constructor.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -58,12 +66,18 @@ enum class MovePriority : std::uint8_t {
 // about 4 us of memcpy, or 2.3 us of a link at 28 GB/s.
 inline constexpr std::uint64_t kMaxBridgeBytes = 64 * 1024;
 
+inline constexpr std::uint32_t kMaxLayerRanges = 4;
+
 struct TransportOptions {
   std::uint64_t block_bytes = 0;
   std::uint32_t num_pool_blocks = ~std::uint32_t{0};  // blocks from here on are windows
   std::uint32_t lane_blocks = 1;                      // of one window
   std::uint32_t max_groups = 0;
   std::uint64_t max_move_bytes_per_step = 0;
+  // Moves of more bytes than `layered_bytes` are cut by layers: `num_layers` equal parts of a
+  // block.
+  std::uint32_t num_layers = 1;
+  std::uint64_t layered_bytes = ~std::uint64_t{0};
 };
 
 class Transport {
@@ -83,11 +97,12 @@ class Transport {
 
   // Requires: both of one length, within the budget.
   void Add(const Extent& source, const Extent& target, MovePriority priority) noexcept;
-  // Merges, splits and puts everything planned into the step under construction.
+  // Merges, cuts, splits and puts everything planned into the step under construction.
   void Flush(StepBuilder& builder) noexcept;
   // The step is committed: submits its groups. Waits first for those of the step before.
   void Launch(const StepView& step) noexcept;
-  void Land() noexcept;
+  // Returns when those with a before_layer of at most `deadline` have landed; all: by default.
+  void Land(std::uint32_t deadline = kAllDeadlines) noexcept;
 
   // Epoch of the copies in flight; 0 when all have landed.
   StepId flying() const noexcept { return flying_; }
@@ -104,11 +119,22 @@ class Transport {
     BlockId target{};
     std::uint32_t num_blocks = 0;
     std::uint32_t num_bridged = 0;  // of them: blocks that nobody asked for
-    std::uint16_t before_layer = 0;
+    bool layered = false;           // cut by layers
     MovePriority priority{};
     std::uint32_t source_generation = 0;  // of the first block, when planned
     std::uint32_t target_generation = 0;
   };
+  // Layers [first, first + num_layers) and how many blocks of them are a group.
+  struct LayerRange {
+    std::uint16_t first = 0;
+    std::uint16_t num_layers = 0;
+    std::uint32_t max_blocks = 0;
+  };
+  void PlanLayerRanges();
+  void ChooseLayered() noexcept;
+  void AddGroups(StepBuilder& builder, const Move& move, const LayerRange& range) const noexcept;
+  CopyOp CopyOf(const TransferGroup& group) const noexcept;
+  std::uint64_t CountLayers(const TransferGroup& group) const noexcept;
   void MergeAdjacent() noexcept;
   bool CanBridge(const Move& first, const Move& second) const noexcept;
   std::uint32_t Generation(BlockId block) const noexcept;
@@ -117,6 +143,8 @@ class Transport {
   const TransportOptions options_;
   const std::uint32_t max_group_blocks_;
   const std::uint32_t max_blocks_;  // per step
+  std::array<LayerRange, kMaxLayerRanges> ranges_ = {};
+  std::uint32_t num_ranges_ = 0;  // 0: nothing is cut
   const std::span<std::byte> memory_;
   Device& device_;
   Pager& pager_;
@@ -131,6 +159,7 @@ class Transport {
   StepId flushed_for_{};
   StepId flying_{};
   FlightId flight_{};
+  std::uint32_t last_deadline_ = 0;  // of the copies in flight
   std::uint64_t num_moved_blocks_ = 0;
   std::uint64_t num_launched_groups_ = 0;
   std::uint64_t num_staged_blocks_ = 0;

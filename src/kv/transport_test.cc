@@ -4,6 +4,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
+#include <utility>
+
 #include "device/host_device.h"
 #include "kv/compaction.h"
 #include "kv/pager.h"
@@ -17,8 +21,10 @@ constexpr Extent Blocks(std::uint32_t start, std::uint32_t num_blocks) {
 
 // Blocks of 1 MiB, so that a group holds four.
 struct Bench {
-  explicit Bench(std::uint64_t max_move_bytes = 64 << 20, std::uint64_t placement_seed = 0)
-      : pool(device.Reserve(64 << 20, "pool")),
+  explicit Bench(std::uint64_t max_move_bytes = 64 << 20, std::uint64_t placement_seed = 0,
+                 const TransportOptions& layers = {})
+      : device({.copy_thread = layers.num_layers > 1}),
+        pool(device.Reserve(64 << 20, "pool")),
         pager({.num_blocks = 64,
                .block_tokens = 16,
                .max_seqs = 4,
@@ -27,9 +33,12 @@ struct Bench {
                .placement =
                    placement_seed != 0 ? PlacementPolicy::kScattered : PlacementPolicy::kInPlace,
                .placement_seed = placement_seed}),
-        transport(
-            {.block_bytes = 1 << 20, .max_groups = 6, .max_move_bytes_per_step = max_move_bytes},
-            pool, device, pager),
+        transport({.block_bytes = 1 << 20,
+                   .max_groups = 6,
+                   .max_move_bytes_per_step = max_move_bytes,
+                   .num_layers = layers.num_layers,
+                   .layered_bytes = layers.layered_bytes},
+                  pool, device, pager),
         builder(
             {.max_rows = 1, .max_tokens = 1, .max_runs = 4, .max_groups = 6, .block_tokens = 16},
             2) {}
@@ -78,6 +87,48 @@ TEST(Transport, LongMovesAreSplit) {
   ExpectGroup(view.groups[0], 1, 40, 4);
   ExpectGroup(view.groups[1], 5, 44, 4);
   ExpectGroup(view.groups[2], 9, 48, 1);
+}
+
+// Eight layers of 128 KiB a block.
+TEST(Transport, LargeMovesLandLayerByLayer) {
+  Bench bench(64 << 20, 0, {.num_layers = 8, .layered_bytes = 1 << 20});
+  bench.transport.Add(Blocks(30, 1), Blocks(40, 1), MovePriority::kCompact);  // Not above 1 MiB.
+  bench.transport.Add(Blocks(2, 3), Blocks(12, 3), MovePriority::kCompact);
+  const StepView step = bench.Flush();
+  ASSERT_EQ(step.groups.size(), 5u);
+  ExpectGroup(step.groups[1], 30, 40, 1);
+  EXPECT_EQ(step.groups[1].num_layers, 0u);
+  const std::array<std::pair<int, int>, 4> ranges = {{{0, 1}, {1, 1}, {2, 2}, {4, 4}}};
+  for (const std::size_t r : {0u, 1u, 2u, 3u}) {
+    const TransferGroup& group = step.groups[r == 0 ? 0 : r + 1];
+    ExpectGroup(group, 2, 12, 3);
+    EXPECT_EQ(group.before_layer, ranges[r].first);
+    EXPECT_EQ(group.num_layers, ranges[r].second);
+  }
+  for (std::size_t i = 0; i < 5u << 20; ++i)
+    bench.pool[(2 << 20) + i] = static_cast<std::byte>(i >> 10);
+  bench.transport.Launch(step);
+  bench.transport.Land(0);
+  EXPECT_EQ(bench.transport.flying(), step.header->step);
+  bench.transport.Land();
+  EXPECT_EQ(bench.transport.flying(), StepId{});
+  EXPECT_TRUE(std::ranges::equal(bench.pool.subspan(2 << 20, 3 << 20),
+                                 bench.pool.subspan(12 << 20, 3 << 20)));
+  EXPECT_EQ(bench.transport.num_moved_blocks(), 4u);
+  EXPECT_EQ(bench.transport.num_launched_groups(), 5u);
+}
+
+// A block is one group as a whole, and four by layers. Six edits in all.
+TEST(Transport, OnlySpareEditsCutAMove) {
+  const std::array<std::size_t, 4> num_groups = {4, 5, 6, 4};
+  for (std::uint32_t num_moves = 1; num_moves <= 4; ++num_moves) {
+    Bench bench(64 << 20, 0, {.num_layers = 8, .layered_bytes = 0});
+    for (std::uint32_t m = 0; m < num_moves; ++m)
+      bench.transport.Add(Blocks(1 + 2 * m, 1), Blocks(20 + 2 * m, 1), MovePriority::kStage);
+    const StepView step = bench.Flush();
+    EXPECT_EQ(step.groups.size(), num_groups[num_moves - 1]);
+    EXPECT_EQ(step.LastDeadline(), num_moves < 4 ? 4u : 0u);
+  }
 }
 
 TEST(TransportDeathTest, TheBudgetIsKept) {

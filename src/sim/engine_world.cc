@@ -57,6 +57,7 @@ EngineScenario RandomEngineScenario(std::uint64_t seed) {
   s.device.refuse_percent = below(100) < 20 ? below(30) : 0;
   s.shared_percent = below(90);
   s.has_log = Mix64(seed) % kLogShare == 0;
+  if (below(100) < 70) e.layered_move_bytes = below(3) * SimLayout(e.block_tokens).block_bytes();
   return s;
 }
 
@@ -72,6 +73,7 @@ std::string ToString(const EngineScenario& s) {
          field("step_tokens", e.max_step_tokens) + field("chunk", e.prompt_chunk) +
          field("kv_tokens", e.kv_tokens) + field("runs", e.max_runs) +
          field("edits", e.max_edits_per_step) + field("move_bytes", e.max_move_bytes_per_step) +
+         field("layered_bytes", e.layered_move_bytes) +
          field("prefix_cache", e.prefix_cache ? 1 : 0) + field("queued", e.max_queued);
 }
 

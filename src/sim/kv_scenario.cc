@@ -65,6 +65,7 @@ KvScenario RandomKvScenario(std::uint64_t seed) {
   s.end_inside_percent = Fault(rng, 50, 20);
   s.interlude_percent = Fault(rng, 60, 40);
   s.key_bits = below(100) < 30 ? 1 + below(3) : 64;
+  if (below(100) < 70) c.layered_move_bytes = below(3) * c.layout.block_bytes();
   return s;
 }
 
@@ -79,6 +80,7 @@ std::string ToString(const KvScenario& s) {
          field("seqs", c.max_seqs) + field("blocks_per_seq", c.max_blocks_per_seq) +
          field("runs", c.max_runs) + field("groups", c.max_groups) +
          field("move_blocks", c.max_move_bytes_per_step / c.layout.block_bytes()) +
+         field("layered_bytes", c.layered_move_bytes) +
          field("prefix_cache", c.prefix_cache ? 1 : 0) + field("depth", s.depth) +
          field("step_tokens", s.max_step_tokens) + field("abandon%", s.abandon_percent) +
          field("end_inside%", s.end_inside_percent) + field("interlude%", s.interlude_percent) +

@@ -81,6 +81,16 @@ void KvWorld::Tell(const StepLogRecord& record) {
   CHECK(proved);
 }
 
+// The verifier hears of copies what the device knows: of the step's own those up to the deadline,
+// of the steps before all.
+void KvWorld::TellLanded(const Step& step, std::uint32_t deadline) {
+  const bool has_own = std::ranges::any_of(step.view.groups, [](const TransferGroup& group) {
+    return group.kind == GroupKind::kBlocks;
+  });
+  if (device_.FirstLanded(step.num_flights, has_own ? deadline : kAllDeadlines))
+    Tell({.kind = StepLogKind::kLanded, .step = step.view.header->step, .value = deadline});
+}
+
 std::uint32_t KvWorld::BlocksFor(std::uint32_t num_tokens) const {
   return (num_tokens + limits_.block_tokens - 1) / limits_.block_tokens;
 }
@@ -432,10 +442,9 @@ void KvWorld::RunLayer() {
   if (step == steps_.end()) return;
   if (!step->started) {
     CHECK(builder_.Latch().header == step->view.header);
-    if (last_flight_ <= step->view.header->step) cache_.Land();
-    const StepId id = step->view.header->step;
-    if (device_.FirstLanded(step->num_flights)) Tell({.kind = StepLogKind::kLanded, .step = id});
-    Tell({.kind = StepLogKind::kLatched, .step = id});
+    if (last_flight_ <= step->view.header->step) cache_.Land(0);
+    TellLanded(*step, 0);
+    Tell({.kind = StepLogKind::kLatched, .step = step->view.header->step});
     executor_.Start(step->view);
     step->started = true;
   }
@@ -449,6 +458,8 @@ void KvWorld::Retire() {
   if (is_building_ || steps_.empty() || steps_.front().num_layers_run < kSimLayers) return;
   const StepView& view = steps_.front().view;
   Note("retire step " + std::to_string(Index(view.header->step)));
+  if (last_flight_ <= view.header->step) cache_.Land();
+  TellLanded(steps_.front(), kAllDeadlines);
   Tell({.kind = StepLogKind::kRetired,
         .step = view.header->step,
         .value = StepBuilder::Checksum(view)});

@@ -150,6 +150,7 @@ class KvWorld {
   std::uint64_t ContentHash(std::uint32_t s) const;
   StepLogHeader LogHeader() const;
   void Tell(const StepLogRecord& record);
+  void TellLanded(const Step& step, std::uint32_t deadline);
   void DoVerb(std::uint8_t kind, Rng& rng);
   void DoStep(Rng& rng);
   void Interlude(Rng& rng);

@@ -38,7 +38,7 @@ void KvWorld::CheckRows(const Step& step) const {
 void KvWorld::CheckSealed(std::uint32_t s) const {
   const Seq& seq = seqs_[s];
   const bool is_still = !is_building_ && abandoned_ != builder_.building() &&
-                        device_.FirstLanded(device_.num_flights());
+                        device_.FirstLanded(device_.num_flights(), kAllDeadlines);
   for (const Extent& run : cache_.home(SeqId{s})) {
     for (std::uint32_t b = 0; b < run.num_blocks; ++b) {
       for (const Step& step : steps_)

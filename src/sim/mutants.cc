@@ -48,6 +48,8 @@ constexpr std::array kNames = {
     "split-off-by-one",
     "merge-across-gap",
     "forget-abandoned",
+    "late-deadline",
+    "lose-last-layers",
     "mirror-missing",
     "staged-survives-open",
     "staged-beyond-budget",

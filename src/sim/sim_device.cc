@@ -26,12 +26,15 @@ PoolMemory SimDevice::ReservePool(std::size_t pool_bytes, std::size_t window_byt
 FlightId SimDevice::Submit(std::span<const CopyOp> copies) noexcept {
   const FlightId flight{++num_flights_};
   for (const CopyOp& copy : copies) {
-    CHECK(copy.num_pieces == 1 && copy.bytes > 0);
-    for (std::size_t done = 0; done < copy.bytes; done += options_.piece_bytes) {
-      waiting_.push_back({flight,
-                          {.source = copy.source + done,
-                           .target = copy.target + done,
-                           .bytes = std::min(options_.piece_bytes, copy.bytes - done)}});
+    CHECK(copy.num_pieces > 0 && copy.bytes > 0);
+    for (std::size_t i = 0; i < copy.num_pieces; ++i) {
+      for (std::size_t done = 0; done < copy.bytes; done += options_.piece_bytes) {
+        waiting_.push_back({flight,
+                            {.source = copy.source + i * copy.source_stride + done,
+                             .target = copy.target + i * copy.target_stride + done,
+                             .bytes = std::min(options_.piece_bytes, copy.bytes - done),
+                             .before_layer = copy.before_layer}});
+      }
     }
   }
   return flight;
@@ -42,9 +45,10 @@ bool SimDevice::AllLanded(FlightId flight) const {
                               [flight](const Piece& piece) { return piece.flight == flight; });
 }
 
-bool SimDevice::FirstLanded(std::uint64_t num_flights) const {
-  return std::ranges::none_of(waiting_, [num_flights](const Piece& piece) {
-    return static_cast<std::uint64_t>(piece.flight) <= num_flights;
+bool SimDevice::FirstLanded(std::uint64_t num_flights, std::uint32_t deadline) const {
+  return std::ranges::none_of(waiting_, [&](const Piece& piece) {
+    const auto flight = static_cast<std::uint64_t>(piece.flight);
+    return flight < num_flights || (flight == num_flights && piece.copy.before_layer <= deadline);
   });
 }
 
@@ -58,6 +62,13 @@ void SimDevice::Wait(FlightId flight) noexcept {
   while (!AllLanded(flight))
     Tick();
   std::erase_if(landed_, [flight](const Piece& piece) { return piece.flight == flight; });
+}
+
+void SimDevice::WaitLayer(std::uint32_t layer) noexcept {
+  const auto needed = [layer](const Piece& piece) { return piece.copy.before_layer <= layer; };
+  while (std::ranges::any_of(waiting_, needed))
+    Tick();
+  std::erase_if(landed_, needed);
 }
 
 void SimDevice::Land(std::size_t which) {

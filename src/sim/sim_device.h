@@ -2,7 +2,7 @@
 // SimDevice: a Device that takes every liberty its contract gives.
 //
 // A copy is cut into pieces and each lands by itself, in any order: some when ticked, all by Wait,
-// some twice while the flight is not known to have landed. Landed lies late. A mapping takes effect
+// some twice while they are not known to have landed. Landed lies late. A mapping takes effect
 // at once, as mmap does, whoever reads; the system may refuse it.
 //
 // Windows of a mapped pool are addresses only: SimExecutor asks which bytes of the pool they show.
@@ -44,6 +44,8 @@ class SimDevice final : public Device {
   FlightId Submit(std::span<const CopyOp> copies) noexcept override;
   bool Landed(FlightId flight) noexcept override;
   void Wait(FlightId flight) noexcept override;
+  bool has_deadlines() const noexcept override { return true; }
+  void WaitLayer(std::uint32_t layer) noexcept override;
   bool Map(std::size_t window_offset, std::size_t pool_offset, std::size_t bytes) noexcept override;
 
   bool is_mapped() const { return map_unit_ != 0; }
@@ -52,8 +54,9 @@ class SimDevice final : public Device {
   std::optional<std::size_t> Shown(std::size_t window_unit) const { return shown_[window_unit]; }
   std::uint64_t num_pieces() const { return num_pieces_; }
   std::uint64_t num_flights() const { return num_flights_; }
-  // Whether the first `num_flights` of them have landed, told or not.
-  bool FirstLanded(std::uint64_t num_flights) const;
+  // Whether the first `num_flights` of them have landed, of the last what has up to this deadline;
+  // told or not.
+  bool FirstLanded(std::uint64_t num_flights, std::uint32_t deadline) const;
 
  private:
   struct Piece {
@@ -67,7 +70,7 @@ class SimDevice final : public Device {
   Rng* rng_ = nullptr;
   std::vector<std::vector<std::uint64_t>> memory_;
   std::vector<Piece> waiting_;
-  std::vector<Piece> landed_;  // of flights that nobody has seen land
+  std::vector<Piece> landed_;  // which nobody has seen land
   std::size_t map_unit_ = 0;   // 0: not mapped
   std::vector<std::optional<std::size_t>> shown_;
   std::uint64_t num_flights_ = 0;

@@ -15,8 +15,7 @@ constexpr std::uint64_t kNothing = 0xeeeeeeeeeeeeeeee;
 
 }  // namespace
 
-SimExecutor::SimExecutor(const ExecutorNeeds& needs, const SimDevice& device,
-                         std::uint32_t vocab_size)
+SimExecutor::SimExecutor(const ExecutorNeeds& needs, SimDevice& device, std::uint32_t vocab_size)
     : needs_(needs),
       device_(device),
       num_pool_blocks_(needs.memory.size() / needs.layout.block_bytes()),
@@ -62,6 +61,8 @@ void SimExecutor::Start(const StepView& step) {
 }
 
 void SimExecutor::RunLayer(std::uint32_t layer) {
+  // Layer 0 is the business of who starts the step (Executor::Run).
+  if (layer > 0) device_.WaitLayer(layer);
   Write(layer);
   Gather(layer);
   for (std::uint32_t row = 0; row < step_.header->num_rows; ++row)

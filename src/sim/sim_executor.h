@@ -5,6 +5,9 @@
 // buffers that a descriptor names, and knows nothing else: a block that is wrong, stale, reused or
 // not yet landed gives another digest, and so another token, at once.
 //
+// A layer is touched when the copies with its deadline have landed, and not before: what lands too
+// late is not seen, or lands on what was written.
+//
 // A step can be run layer by layer (Start, RunLayer), so that the world goes on in between, or as a
 // whole (Run, Wait). Threading: one thread.
 #pragma once
@@ -23,9 +26,10 @@ namespace kvrm {
 class SimExecutor final : public Executor {
  public:
   // `device` owns the memory of `needs` and outlives the executor.
-  SimExecutor(const ExecutorNeeds& needs, const SimDevice& device, std::uint32_t vocab_size);
+  SimExecutor(const ExecutorNeeds& needs, SimDevice& device, std::uint32_t vocab_size);
 
   std::span<const Bucket> buckets() const noexcept override { return buckets_; }
+  bool waits_for_layers() const noexcept override { return true; }
   void Run(const StepView& step) noexcept override;
   void Wait() noexcept override;
   std::span<const float> Logits(std::uint32_t sample) const noexcept override;
@@ -48,7 +52,7 @@ class SimExecutor final : public Executor {
   void ReadRow(std::uint32_t layer, std::uint32_t row);
 
   const ExecutorNeeds needs_;
-  const SimDevice& device_;
+  SimDevice& device_;
   const std::uint64_t num_pool_blocks_;  // of the memory: pool and windows
   std::vector<Bucket> buckets_;
   std::vector<std::uint64_t> replays_;

@@ -109,9 +109,9 @@ TEST(SimDevice, CopiesLandInPiecesAndAllByWait) {
   EXPECT_FALSE(device.Landed(flight));
   device.Tick();
   EXPECT_EQ(std::ranges::count(memory.subspan(64), std::byte{7}), 8);
-  EXPECT_FALSE(device.FirstLanded(1));
+  EXPECT_FALSE(device.FirstLanded(1, kAllDeadlines));
   device.Wait(flight);
-  EXPECT_TRUE(device.FirstLanded(1));
+  EXPECT_TRUE(device.FirstLanded(1, kAllDeadlines));
   EXPECT_TRUE(device.Landed(flight));
   EXPECT_EQ(std::ranges::count(memory.subspan(64), std::byte{7}), 64);
 }

@@ -42,10 +42,12 @@ struct Extent {
 };
 
 enum class GroupKind : std::uint8_t {
-  // Whole blocks, `num_blocks` of them, one contiguous copy; pool and window blocks alike.
+  // Blocks, `num_blocks` of them, pool and window blocks alike: whole, one contiguous copy; or with
+  // `num_layers` some layers of each, one 2-D copy.
   kBlocks,
   // For every layer l: slice l of each source block to the layer buffer l % 2 at block `target`,
-  // one 2-D copy, after the step has written layer l's slots and before layer l attends.
+  // one 2-D copy. When layer l attends, the buffer holds the slice as the step has left it: either
+  // it is gathered after the step has written layer l's slots, or the tokens are written to both.
   kLayerSlices,
   // No copy: window blocks `target` show pool blocks `source` from this step on.
   kMap,
@@ -59,12 +61,17 @@ struct TransferGroup {
   GroupKind kind = GroupKind::kBlocks;
   std::uint8_t source_tier = 0;  // 0: the executor's memory.
   std::uint8_t target_tier = 0;
-  std::uint8_t priority = 0;       // why it moves: MovePriority, the most urgent of what was merged
-  std::uint16_t before_layer = 0;  // the first layer that needs it
-  std::uint16_t reserved = 0;      // zero
+  std::uint8_t priority = 0;  // why it moves: MovePriority, the most urgent of what was merged
+  // The deadline: it lands before layer `before_layer` stores or attends. 0: before the step runs.
+  std::uint16_t before_layer = 0;
+  // 0: the blocks are copied whole, and before_layer is 0. Else layers [before_layer, + num_layers)
+  // of them are, and the step's other groups copy their other layers (D8).
+  std::uint16_t num_layers = 0;
   friend bool operator==(const TransferGroup&, const TransferGroup&) = default;
 };
 static_assert(sizeof(TransferGroup) == 20);
+
+inline constexpr std::uint32_t kAllDeadlines = ~std::uint32_t{0};  // before_layer of all groups
 
 // Sizes every array of the descriptor. Constant after start.
 struct StepLimits {
@@ -77,7 +84,7 @@ struct StepLimits {
   bool mirrored = false;  // Makes room for `mirrors`.
 };
 
-inline constexpr std::uint32_t kStepVersion = 2;
+inline constexpr std::uint32_t kStepVersion = 3;
 
 // StepHeader::flags
 inline constexpr std::uint32_t kStepMirrored = 1;      // `mirrors` is there
@@ -111,9 +118,16 @@ struct StepView {
   std::span<const std::uint32_t> num_runs;      // [bucket_rows]
   std::span<const Extent> runs;                 // [bucket_rows * max_runs], row-major
   std::span<const std::uint32_t> sample_token;  // [num_samples] index into token_ids
-  std::span<const TransferGroup> groups;        // [num_groups] sorted by before_layer
+  std::span<const TransferGroup> groups;        // [num_groups] copies in order of before_layer
   std::uint32_t max_runs = 0;
 
+  // Of the copies: the last one's. 0: the step runs when they have landed.
+  std::uint32_t LastDeadline() const {
+    std::uint32_t last = 0;
+    for (const TransferGroup& group : groups)
+      last = group.kind == GroupKind::kBlocks ? group.before_layer : last;
+    return last;
+  }
   std::span<const Extent> RowRuns(std::uint32_t row) const {
     return runs.subspan(std::size_t{row} * max_runs, num_runs[row]);
   }

@@ -155,6 +155,8 @@ struct StepBuilder::Ring {
   void AppendWrites(const StepRow& row, std::span<const Extent> runs);
   void AppendSlots(const StepRow& row, std::span<const Extent> runs, std::size_t offset);
   void CheckGroups();
+  void CheckTargets(std::span<const TransferGroup> groups, std::span<const Interval> from,
+                    std::uint32_t layer);
   void CheckPadding();
 
   const StepLimits limits;
@@ -170,6 +172,7 @@ struct StepBuilder::Ring {
   const std::size_t writes_capacity;
   std::unique_ptr<Interval[]> writes;
   std::size_t num_writes = 0;
+  std::uint32_t last_deadline = 0;  // of the copies added so far
   std::unique_ptr<Interval[]> sources;
   std::unique_ptr<Interval[]> targets;
 
@@ -221,6 +224,7 @@ bool StepBuilder::Begin() noexcept {
   if (step - ring_->retired > ring_->num_entries) return false;
   ring_->building = true;
   ring_->num_writes = 0;
+  ring_->last_deadline = 0;
   StepHeader& header = ring_->Header(step);
   header = StepHeader{};
   header.version = kStepVersion;
@@ -340,8 +344,12 @@ void StepBuilder::AddGroup(const TransferGroup& group) noexcept {
   CHECK(group.source_tier != 0 || group.source > kSentinelBlock);  // D6
   CHECK(group.target_tier != 0 || group.target > kSentinelBlock);  // D6
   TransferGroup* const groups = ring.Array<TransferGroup>(step, ring.offsets.groups);
-  CHECK(header.num_groups == 0 ||
-        groups[header.num_groups - 1].before_layer <= group.before_layer);  // D6
+  if (group.kind == GroupKind::kBlocks) {
+    CHECK(ring.last_deadline <= group.before_layer);  // D6
+    ring.last_deadline = group.before_layer;
+  }
+  CHECK(group.before_layer == 0 || group.num_layers > 0);            // D8
+  CHECK(group.num_layers == 0 || group.kind == GroupKind::kBlocks);  // D8
   groups[header.num_groups++] = group;
 }
 
@@ -415,28 +423,46 @@ void StepBuilder::Ring::CheckPadding() {
 
 void StepBuilder::Ring::CheckGroups() {
   const std::uint64_t step = committed.load(std::memory_order_relaxed) + 1;
-  const std::uint32_t num_groups = Header(step).num_groups;
-  if (num_groups == 0) return;
-  const TransferGroup* const groups = Array<TransferGroup>(step, offsets.groups);
-  // The layer buffers are a space of their own.
-  constexpr std::uint32_t kLayerSpace = 256;
+  const std::span<const TransferGroup> groups(Array<TransferGroup>(step, offsets.groups),
+                                              Header(step).num_groups);
+  if (groups.empty()) return;
   std::uint32_t num_sources = 0;
-  for (std::uint32_t g = 0; g < num_groups; ++g) {
-    const TransferGroup& group = groups[g];
-    const std::uint32_t space =
-        group.kind == GroupKind::kLayerSlices ? kLayerSpace : group.target_tier;
-    targets[g] = {space, Index(group.target), Index(group.target) + group.num_blocks};
+  for (const TransferGroup& group : groups) {
     if (group.kind != GroupKind::kBlocks) continue;
     sources[num_sources++] = {group.source_tier, Index(group.source),
                               Index(group.source) + group.num_blocks};
   }
   std::sort(sources.get(), sources.get() + num_sources);
-  std::sort(targets.get(), targets.get() + num_groups);
   const std::span<const Interval> from(sources.get(), num_sources);
-  const std::span<const Interval> to(targets.get(), num_groups);
-  CHECK(!AnyOverlap(to));                                // D6
-  CHECK(!AnyOverlap(from, to));                          // D6
   CHECK(!AnyOverlap(from, {writes.get(), num_writes}));  // D7
+  CheckTargets(groups, from, 0);
+  std::uint32_t end_layer = 0;
+  for (const TransferGroup& group : groups) {
+    if (group.num_layers == 0) continue;
+    const std::uint32_t end = std::uint32_t{group.before_layer} + group.num_layers;
+    if (end == end_layer) continue;
+    CHECK(group.before_layer >= end_layer);  // D8
+    end_layer = end;
+    if (group.before_layer > 0) CheckTargets(groups, from, group.before_layer);
+  }
+}
+
+// D6 of what is copied in layer `layer`, the first of a deadline's.
+void StepBuilder::Ring::CheckTargets(std::span<const TransferGroup> groups,
+                                     std::span<const Interval> from, std::uint32_t layer) {
+  // The layer buffers are a space of their own.
+  constexpr std::uint32_t kLayerSpace = 256;
+  std::uint32_t num_targets = 0;
+  for (const TransferGroup& group : groups) {
+    if (group.num_layers != 0 && group.before_layer != layer) continue;
+    const std::uint32_t space =
+        group.kind == GroupKind::kLayerSlices ? kLayerSpace : group.target_tier;
+    targets[num_targets++] = {space, Index(group.target), Index(group.target) + group.num_blocks};
+  }
+  std::sort(targets.get(), targets.get() + num_targets);
+  const std::span<const Interval> to(targets.get(), num_targets);
+  CHECK(!AnyOverlap(to));        // D6
+  CHECK(!AnyOverlap(from, to));  // D6
 }
 
 void StepBuilder::Abandon() noexcept {

@@ -20,10 +20,14 @@
 //       runs), never in a hole, and no two rows of a step write the same block.
 //   D4  Live rows name the sentinel block only for holes; padding rows name nothing else.
 //   D5  num_runs[r] <= max_runs, and the runs cover the row's context.
-//   D6  No transfer group's target overlaps any copy's source or another group's target; groups
-//       are in order of before_layer and never touch the sentinel.
-//   D7  No block that a copy of whole blocks reads is written by the same step: the copy would
-//       miss the write. (Layer slices are copied after the write; a mapping copies nothing.)
+//   D6  No transfer group's target overlaps any copy's source, or another group's target in a
+//       layer that both copy; copies are in order of before_layer; no group touches the sentinel.
+//   D7  No block that a copy of blocks reads is written by the same step: the copy would miss the
+//       write. (Layer slices get the step's tokens as well; a mapping copies nothing.)
+//   D8  A group with a deadline after layer 0 copies layers from its deadline on and none before:
+//       whoever waits for layer l may touch layer l. Groups of one deadline copy as many layers,
+//       and the layers of two deadlines do not overlap. (That no layer is missing, StepVerifier
+//       checks.)
 //
 // Threading: Latch on one executor thread, all else on the engine thread; the executor tells the
 // engine that it is done by means of its own (Retire must happen after that). Memory: all entries

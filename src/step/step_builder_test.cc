@@ -30,7 +30,8 @@ constexpr TransferGroup Group(std::uint32_t source, std::uint32_t target, std::u
   return {.source = BlockId{source},
           .target = BlockId{target},
           .num_blocks = num_blocks,
-          .before_layer = before_layer};
+          .before_layer = before_layer,
+          .num_layers = static_cast<std::uint16_t>(before_layer == 0 ? 0 : 1)};
 }
 
 // One decode row at `position` whose history is one run from `block`.
@@ -187,7 +188,7 @@ TEST(StepBuilderDeathTest, GroupsNeverOverlapWhatOthersReadOrWrite) {
   StepBuilder builder(kLimits, 2);
   ASSERT_TRUE(builder.Begin());
   builder.AddGroup(Group(10, 20, 4, 1));
-  EXPECT_DEATH(builder.AddGroup(Group(1, 2, 1, 0)), "before_layer");
+  EXPECT_DEATH(builder.AddGroup(Group(1, 2, 1, 0)), "last_deadline");
   EXPECT_DEATH(builder.AddGroup(Group(0, 2, 1, 1)), "kSentinelBlock");
   const auto commit_with = [&](const TransferGroup& group) {
     builder.AddGroup(group);
@@ -204,6 +205,35 @@ TEST(StepBuilderDeathTest, GroupsNeverOverlapWhatOthersReadOrWrite) {
       "writes");
   AddDecodeRow(builder, 0, 0, 22);  // Into a target: the copy lands first.
   EXPECT_EQ(builder.Commit(0, 1).header->num_groups, 1u);
+}
+
+TEST(StepBuilderDeathTest, LayersAreCopiedByTheirOwnDeadlines) {
+  StepBuilder builder(kLimits, 2);
+  ASSERT_TRUE(builder.Begin());
+  const auto layers = [](std::uint32_t target, std::uint16_t first, std::uint16_t num_layers) {
+    TransferGroup group = Group(10, target, 4);
+    group.before_layer = first;
+    group.num_layers = num_layers;
+    return group;
+  };
+  EXPECT_DEATH(builder.AddGroup(layers(20, 1, 0)), "num_layers");
+  TransferGroup slices = layers(20, 0, 1);
+  slices.kind = GroupKind::kLayerSlices;
+  EXPECT_DEATH(builder.AddGroup(slices), "kBlocks");
+  builder.AddGroup(Group(5, 30, 2));
+  builder.AddGroup(layers(20, 0, 1));
+  const auto commit_with = [&](const TransferGroup& group) {
+    builder.AddGroup(group);
+    builder.Commit(0, 1);
+  };
+  EXPECT_DEATH(commit_with(layers(20, 0, 1)), "to");         // One layer twice.
+  EXPECT_DEATH(commit_with(layers(24, 0, 2)), "end_layer");  // As many for one deadline.
+  builder.AddGroup(layers(20, 1, 2));
+  EXPECT_DEATH(commit_with(layers(24, 2, 2)), "end_layer");
+  EXPECT_DEATH(commit_with(layers(28, 1, 2)), "to");       // Whole blocks have layer 1, too.
+  EXPECT_DEATH(commit_with(layers(8, 1, 2)), "from, to");  // A target over a source.
+  builder.AddGroup(layers(20, 3, 1));
+  EXPECT_EQ(builder.Commit(0, 1).header->num_groups, 4u);
 }
 
 constexpr StepLimits kMirroredLimits = {.max_rows = 4,

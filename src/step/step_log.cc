@@ -316,8 +316,8 @@ void StepLog::Step(const StepView& step) noexcept {
   state_->Put({.kind = StepLogKind::kStep, .view = step});
 }
 
-void StepLog::Landed(StepId step) noexcept {
-  state_->Put({.kind = StepLogKind::kLanded, .step = step});
+void StepLog::Landed(StepId step, std::uint32_t deadline) noexcept {
+  state_->Put({.kind = StepLogKind::kLanded, .step = step, .value = deadline});
 }
 
 void StepLog::Latched(StepId step) noexcept {

@@ -28,14 +28,14 @@
 
 namespace kvrm {
 
-inline constexpr std::uint32_t kStepLogVersion = 1;
+inline constexpr std::uint32_t kStepLogVersion = 2;
 
 enum class StepLogKind : std::uint32_t {
   kHeader = 1,
   kOpened,   // a sequence begins: its identity, and what it takes over
   kTrimmed,  // whole blocks inside these positions may be holes from now on
   kStep,     // a committed descriptor, whole
-  kLanded,   // the copies of this epoch and all before are visible to the executor
+  kLanded,   // copies of this epoch up to a deadline, and all before, are visible to the executor
   kLatched,  // the executor has taken the step
   kRetired,  // the executor is done with it
   kSampled,  // the tokens drawn from its logits
@@ -101,7 +101,8 @@ class StepLog {
   void Opened(const StepLogOpened& opened) noexcept;
   void Trimmed(SeqId seq, std::uint32_t from, std::uint32_t to) noexcept;
   void Step(const StepView& step) noexcept;
-  void Landed(StepId step) noexcept;
+  // Of the step, copies whose before_layer is at most this.
+  void Landed(StepId step, std::uint32_t deadline) noexcept;
   void Latched(StepId step) noexcept;
   // Before its memory is reused: what it holds now is summed up anew, for D2.
   void Retired(const StepView& step) noexcept;
@@ -129,7 +130,7 @@ struct StepLogRecord {
   StepLogKind kind{};
   StepView view = {};         // kStep
   StepId step{};              // kLanded, kLatched, kRetired, kSampled
-  std::uint64_t value = 0;    // kRetired: the checksum; kGap, kEnd: records
+  std::uint64_t value = 0;    // kLanded: the deadline; kRetired: the checksum; kGap, kEnd: records
   StepLogOpened opened = {};  // kOpened
   SeqId seq{};                // kTrimmed
   std::uint32_t from = 0;     // kTrimmed

@@ -85,10 +85,10 @@ void ForEachPieceOf(const StepLogRecord& record, Put put) {
       put_span(view.groups);
       return;
     }
-    case StepLogKind::kLanded:
     case StepLogKind::kLatched:
       put_long(Index(record.step));
       return;
+    case StepLogKind::kLanded:
     case StepLogKind::kRetired:
       put_long(Index(record.step));
       put_long(record.value);

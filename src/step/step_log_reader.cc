@@ -175,6 +175,8 @@ const char* TakeSmall(Cursor* cursor, StepLogRecord* record) {
                  ? nullptr
                  : "trimmed is cut off";
     case StepLogKind::kLanded:
+      return cursor->Take(&record->step) && cursor->Take(&record->value) ? nullptr
+                                                                         : "landed is cut off";
     case StepLogKind::kLatched:
       return cursor->Take(&record->step) ? nullptr : "step is cut off";
     case StepLogKind::kRetired:

@@ -237,7 +237,7 @@ TEST(StepLog, FileOfFiveHundredStepsVerifies) {
         case StepLogKind::kStep:
           return to.Step(record.view);
         case StepLogKind::kLanded:
-          return to.Landed(record.step);
+          return to.Landed(record.step, static_cast<std::uint32_t>(record.value));
         case StepLogKind::kLatched:
           return to.Latched(record.step);
         case StepLogKind::kSampled:
@@ -269,12 +269,12 @@ TEST(StepLog, FullRingLosesRecordsAndSaysHowMany) {
   // Faster than the writer looks.
   while ((*log)->stats().num_lost == 0) {
     for (int i = 0; i < 1000; ++i)
-      (*log)->Landed(StepId{1});
+      (*log)->Landed(StepId{1}, 0);
   }
   const std::uint64_t num_records = (*log)->stats().num_records;
   while ((*log)->stats().num_records == num_records) {
     std::this_thread::yield();
-    (*log)->Landed(StepId{1});
+    (*log)->Landed(StepId{1}, 0);
   }
   ASSERT_TRUE((*log)->Close().has_value());
   const StepLogStats stats = (*log)->stats();
@@ -315,10 +315,10 @@ TEST(StepLogDeathTest, DiskThatFillsUpIsToldOnce) {
                                {.on_error = [&num_errors](const std::string&) { ++num_errors; }});
     if (!log) ::_exit(10);
     while (!(*log)->stats().failed)
-      (*log)->Landed(StepId{1});
+      (*log)->Landed(StepId{1}, 0);
     const std::uint64_t num_lost = (*log)->stats().num_lost;
     for (int i = 0; i < 1000; ++i)
-      (*log)->Landed(StepId{1});
+      (*log)->Landed(StepId{1}, 0);
     if ((*log)->stats().num_lost != num_lost + 1000) ::_exit(11);
     const Status status = (*log)->Close();
     if (status.has_value() || num_errors != 1) ::_exit(12);

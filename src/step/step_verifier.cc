@@ -10,10 +10,10 @@
 namespace kvrm {
 namespace {
 
-constexpr std::array<const char*, 17> kRuleNames = {
-    "epochs",    "checksum", "shape",        "slots",  "two-owners", "sentinel",
-    "runs",      "groups",   "missed-write", "landed", "reuse",      "torn",
-    "unwritten", "content",  "hole",         "window", "sequence"};
+constexpr std::array<const char*, 18> kRuleNames = {
+    "epochs", "checksum",  "shape",    "slots",        "two-owners", "sentinel",
+    "runs",   "groups",    "deadline", "missed-write", "landed",     "reuse",
+    "torn",   "unwritten", "content",  "hole",         "window",     "sequence"};
 
 std::string Number(std::uint64_t value) {
   return std::to_string(value);
@@ -77,7 +77,7 @@ bool StepVerifier::Consume(const StepLogRecord& record) {
     case StepLogKind::kStep:
       return state.Step(record.view);
     case StepLogKind::kLanded:
-      return state.Landed(Index(record.step));
+      return state.Landed(Index(record.step), record.value);
     case StepLogKind::kLatched:
       return state.Latched(Index(record.step));
     case StepLogKind::kRetired:
@@ -104,14 +104,17 @@ bool StepVerifier::State::Fail(StepRule rule, std::uint32_t row, std::uint32_t b
   return false;
 }
 
-bool StepVerifier::State::Landed(std::uint64_t step) {
+bool StepVerifier::State::Landed(std::uint64_t step, std::uint64_t deadline) {
   if (is_lost_ || step <= floor_) return true;
   if (step > committed_) {
     now_ = step;
     return Fail(StepRule::kEpochs, kNoNumber, kNoNumber,
                 "copies landed, and committed is step " + Number(committed_));
   }
-  landed_ = std::max(landed_, step);
+  const bool is_known = step + flights_.size() > committed_;
+  const bool all = !is_known || deadline >= flights_[step % flights_.size()].last_deadline;
+  landed_ = std::max(landed_, all ? step : step - 1);
+  landed_partly_ = std::max(landed_partly_, step);
   return true;
 }
 
@@ -124,7 +127,8 @@ bool StepVerifier::State::Latched(std::uint64_t step) {
         "latched after step " + Number(latched_) + ", committed is " + Number(committed_));  // D1
   }
   const std::uint64_t copies = flights_[step % flights_.size()].copies_until;
-  if (copies > landed_ && copies > floor_) {
+  const std::uint64_t landed = copies == step ? landed_partly_ : landed_;
+  if (copies > landed && copies > floor_) {
     return Fail(StepRule::kLanded, kNoNumber, kNoNumber,
                 "latched while the copies of step " + Number(copies) +
                     " are in flight; landed are those of step " + Number(landed_));
@@ -140,6 +144,11 @@ bool StepVerifier::State::Retired(std::uint64_t step, std::uint64_t checksum) {
     return Fail(
         StepRule::kEpochs, kNoNumber, kNoNumber,
         "retired after step " + Number(retired_) + ", latched is " + Number(latched_));  // D1
+  }
+  const std::uint64_t copies = flights_[step % flights_.size()].copies_until;
+  if (copies > landed_ && copies > floor_) {
+    return Fail(StepRule::kLanded, kNoNumber, kNoNumber,
+                "retired while the copies of step " + Number(copies) + " are in flight");
   }
   if (checksum != flights_[step % flights_.size()].checksum) {
     return Fail(StepRule::kChecksum, kNoNumber, kNoNumber,
@@ -179,7 +188,7 @@ bool StepVerifier::State::Step(const StepView& view) {
   now_ = Index(header.step);
   if (is_lost_ && now_ > committed_) {
     is_lost_ = false;
-    floor_ = committed_ = latched_ = retired_ = landed_ = now_ - 1;
+    floor_ = committed_ = latched_ = retired_ = landed_ = landed_partly_ = now_ - 1;
   }
   if (!CheckHeader(view) || !CheckTokens(view) || !CheckPadding(view)) return false;
   committed_ = now_;
@@ -201,8 +210,10 @@ bool StepVerifier::State::Step(const StepView& view) {
   for (std::uint32_t row = 0; row < header.num_rows; ++row) {
     if (!WalkRow(view, row)) return false;
   }
-  flights_[now_ % flights_.size()] = {
-      .checksum = header.checksum, .copies_until = last_copies_, .num_samples = header.num_samples};
+  flights_[now_ % flights_.size()] = {.checksum = header.checksum,
+                                      .copies_until = last_copies_,
+                                      .num_samples = header.num_samples,
+                                      .last_deadline = view.LastDeadline()};
   ++totals_.num_steps;
   totals_.num_rows += header.num_rows;
   totals_.num_tokens += header.num_tokens;
@@ -287,7 +298,7 @@ bool StepVerifier::State::CheckGroup(const StepView& view, const TransferGroup& 
   const auto bad = [this, &group](const char* what) {
     return Fail(StepRule::kGroups, kNoNumber, Index(group.target), what);  // D6
   };
-  if (group.kind > GroupKind::kMap || group.reserved != 0) return bad("unknown kind of group");
+  if (group.kind > GroupKind::kMap) return bad("unknown kind of group");
   if (group.num_blocks == 0) return bad("a group of no blocks");
   const auto within = [&group](BlockId start, std::uint64_t first, std::uint64_t end) {
     return Index(start) >= first && std::uint64_t{Index(start)} + group.num_blocks <= end;
@@ -310,6 +321,48 @@ bool StepVerifier::State::CheckGroup(const StepView& view, const TransferGroup& 
   return true;
 }
 
+// The deadline of what the group copies is no later than the first layer of it.
+bool StepVerifier::State::CheckDeadline(const TransferGroup& group) {
+  const std::uint32_t end = std::uint32_t{group.before_layer} + group.num_layers;
+  if (group.num_layers == 0 && group.before_layer != 0) {
+    return Fail(StepRule::kDeadline, kNoNumber, Index(group.target),
+                "layer 0 needs what lands before layer " + Number(group.before_layer));  // D8
+  }
+  if (group.num_layers != 0 &&
+      (group.kind != GroupKind::kBlocks || end > header_.layout.num_layers)) {
+    return Fail(StepRule::kGroups, kNoNumber, Index(group.target),
+                "layers up to " + Number(end) + " of " + Number(header_.layout.num_layers));
+  }
+  return true;
+}
+
+// `block`, a target of this step already, gets the layers behind those it has, from the same block.
+bool StepVerifier::State::CheckNextLayers(const TransferGroup& group, std::uint32_t block) {
+  Block& target = blocks_[block];
+  const std::uint32_t source = Index(group.source) + (block - Index(group.target));
+  const bool is_part = group.kind == GroupKind::kBlocks && group.num_layers > 0;
+  if (!is_part || target.target_source != source || target.target_layers > group.before_layer)
+    return Fail(StepRule::kGroups, kNoNumber, block, "the target of two groups");  // D6
+  if (target.target_layers < group.before_layer) {
+    return Fail(StepRule::kDeadline, kNoNumber, block,
+                "layer " + Number(target.target_layers) + " is not copied, layer " +
+                    Number(group.before_layer) + " is");  // D8
+  }
+  target.target_layers += group.num_layers;
+  return true;
+}
+
+bool StepVerifier::State::CheckAllLayers(const TransferGroup& group) {
+  if (group.num_layers == 0 || group.target_tier != 0) return true;
+  for (std::uint32_t i = 0; i < group.num_blocks; ++i) {
+    const std::uint32_t block = Index(group.target) + i;
+    if (blocks_[block].target_layers == header_.layout.num_layers) continue;
+    return Fail(StepRule::kDeadline, kNoNumber, block,
+                "layer " + Number(blocks_[block].target_layers) + " is copied by no group");  // D8
+  }
+  return true;
+}
+
 // Nothing else of this step, and no step in flight, uses what the group overwrites or shows.
 bool StepVerifier::State::CheckTargets(const TransferGroup& group) {
   const std::uint32_t first = Index(group.target);
@@ -317,10 +370,17 @@ bool StepVerifier::State::CheckTargets(const TransferGroup& group) {
   for (std::uint32_t b = first; b < first + group.num_blocks; ++b) {
     const bool is_layer = group.kind == GroupKind::kLayerSlices;
     std::uint64_t& mark = is_layer ? layer_marks_[b] : blocks_[b].target_epoch;
-    if (mark == now_)
+    if (mark == now_ && is_layer)
       return Fail(StepRule::kGroups, kNoNumber, b, "the target of two groups");  // D6
+    if (mark != now_ && !is_layer) {
+      blocks_[b].target_source = Index(group.source) + (b - first);
+      blocks_[b].target_layers = group.num_layers == 0 ? header_.layout.num_layers : 0;
+    }
+    const bool is_first = mark != now_;
     mark = now_;
     if (is_layer) continue;
+    if ((!is_first || group.num_layers > 0) && !CheckNextLayers(group, b)) return false;
+    if (!is_first) continue;
     const bool is_same =
         group.kind == GroupKind::kMap && content_.Shown(b) == Index(group.source) + (b - first);
     const Block& block = blocks_[b];
@@ -350,15 +410,18 @@ bool StepVerifier::State::CheckSources(const TransferGroup& group) {
 }
 
 bool StepVerifier::State::CheckGroups(const StepView& view) {
-  for (std::size_t g = 0; g < view.groups.size(); ++g) {
-    const TransferGroup& group = view.groups[g];
-    if (g > 0 && group.before_layer < view.groups[g - 1].before_layer) {
+  std::uint32_t last_deadline = 0;
+  for (const TransferGroup& group : view.groups) {
+    const bool is_copy = group.kind == GroupKind::kBlocks;
+    if (is_copy && group.before_layer < last_deadline) {
       return Fail(StepRule::kGroups, kNoNumber, Index(group.target),
                   "groups are not in order of their layers");  // D6
     }
-    if (!CheckGroup(view, group) || !CheckTargets(group)) return false;
+    if (is_copy) last_deadline = group.before_layer;
+    if (!CheckGroup(view, group) || !CheckDeadline(group) || !CheckTargets(group)) return false;
   }
-  return true;
+  return std::all_of(view.groups.begin(), view.groups.end(),
+                     [this](const TransferGroup& group) { return CheckAllLayers(group); });
 }
 
 void StepVerifier::State::ApplyGroup(const TransferGroup& group, StepId step) {
@@ -375,6 +438,7 @@ void StepVerifier::State::ApplyGroup(const TransferGroup& group, StepId step) {
       break;
   }
   ++totals_.num_copies;
+  if (group.before_layer > 0) return;  // Of blocks that the group of their first layers has copied.
   totals_.num_copied_blocks += group.num_blocks;
   last_copies_ = now_;
   const bool from_here = group.source_tier == 0;

@@ -2,7 +2,7 @@
 // StepVerifier: proves of a descriptor log, record by record, that nothing was read, written or
 // reused that should not have been. Knows no pager: what it needs is in the records.
 //
-// What is proved of every epoch (StepRule names each; D1 .. D7 are those of step_builder.h):
+// What is proved of every epoch (StepRule names each; D1 .. D8 are those of step_builder.h):
 //   epochs     D1: commits, latches and retires count up by one, in this order, and no more steps
 //              are in flight than the ring has entries
 //   checksum   D2: the checksum holds at commit, and still does at retire
@@ -12,8 +12,13 @@
 //   sentinel   D4: live rows name it for holes only, padding rows for everything
 //   runs       D5: the runs cover the context and the padding
 //   groups     D6: targets are disjoint from each other and from sources, in order, and in bounds
+//   deadline   D8: a layer of a block that is copied lands before the step stores or attends it:
+//   each
+//              block is copied whole before layer 0, or every layer of it, from one block, by its
+//              own deadline
 //   missed-write  D7: no copy reads a block that its own step writes
-//   landed     no step is latched before the copies it needs, and those before them, have landed
+//   landed     no step is latched before the copies of the steps before and its own of deadline 0
+//              have landed, and none retires before all of its own have
 //   reuse      a block that a step in flight reads, writes or copies is no target of a copy or a
 //              mapping, and no row of another sequence begins to write it
 //   torn       nothing is read that was copied while a step in flight was writing it
@@ -52,6 +57,7 @@ enum class StepRule : std::uint8_t {
   kSentinel,
   kRuns,
   kGroups,
+  kDeadline,
   kMissedWrite,
   kLanded,
   kReuse,

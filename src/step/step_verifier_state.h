@@ -24,6 +24,8 @@ struct StepVerifier::State {
     std::uint64_t copy_life = 0;     // for whose window it was copied; 0: not for a window
     std::uint64_t write_epoch = 0;   // the last step a row of which wrote it
     std::uint64_t target_epoch = 0;  // the last step that copied or mapped something into it
+    std::uint32_t target_source = 0;  // of that copy
+    std::uint32_t target_layers = 0;  // of them, copied by the groups seen so far
     std::uint32_t write_row = 0;
   };
 
@@ -39,13 +41,14 @@ struct StepVerifier::State {
     std::uint64_t checksum = 0;
     std::uint64_t copies_until = 0;  // the last epoch with copies, up to this one
     std::uint32_t num_samples = 0;
+    std::uint32_t last_deadline = 0;  // of its copies
   };
 
   bool Fail(StepRule rule, std::uint32_t row, std::uint32_t block, std::string message);
   bool Step(const StepView& view);
   bool Opened(const StepLogOpened& opened);
   bool Trimmed(const StepLogRecord& record);
-  bool Landed(std::uint64_t step);
+  bool Landed(std::uint64_t step, std::uint64_t deadline);
   bool Latched(std::uint64_t step);
   bool Retired(std::uint64_t step, std::uint64_t checksum);
   bool Sampled(std::uint64_t step, std::size_t num_tokens);
@@ -55,7 +58,10 @@ struct StepVerifier::State {
   bool CheckTokens(const StepView& view);
   bool CheckPadding(const StepView& view);
   bool CheckGroup(const StepView& view, const TransferGroup& group);
+  bool CheckDeadline(const TransferGroup& group);
   bool CheckTargets(const TransferGroup& group);
+  bool CheckNextLayers(const TransferGroup& group, std::uint32_t block);
+  bool CheckAllLayers(const TransferGroup& group);
   bool CheckSources(const TransferGroup& group);
   bool CheckGroups(const StepView& view);
   void ApplyGroup(const TransferGroup& group, StepId step);
@@ -96,10 +102,11 @@ struct StepVerifier::State {
   std::uint64_t committed_ = 0;
   std::uint64_t latched_ = 0;
   std::uint64_t retired_ = 0;
-  std::uint64_t landed_ = 0;
-  std::uint64_t last_copies_ = 0;  // the last epoch with copies
-  std::uint64_t floor_ = 0;        // epochs up to here lie before a gap
-  bool is_lost_ = false;           // a gap, and no step since
+  std::uint64_t landed_ = 0;         // the last epoch all of whose copies have landed
+  std::uint64_t landed_partly_ = 0;  // the last whose copies of deadline 0 have
+  std::uint64_t last_copies_ = 0;    // the last epoch with copies
+  std::uint64_t floor_ = 0;          // epochs up to here lie before a gap
+  bool is_lost_ = false;             // a gap, and no step since
   // Of the step that is being looked at.
   std::uint64_t now_ = 0;
   std::uint64_t fence_ = 0;  // what is not above it has retired

@@ -152,7 +152,11 @@ class Log {
     step.header.num_samples = static_cast<std::uint32_t>(step.sample_token.size());
     return step;
   }
-  void Landed(std::uint64_t step) { Add(StepLogKind::kLanded).record.step = StepId{step}; }
+  void Landed(std::uint64_t step, std::uint64_t deadline = 0) {
+    StepLogRecord& record = Add(StepLogKind::kLanded).record;
+    record.step = StepId{step};
+    record.value = deadline;
+  }
   void Latched(std::uint64_t step) { Add(StepLogKind::kLatched).record.step = StepId{step}; }
   void Retired(std::uint64_t step) { Add(StepLogKind::kRetired).record.step = StepId{step}; }
   void Finish(std::uint64_t step) {
@@ -243,6 +247,15 @@ constexpr TransferGroup Group(std::uint32_t source, std::uint32_t target, std::u
                               GroupKind kind = GroupKind::kBlocks) {
   return {
       .source = BlockId{source}, .target = BlockId{target}, .num_blocks = num_blocks, .kind = kind};
+}
+
+constexpr TransferGroup Layers(std::uint32_t source, std::uint32_t target, std::uint32_t num_blocks,
+                               std::uint16_t first, std::uint16_t num_layers) {
+  return {.source = BlockId{source},
+          .target = BlockId{target},
+          .num_blocks = num_blocks,
+          .before_layer = first,
+          .num_layers = num_layers};
 }
 
 void ExpectRule(Log& log, StepRule rule, std::uint64_t step, bool seal = true) {
@@ -427,13 +440,60 @@ TEST(StepVerifier, Groups) {
   plant({Group(5, 20, 0)});
   plant({Group(5, kPool + kLanes * kLaneBlocks - 1, 2)});
   plant({Group(5, 20, 1, GroupKind::kMap)});
-  plant({Group(5, 20, 1, GroupKind::kLayerSlices)});  // without the flag
-  TransferGroup late = Group(5, 20, 1);
-  late.before_layer = 1;
-  plant({late, Group(6, 21, 1)});
+  plant({Group(5, 20, 1, GroupKind::kLayerSlices)});                         // without the flag
+  plant({Layers(5, 20, 1, 0, 1), Layers(5, 20, 1, 1, 1), Group(6, 21, 1)});  // out of order
+  plant({Layers(5, 20, 1, 0, 1), Layers(6, 20, 1, 1, 1)});                   // of two blocks
+  plant({Layers(5, 20, 1, 0, 2), Layers(5, 20, 1, 1, 1)});                   // a layer twice
+  plant({Group(5, 20, 1), Layers(5, 20, 1, 1, 1)});
+  plant({Layers(5, 20, 1, 0, 3)});  // there are two
   TransferGroup strange = Group(5, 20, 1);
   strange.kind = static_cast<GroupKind>(3);
   plant({strange});
+}
+
+// Each layer of a block by its own deadline, in groups of other lengths.
+TEST(StepVerifier, Deadlines) {
+  Log log = TwoSequences();
+  log.Step({}, {Layers(5, 20, 2, 0, 1), Layers(12, 22, 1, 0, 1), Layers(5, 20, 1, 1, 1),
+                Layers(6, 21, 1, 1, 1), Layers(12, 22, 1, 1, 1)});
+  log.Landed(3);
+  log.Latched(3);
+  log.Landed(3, 1);
+  log.Retired(3);
+  EXPECT_FALSE(log.Verify().has_value());
+  const auto plant = [](const std::vector<TransferGroup>& groups) {
+    Log late = TwoSequences();
+    late.Step({}, groups);
+    ExpectRule(late, StepRule::kDeadline, 3);  // D8
+  };
+  TransferGroup whole = Group(5, 20, 1);
+  whole.before_layer = 1;
+  plant({whole});
+  plant({Layers(5, 20, 2, 0, 1), Layers(5, 20, 1, 1, 1)});  // layer 1 of block 21 is missing
+  plant({Layers(5, 20, 1, 1, 1)});                          // layer 0 is
+}
+
+TEST(StepVerifier, LandedByDeadlines) {
+  const auto two_deadlines = [] {
+    Log log = TwoSequences();
+    log.Step({}, {Layers(5, 20, 1, 0, 1), Layers(5, 20, 1, 1, 1)});
+    return log;
+  };
+  Log early = two_deadlines();
+  early.Latched(3);
+  ExpectRule(early, StepRule::kLanded, 3);
+  Log retired = two_deadlines();
+  retired.Landed(3, 0);
+  retired.Latched(3);
+  retired.Retired(3);
+  ExpectRule(retired, StepRule::kLanded, 3);
+  // The next step needs all of them.
+  Log next = two_deadlines();
+  next.Landed(3, 0);
+  next.Latched(3);
+  next.Step({}, {});
+  next.Latched(4);
+  ExpectRule(next, StepRule::kLanded, 4);
 }
 
 TEST(StepVerifier, MissedWrite) {
