@@ -37,6 +37,9 @@ __m256 LoadColumn(const uint8_t* tile, size_t k, uint32_t row) {
 // kTokens tokens by kVectors times 8 rows of a tile, from `out` on.
 template <DType kType, uint32_t kTokens, uint32_t kVectors>
 struct FloatTile {
+  static constexpr size_t kColumnBytes = kOutTile * kElementBytes<kType>;
+  static constexpr size_t kAhead = 4096;  // as in avx512_matmul.cc
+
   static void Run(const MatMulArgs& args, uint32_t token, uint32_t out, Columns columns) {
     const uint8_t* tile = Bytes(args.w.data) + out / kOutTile * OutTileBytes(kType, args.w.cols);
     const uint8_t* x[kTokens];
@@ -49,6 +52,9 @@ struct FloatTile {
         sum[t][g] = _mm256_setzero_ps();
     }
     for (size_t k = columns.begin; k < columns.end; ++k) {
+      KVRM_UNROLL
+      for (size_t i = 0; i < kColumnBytes; i += 64)
+        __builtin_prefetch(tile + k * kColumnBytes + kAhead + i);
       KVRM_UNROLL
       for (uint32_t g = 0; g < kVectors; ++g) {
         const __m256 weights = LoadColumn<kType>(tile, k, out % kOutTile + g * kLanes);
@@ -256,8 +262,17 @@ struct QuantTile {
       s.x[t] = Bytes(args.x) + (token + t) * args.x_stride;
       s.sum[t] = _mm256_setzero_ps();
     }
-    for (size_t b = columns.begin / kBlock; b < columns.end / kBlock; ++b)
+    // The four passes that take a tile 8 rows at a time fetch a quarter of the next tile each.
+    const size_t tile_bytes = OutTileBytes(kType, args.w.cols);
+    const size_t quarter = token == 0 ? out % kOutTile / kLanes : 4;
+    for (size_t b = columns.begin / kBlock; b < columns.end / kBlock; ++b) {
+      if (b % 4 == quarter) {
+        KVRM_UNROLL
+        for (size_t i = 0; i < kBlockBytes; i += 64)
+          __builtin_prefetch(BlockAt(&s, b) + tile_bytes + i);
+      }
       Block(&s, b);
+    }
     KVRM_UNROLL
     for (uint32_t t = 0; t < kTokens; ++t)
       StoreOutputs(args, token + t, out, s.sum[t]);
