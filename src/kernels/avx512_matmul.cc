@@ -228,7 +228,7 @@ struct Packed {
 };
 
 // Many tokens take a tile in stretches of its columns that stay in the nearest cache while all
-// tokens pass over them; their sums wait in scratch. 16 blocks are 17 KB of 8-bit weights.
+// tokens pass over them; their sums wait in scratch. At most 16 blocks, 17 KB of 8-bit weights.
 constexpr size_t kStretch = 16;
 constexpr uint32_t kChunkTokens = 64;
 constexpr size_t kSumBytes = kOutTile * sizeof(float);  // of a token
@@ -442,8 +442,10 @@ void QuantColumns(const MatMulArgs& args, Columns columns) {
   const bool single = num_passes == 1;
   const size_t begin = columns.begin / kBlock;
   const size_t end = columns.end / kBlock;
-  const size_t stretch = single ? end - begin : kStretch;
-  const size_t stretch_bytes = OutTileBytes(kType, kStretch * kBlock);
+  // Of about one length: what a pass costs whatever its length is not spent on a remainder.
+  const size_t num_stretches = single ? 1 : (end - begin + kStretch - 1) / kStretch;
+  const size_t stretch = (end - begin + num_stretches - 1) / num_stretches;
+  const size_t stretch_bytes = OutTileBytes(kType, static_cast<uint32_t>(stretch) * kBlock);
   for (uint32_t out = args.out_begin; out < args.out_end; out += kOutTile) {
     for (size_t b = begin; b < end; b += stretch) {
       const size_t next = end - b < stretch ? end : b + stretch;
