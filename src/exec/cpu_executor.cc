@@ -23,11 +23,6 @@ Range Share(std::uint32_t n, std::uint32_t worker, std::uint32_t num_workers) {
           static_cast<std::uint32_t>(std::uint64_t{n} * (worker + 1) / num_workers)};
 }
 
-std::size_t AttentionScratchFloats(const ModelConfig& config) {
-  const std::size_t group = config.num_heads / config.num_kv_heads;
-  return (group * (kAttentionUnit + config.head_dim + 4) + 15) / 16 * 16;
-}
-
 }  // namespace
 
 std::vector<Bucket> PlanBuckets(const StepLimits& limits) {
@@ -82,7 +77,8 @@ struct CpuExecutor::State {
       }
       frequencies.push_back(frequency);
     }
-    const std::size_t floats = AttentionScratchFloats(config);
+    const std::size_t floats =
+        AttentionScratchFloats(config.num_heads / config.num_kv_heads, config.head_dim);
     const std::span<std::byte> all_scratch =
         device.Reserve(floats * sizeof(float) * options.num_workers, "attention scratch");
     for (std::uint32_t w = 0; w < options.num_workers; ++w) {
@@ -365,14 +361,14 @@ struct CpuExecutor::State {
     }
   }
 
-  // Computes over the units of [0, num_tokens) that the row does not attend. The outcome goes where
+  // Computes over the tiles of [0, num_tokens) that the row does not attend. The outcome goes where
   // the row's own will replace it, so that nothing of what lies there, NaN neither, can leak.
   void AttendPadding(const AttentionArgs& args, std::uint32_t num_tokens) const noexcept {
     AttentionArgs padding = args;
     padding.begin = 0;
-    padding.end = args.begin / kAttentionUnit * kAttentionUnit;
+    padding.end = args.begin / kTileTokens * kTileTokens;
     if (padding.begin < padding.end) options.kernels->attention(padding);
-    padding.begin = (args.end + kAttentionUnit - 1) / kAttentionUnit * kAttentionUnit;
+    padding.begin = (args.end + kTileTokens - 1) / kTileTokens * kTileTokens;
     padding.end = num_tokens;
     if (padding.begin < padding.end) options.kernels->attention(padding);
   }
