@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "exec/attention_split.h"
 #include "exec/program.h"
 
 namespace kvrm {
@@ -67,7 +68,10 @@ struct CpuExecutor::State {
         num_replays(buckets.size()),
         runs(std::size_t{options.limits.max_rows} * options.limits.max_runs),
         token_row(options.limits.max_tokens),
-        item_begin(options.num_workers + 1) {
+        split({.num_workers = options.num_workers,
+               .num_kv_heads = graph.config.num_kv_heads,
+               .sliding_window = graph.config.sliding_window,
+               .max_units = MaxUnits()}) {
     const ModelConfig& config = graph.config;
     for (std::uint32_t i = 0; i < config.rope_dim / 2; ++i) {
       double frequency = std::pow(static_cast<double>(config.rope_base),
@@ -77,14 +81,30 @@ struct CpuExecutor::State {
       }
       frequencies.push_back(frequency);
     }
-    const std::size_t floats =
-        AttentionScratchFloats(config.num_heads / config.num_kv_heads, config.head_dim);
-    const std::span<std::byte> all_scratch =
-        device.Reserve(floats * sizeof(float) * options.num_workers, "attention scratch");
-    for (std::uint32_t w = 0; w < options.num_workers; ++w) {
-      scratch.push_back(reinterpret_cast<float*>(all_scratch.data()) + w * floats);
-    }
+    ReserveScratch(device);
     CHECK(options.layer_buffers.size() % (2 * options.layout.layer_bytes()) == 0);
+  }
+
+  // Of the longest row that is worth dividing: no longer than the pool, unless it has holes.
+  std::uint32_t MaxUnits() const {
+    const std::uint64_t pool_tokens =
+        memory.size() / options.layout.block_bytes() * options.layout.block_tokens;
+    return static_cast<std::uint32_t>(
+        std::min<std::uint64_t>(graph.config.max_context, pool_tokens) / kAttentionUnit + 1);
+  }
+
+  void ReserveScratch(Device& device) {
+    const ModelConfig& config = graph.config;
+    const std::uint32_t group = config.num_heads / config.num_kv_heads;
+    const std::size_t floats = AttentionScratchFloats(group, config.head_dim);
+    const std::size_t slot = MaxUnits() * AttentionPartialFloats(group, config.head_dim);
+    const std::size_t all = floats * options.num_workers + slot * split.num_slots();
+    auto* memory_of_all =
+        reinterpret_cast<float*>(device.Reserve(all * sizeof(float), "attention scratch").data());
+    for (std::uint32_t w = 0; w < options.num_workers; ++w)
+      scratch.push_back(memory_of_all + w * floats);
+    for (std::uint32_t i = 0; i < split.num_slots(); ++i)
+      slots.push_back(memory_of_all + floats * options.num_workers + i * slot);
   }
 
   // Everything the workers share for one step, derived from the descriptor before they start. What
@@ -109,7 +129,7 @@ struct CpuExecutor::State {
     for (const SlotId slot : view.mirrors)
       CHECK(Index(slot) < num_slots);
     LatchSlices();
-    SplitAttention();
+    split.Plan(step.positions, header.padded_tokens);
   }
 
   void LatchRuns(std::uint32_t row) noexcept {
@@ -155,37 +175,6 @@ struct CpuExecutor::State {
     return has_layer_windows ? options.layout.layer_bytes() : options.layout.block_bytes();
   }
 
-  // Divides the (token, kv head) items so that every worker reads about as much of the cache. Who
-  // computes an item does not change its value.
-  void SplitAttention() noexcept {
-    const std::uint32_t heads = graph.config.num_kv_heads;
-    std::uint64_t total = 0;
-    for (const std::int32_t position : step.positions)
-      total += Cost(position);
-    const std::uint32_t num_items = step.header->num_tokens * heads;
-    std::uint32_t worker = 0;
-    std::uint64_t passed = 0;
-    item_begin[0] = 0;
-    for (std::uint32_t item = 0; item < num_items; ++item) {
-      while (worker + 1 < options.num_workers &&
-             passed * options.num_workers >= total * heads * (worker + 1)) {
-        item_begin[++worker] = item;
-      }
-      passed += Cost(step.positions[item / heads]);
-    }
-    while (worker < options.num_workers)
-      item_begin[++worker] = num_items;
-  }
-
-  std::uint64_t Cost(std::int32_t position) const noexcept {
-    std::uint64_t context = static_cast<std::uint64_t>(position) + 1;
-    if (graph.config.sliding_window != 0) {
-      context = std::min<std::uint64_t>(context, graph.config.sliding_window);
-    }
-    context = std::max<std::uint64_t>(context, step.header->padded_tokens);
-    return context + kAttentionUnit;  // A fixed part for the query, the output and the overhead.
-  }
-
   static void Work(void* argument, std::uint32_t worker) {
     State& state = *static_cast<State*>(argument);
     for (const Instruction& instruction : state.program.code) {
@@ -195,7 +184,7 @@ struct CpuExecutor::State {
     }
   }
 
-  void Execute(const Instruction& i, std::uint32_t worker) const noexcept {
+  void Execute(const Instruction& i, std::uint32_t worker) noexcept {
     const std::uint32_t num_rows =
         i.per_sample ? step.header->num_samples : step.header->num_tokens;
     switch (i.code) {
@@ -328,37 +317,50 @@ struct CpuExecutor::State {
     }
   }
 
-  void Attention(const Instruction& i, std::uint32_t worker) const noexcept {
+  void Attention(const Instruction& i, std::uint32_t worker) noexcept {
+    AttentionPiece piece;
+    for (std::uint32_t n = 0; split.Piece(worker, n, &piece); ++n) {
+      const AttentionArgs args = ArgsOf(i, worker, piece.item);
+      if (piece.slot == kWholeItem) {
+        if (step.header->padded_tokens != 0) AttendPadding(args, step.header->padded_tokens);
+        options.kernels->attention(args);
+        continue;
+      }
+      const std::uint32_t first = args.begin / kAttentionUnit;
+      const std::size_t size = AttentionPartialFloats(args.group, args.head_dim);
+      AttendUnits(options.kernels->attention_unit, args, piece.unit_begin, piece.unit_end,
+                  slots[piece.slot] + (piece.unit_begin - first) * size);
+      if (split.Finish(piece.slot))
+        MergeUnits(args, slots[piece.slot], (args.end - 1) / kAttentionUnit + 1 - first);
+    }
+  }
+
+  AttentionArgs ArgsOf(const Instruction& i, std::uint32_t worker,
+                       std::uint32_t item) const noexcept {
     const KvLayout& layout = options.layout;
     const std::uint32_t group = graph.config.num_heads / graph.config.num_kv_heads;
     // In a layer buffer a block is one layer.
     const std::uint32_t layer = has_layer_windows ? 0 : i.layer;
     const std::size_t buffer = has_layer_windows ? i.layer % 2 * LayerBufferBytes() : 0;
-    for (std::uint32_t item = item_begin[worker]; item < item_begin[worker + 1]; ++item) {
-      const std::uint32_t token = item / layout.num_kv_heads;
-      const std::uint32_t head = item % layout.num_kv_heads;
-      const std::uint32_t row = token_row[token];
-      const std::uint32_t end = static_cast<std::uint32_t>(step.positions[token]) + 1;
-      const std::uint32_t window = graph.config.sliding_window;
-      const AttentionArgs args = {
-          .q = i.in + token * i.in_stride + std::size_t{head} * group * layout.head_dim,
-          .out = i.out + token * i.out_stride + std::size_t{head} * group * layout.head_dim,
-          .runs = &runs[std::size_t{row} * options.limits.max_runs],
-          .scratch = scratch[worker],
-          .block_bytes = BlockStride(),
-          .k_offset = buffer + layout.k_offset(layer, head),
-          .v_offset = buffer + layout.v_offset(layer, head),
-          .num_runs = step.num_runs[row],
-          .group = group,
-          .head_dim = layout.head_dim,
-          .block_tokens = layout.block_tokens,
-          .begin = window != 0 && end > window ? end - window : 0,
-          .end = end,
-          .scale = 1.0f / std::sqrt(static_cast<float>(layout.head_dim)),
-          .dtype = layout.dtype};
-      if (step.header->padded_tokens != 0) AttendPadding(args, step.header->padded_tokens);
-      options.kernels->attention(args);
-    }
+    const std::uint32_t token = item / layout.num_kv_heads;
+    const std::uint32_t head = item % layout.num_kv_heads;
+    const std::uint32_t row = token_row[token];
+    const std::int32_t position = step.positions[token];
+    return {.q = i.in + token * i.in_stride + std::size_t{head} * group * layout.head_dim,
+            .out = i.out + token * i.out_stride + std::size_t{head} * group * layout.head_dim,
+            .runs = &runs[std::size_t{row} * options.limits.max_runs],
+            .scratch = scratch[worker],
+            .block_bytes = BlockStride(),
+            .k_offset = buffer + layout.k_offset(layer, head),
+            .v_offset = buffer + layout.v_offset(layer, head),
+            .num_runs = step.num_runs[row],
+            .group = group,
+            .head_dim = layout.head_dim,
+            .block_tokens = layout.block_tokens,
+            .begin = split.Begin(position),
+            .end = static_cast<std::uint32_t>(position) + 1,
+            .scale = 1.0f / std::sqrt(static_cast<float>(layout.head_dim)),
+            .dtype = layout.dtype};
   }
 
   // Computes over the tiles of [0, num_tokens) that the row does not attend. The outcome goes where
@@ -382,14 +384,15 @@ struct CpuExecutor::State {
   std::vector<std::uint64_t> num_replays;
   std::vector<double> frequencies;  // [rope_dim / 2] radians per position
   std::vector<float*> scratch;      // [num_workers]
+  std::vector<float*> slots;        // of divided items: [MaxUnits] partial results
 
   // The step in flight.
   StepView step;
   bool has_layer_windows = false;
-  std::uint32_t num_slices = 0;           // of all kLayerSlices groups
-  std::vector<AttentionRun> runs;         // [max_rows][max_runs]
-  std::vector<std::uint32_t> token_row;   // [max_tokens]
-  std::vector<std::uint32_t> item_begin;  // [num_workers + 1] attention items of each worker
+  std::uint32_t num_slices = 0;          // of all kLayerSlices groups
+  std::vector<AttentionRun> runs;        // [max_rows][max_runs]
+  std::vector<std::uint32_t> token_row;  // [max_tokens]
+  AttentionSplit split;
   bool running = false;
 };
 
