@@ -309,6 +309,19 @@ TEST(Views, HaveTheBitsOfOneRun) {
     ExpectSameBits(SmallDecoderConfig(), dtype, {}, false);
 }
 
+// Q8_0 needs heads of 32.
+TEST(Views, HaveTheBitsOfOneRunInBytes) {
+  ModelConfig config = SmallDecoderConfig();
+  config.head_dim = 32;
+  config.rope_dim = 32;
+  ExpectSameBits(config, DType::kQ8_0, {}, false);
+  config.num_heads = 2;
+  config.num_kv_heads = 1;
+  config.num_layers = 2;
+  ExpectSameBits(config, DType::kQ8_0, {{32, 96}}, false);
+  ExpectSameBits(config, DType::kQ8_0, {}, true);
+}
+
 TEST(Views, HaveTheBitsOfOneRunInASlidingWindow) {
   ModelConfig config = SmallDecoderConfig();
   config.sliding_window = 70;

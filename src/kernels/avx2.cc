@@ -35,6 +35,10 @@ void RmsNorm(const float* x, const float* w, float eps, float* y, uint32_t n) {
   }
 }
 
+void Attention(const AttentionArgs& args) {
+  AttendWhole(Avx2AttentionUnit, args);
+}
+
 void SwiGlu(const float* gate, const float* up, float* y, uint32_t n) {
   for (uint32_t i = 0; i < n; i += kLanes) {
     const __m256i mask = TailMask(n - i);
@@ -72,7 +76,7 @@ const CpuKernels kAvx2Kernels = {
     .rms_norm = RmsNorm,
     .rope = nullptr,
     .store_kv = nullptr,
-    .attention = Avx2Attention,
+    .attention = Attention,
     .attention_unit = Avx2AttentionUnit,
     .swiglu = SwiGlu,
     .exp = ExpRow,

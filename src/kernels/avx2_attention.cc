@@ -313,8 +313,4 @@ void Avx2AttentionUnit(const AttentionArgs& args, const AttentionUnit& unit, flo
   }
 }
 
-void Avx2Attention(const AttentionArgs& args) {
-  AttendWhole(Avx2AttentionUnit, args);
-}
-
 }  // namespace kvrm

@@ -15,7 +15,6 @@ namespace kvrm {
 
 // The parts of the table in other files than avx2.cc.
 void Avx2MatMul(const MatMulArgs& args);
-void Avx2Attention(const AttentionArgs& args);
 void Avx2AttentionUnit(const AttentionArgs& args, const AttentionUnit& unit, float* partial);
 
 namespace {

@@ -167,6 +167,10 @@ void Rope(const RopeArgs& args) {
   }
 }
 
+void Attention(const AttentionArgs& args) {
+  AttendWhole(Avx512AttentionUnit, args);
+}
+
 void SwiGlu(const float* gate, const float* up, float* y, uint32_t n) {
   const __m512 one = _mm512_set1_ps(1.0f);
   for (size_t i = 0; i < n; i += kLanes) {
@@ -205,7 +209,7 @@ const CpuKernels kAvx512Kernels = {
     .rms_norm = RmsNorm,
     .rope = Rope,
     .store_kv = StoreKv,
-    .attention = Avx512Attention,
+    .attention = Attention,
     .attention_unit = Avx512AttentionUnit,
     .swiglu = SwiGlu,
     .exp = ExpRow,

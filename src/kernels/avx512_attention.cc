@@ -324,8 +324,4 @@ void Avx512AttentionUnit(const AttentionArgs& args, const AttentionUnit& unit, f
   }
 }
 
-void Avx512Attention(const AttentionArgs& args) {
-  AttendWhole(Avx512AttentionUnit, args);
-}
-
 }  // namespace kvrm

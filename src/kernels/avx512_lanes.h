@@ -20,7 +20,6 @@ namespace kvrm {
 
 // The parts of the table in other files than avx512.cc.
 void Avx512MatMul(const MatMulArgs& args);
-void Avx512Attention(const AttentionArgs& args);
 void Avx512AttentionUnit(const AttentionArgs& args, const AttentionUnit& unit, float* partial);
 
 namespace {
