@@ -309,15 +309,13 @@ TEST(Views, HaveTheBitsOfOneRun) {
     ExpectSameBits(SmallDecoderConfig(), dtype, {}, false);
 }
 
-// Q8_0 needs heads of 32.
+// Q8_0 needs heads of 32 dimensions, and the mapped settings blocks of whole pages.
 TEST(Views, HaveTheBitsOfOneRunInBytes) {
   ModelConfig config = SmallDecoderConfig();
   config.head_dim = 32;
   config.rope_dim = 32;
-  ExpectSameBits(config, DType::kQ8_0, {}, false);
-  config.num_heads = 2;
-  config.num_kv_heads = 1;
-  config.num_layers = 2;
+  config.num_heads = 8;
+  config.num_kv_heads = 8;
   ExpectSameBits(config, DType::kQ8_0, {{32, 96}}, false);
   ExpectSameBits(config, DType::kQ8_0, {}, true);
 }

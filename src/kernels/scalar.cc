@@ -249,23 +249,38 @@ void StoreKv(const StoreKvArgs& args) {
   }
 }
 
-// Query times key. Of Q8_0 the query is quantised too, and the sum over 32 is exact.
-float Dot(const AttentionArgs& args, const float* q, const std::uint8_t* k_tile,
-          std::uint32_t lane) {
+// The query of Q8_0: bytes, and a scale for every 32 of them.
+struct Q8Query {
+  std::int8_t* bytes;
+  float* scales;
+};
+
+Q8Query QuantizeQuery(const AttentionArgs& args, const float* q, float* room) {
+  const Q8Query query = {reinterpret_cast<std::int8_t*>(room), room + args.head_dim / 4};
+  for (std::size_t d = 0; d < args.head_dim; d += kKvScaleValues)
+    query.scales[d / kKvScaleValues] = QuantizeBlock(q + d, query.bytes + d).scale;
+  return query;
+}
+
+// Query times key; the sum over 32 is exact.
+float DotBytes(const AttentionArgs& args, const Q8Query& query, const std::uint8_t* k_tile,
+               std::uint32_t lane) {
   float dot = 0;
-  if (args.dtype != DType::kQ8_0) {
-    for (std::size_t d = 0; d < args.head_dim; ++d)
-      dot += q[d] * LoadElement(k_tile, d * kTileTokens + lane, args.dtype);
-    return dot;
-  }
   for (std::size_t d = 0; d < args.head_dim; d += kKvScaleValues) {
-    std::int8_t query[kKvScaleValues];
-    const float scale = QuantizeBlock(q + d, query).scale;
     std::int32_t sum = 0;
-    for (std::size_t i = 0; i < kKvScaleValues; ++i)
-      sum += query[i] * (k_tile[KvQ8KeyAt(d + i, lane)] - 128);
-    dot += static_cast<float>(sum) * LoadKvScale(k_tile, args.head_dim, d, lane) * scale;
+    for (std::size_t i = d; i < d + kKvScaleValues; ++i)
+      sum += query.bytes[i] * (k_tile[KvQ8KeyAt(i, lane)] - 128);
+    dot += static_cast<float>(sum) * LoadKvScale(k_tile, args.head_dim, d, lane) *
+           query.scales[d / kKvScaleValues];
   }
+  return dot;
+}
+
+float DotFloats(const AttentionArgs& args, const float* q, const std::uint8_t* k_tile,
+                std::uint32_t lane) {
+  float dot = 0;
+  for (std::size_t d = 0; d < args.head_dim; ++d)
+    dot += q[d] * LoadElement(k_tile, d * kTileTokens + lane, args.dtype);
   return dot;
 }
 
@@ -275,10 +290,14 @@ void AttendHead(const AttentionArgs& args, const AttentionUnit& unit, std::uint3
   const float* q = args.q + std::size_t{g} * args.head_dim;
   float* out = partial + std::size_t{g} * args.head_dim;
   float* scores = AttentionKernelScratch(args);
+  const bool of_bytes = args.dtype == DType::kQ8_0;
+  const Q8Query query = of_bytes ? QuantizeQuery(args, q, scores + kAttentionUnit) : Q8Query{};
   float maximum = -INFINITY;
   for (std::uint32_t i = 0; i < unit.num_tiles; ++i) {
     for (std::uint32_t lane = FirstLane(unit, i); lane < EndLane(unit, i); ++lane) {
-      const float score = Dot(args, q, unit.k[i], lane) * args.scale;
+      const float dot =
+          of_bytes ? DotBytes(args, query, unit.k[i], lane) : DotFloats(args, q, unit.k[i], lane);
+      const float score = dot * args.scale;
       scores[i * kTileTokens + lane] = score;
       maximum = std::max(maximum, score);
     }
