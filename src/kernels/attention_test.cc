@@ -314,7 +314,8 @@ double HalfStep(const float* x, std::uint32_t block) {
 // Of Q8_0 against attention over the floats that were stored. A score is off by the half steps of
 // the key times |q| and those of the query times |k| as stored; with delta the greatest of these
 // errors, each share of the softmax is off by the factor e^(2 delta) at most, and each value by its
-// own half step.
+// own half step. Weights of 16 bits are off by half of 1 / 65535 each, and the weights of a unit
+// sum up to 1 at least.
 double BoundOfQ8(const History& history, const float* q) {
   const std::uint32_t dim = history.head_dim;
   double delta = 0, greatest = 0, value_step = 0;
@@ -330,7 +331,9 @@ double BoundOfQ8(const History& history, const float* q) {
     }
     delta = std::max(delta, off * static_cast<double>(Cache::Scale(dim)));
   }
-  return std::expm1(2 * delta) * (greatest + value_step) + value_step;
+  const double weight_step = std::min(history.tokens, kAttentionUnit) * 0.5 / 65535;
+  return std::expm1(2 * delta) * (greatest + value_step) + value_step +
+         weight_step * 1.01 * greatest;
 }
 
 TEST(Attention, OfQ8IsWithinItsDerivedBoundOfWhatWasStored) {

@@ -91,21 +91,24 @@ class UnitWalk {
   std::uint32_t tile_ = 0;   // within the block
 };
 
-// K of the unit, then its V, then K of the next unit, if any: what follows each tile.
+// Tile `i` of what is read from the unit on: its K, its V, then K of the next unit, if any.
+const std::uint8_t* Following(const AttentionUnit& unit, const AttentionUnit* next,
+                              std::uint32_t i) {
+  const std::uint32_t n = unit.num_tiles;
+  if (i < n) return unit.k[i];
+  if (i < 2 * n) return unit.v[i - n];
+  if (next != nullptr && i - 2 * n < next->num_tiles) return next->k[i - 2 * n];
+  return unit.v[n - 1];
+}
+
 void LookAhead(const AttentionUnit* next, AttentionUnit* unit) {
   const std::uint32_t n = unit->num_tiles;
   for (std::uint32_t i = 0; i < std::max(2 * n, (n + 3) / 4 * 4); ++i) {
-    const std::uint32_t j = i + kTilesAhead;
-    const std::uint8_t* tile = unit->v[n - 1];
-    if (j < n) {
-      tile = unit->k[j];
-    } else if (j < 2 * n) {
-      tile = unit->v[j - n];
-    } else if (next != nullptr && j - 2 * n < next->num_tiles) {
-      tile = next->k[j - 2 * n];
-    }
-    unit->ahead[i] = tile;
+    const std::uint32_t further = i < n ? 0 : kTilesBetween;
+    unit->ahead[i] = Following(*unit, next, i + kTilesAhead + further);
   }
+  for (std::uint32_t i = 0; i < kTilesBetween; ++i)
+    unit->between[i] = Following(*unit, next, n + kTilesAhead + i);
 }
 
 // Calls take(unit, index) for the units with index below `end`.

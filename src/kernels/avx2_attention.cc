@@ -175,26 +175,21 @@ struct Heads {
     }
     for (; tile < end; ++tile) {
       const float* w = weights + size_t{tile} * kGroup;
-      alignas(32) float scaled[kHeads * 2 * kGroup];
-      if constexpr (kType == DType::kQ8_0)
-        w = ScaleWeights<kCount>(args, unit.v[tile], dim, w, scaled);
-      constexpr size_t kHeadStride = kType == DType::kQ8_0 ? 2 * kGroup : kAttentionUnit;
       const uint32_t last = tile + 1 == unit.num_tiles ? unit.end_lane : kGroup;
       for (size_t lane = tile == 0 ? unit.first_lane : 0; lane < last; ++lane) {
-        const size_t at = (lane * args.head_dim + dim) * kValueBytes<kType>;
+        const size_t at = (lane * args.head_dim + dim) * kElementBytes<kType>;
         constexpr size_t kLine = 64;
         KVRM_UNROLL
-        for (size_t line = 0; line < kCount * kLanes * kValueBytes<kType>; line += kLine)
+        for (size_t line = 0; line < kCount * kLanes * kElementBytes<kType>; line += kLine)
           Prefetch(unit.v[tile + 1] + at + line, unit.ahead[unit.num_tiles + tile] + at + line);
         KVRM_UNROLL
         for (uint32_t c = 0; c < kCount; ++c) {
-          const uint8_t* value = unit.v[tile] + at + c * kLanes * kValueBytes<kType>;
+          const uint8_t* value = unit.v[tile] + at + c * kLanes * kElementBytes<kType>;
           const __m256 values = kCount == 1 && dims < kLanes ? LoadSome<kType>(dims, value)
                                                              : LoadFloats<kType>(value);
           KVRM_UNROLL
           for (uint32_t h = 0; h < kHeads; ++h) {
-            const size_t block = kType == DType::kQ8_0 ? c * kLanes / kBlock * kGroup : 0;
-            const __m256 weight = _mm256_set1_ps(w[h * kHeadStride + block + lane]);
+            const __m256 weight = _mm256_set1_ps(w[h * kAttentionUnit + lane]);
             sum[h][c] = _mm256_fmadd_ps(weight, values, sum[h][c]);
           }
         }
@@ -208,23 +203,66 @@ struct Heads {
     }
   }
 
-  // Weights times the scales of the values: [kHeads][2 blocks][16 lanes].
+  // The same of bytes, whose dimensions [dim, dim + 8 kCount) lie in one block: four tokens to a
+  // load, of which one byte after the other becomes the upper byte of its 32 bits.
   template <uint32_t kCount>
-  static const float* ScaleWeights(const AttentionArgs& args, const uint8_t* tile, uint32_t dim,
-                                   const float* weights, float* scaled) {
-    constexpr uint32_t kBlocks = (kCount * kLanes + kBlock - 1) / kBlock;
+  static void FoldBytes(const AttentionArgs& args, const AttentionUnit& unit, uint32_t tile,
+                        uint32_t end, uint32_t dim, const float* weights, float* sums) {
+    float* out = sums + dim;
+    __m256 sum[kHeads][kCount];
     KVRM_UNROLL
-    for (uint32_t i = 0; i < 2 * kBlocks; ++i) {
-      const __m256 d =
-          LoadFloats<DType::kBf16>(tile + size_t{args.head_dim} * kGroup +
-                                   (dim / kBlock + i / 2) * kScaleBytes + i % 2 * kGroup);
+    for (uint32_t h = 0; h < kHeads; ++h) {
+      KVRM_UNROLL
+      for (uint32_t c = 0; c < kCount; ++c)
+        sum[h][c] = _mm256_loadu_ps(out + h * size_t{args.head_dim} + c * kLanes);
+    }
+    for (; tile < end; ++tile) {
+      alignas(32) float scaled[kHeads * kGroup];
+      ScaleWeights(args, unit.v[tile], dim, weights + size_t{tile} * kGroup, scaled);
+      const uint32_t last = tile + 1 == unit.num_tiles ? unit.end_lane : kGroup;
+      for (uint32_t lane = tile == 0 ? unit.first_lane : 0; lane < last; ++lane) {
+        const size_t at = (lane / 4 * size_t{args.head_dim} + dim) * 4;
+        const __m256i pick =
+            _mm256_or_si256(_mm256_set1_epi32(static_cast<int>(lane % 4 << 24)),
+                            _mm256_setr_epi32(0x00808080, 0x04808080, 0x08808080, 0x0c808080,
+                                              0x00808080, 0x04808080, 0x08808080, 0x0c808080));
+        if (lane % 2 == 0)
+          Prefetch(unit.v[tile + 1] + at + lane % 4 * 32,
+                   unit.ahead[unit.num_tiles + tile] + at + lane % 4 * 32);
+        KVRM_UNROLL
+        for (uint32_t c = 0; c < kCount; ++c) {
+          const __m256i bytes = Load256(unit.v[tile] + at + c * 32);
+          const __m256 values = _mm256_cvtepi32_ps(_mm256_shuffle_epi8(bytes, pick));
+          KVRM_UNROLL
+          for (uint32_t h = 0; h < kHeads; ++h)
+            sum[h][c] =
+                _mm256_fmadd_ps(_mm256_set1_ps(scaled[h * kGroup + lane]), values, sum[h][c]);
+        }
+      }
+    }
+    KVRM_UNROLL
+    for (uint32_t h = 0; h < kHeads; ++h) {
+      KVRM_UNROLL
+      for (uint32_t c = 0; c < kCount; ++c)
+        _mm256_storeu_ps(out + h * size_t{args.head_dim} + c * kLanes, sum[h][c]);
+    }
+  }
+
+  // Weights times the scales of the values of one block, and 2^-24 for bytes that are upper ones:
+  // [kHeads][16 lanes].
+  static void ScaleWeights(const AttentionArgs& args, const uint8_t* tile, uint32_t dim,
+                           const float* weights, float* scaled) {
+    KVRM_UNROLL
+    for (uint32_t i = 0; i < 2; ++i) {
+      const __m256 stored = LoadFloats<DType::kBf16>(tile + size_t{args.head_dim} * kGroup +
+                                                     dim / kBlock * kScaleBytes + i * kGroup);
+      const __m256 d = _mm256_mul_ps(stored, _mm256_set1_ps(0x1p-24f));
       KVRM_UNROLL
       for (uint32_t h = 0; h < kHeads; ++h)
         _mm256_store_ps(
-            scaled + h * 2 * kGroup + i * kLanes,
-            _mm256_mul_ps(_mm256_loadu_ps(weights + h * kAttentionUnit + i % 2 * kLanes), d));
+            scaled + h * kGroup + i * kLanes,
+            _mm256_mul_ps(_mm256_loadu_ps(weights + h * kAttentionUnit + i * kLanes), d));
     }
-    return scaled;
   }
 
   static void Attend(const AttentionArgs& args, const AttentionUnit& unit, const Queries& queries,
@@ -241,10 +279,16 @@ struct Heads {
     for (uint32_t tile = 0; tile < unit.num_tiles; tile += kFoldTiles) {
       const uint32_t end = tile + kFoldTiles < unit.num_tiles ? tile + kFoldTiles : unit.num_tiles;
       uint32_t dim = 0;
-      for (; args.head_dim - dim >= kDims; dim += kDims)
-        Fold<kVectors>(args, unit, tile, end, dim, weights, sums);
-      for (; dim < args.head_dim; dim += kLanes)
-        Fold<1>(args, unit, tile, end, dim, weights, sums);
+      if constexpr (kType == DType::kQ8_0) {
+        constexpr uint32_t kCount = kVectors < 4 ? kVectors : 4;
+        for (; dim < args.head_dim; dim += kCount * kLanes)
+          FoldBytes<kCount>(args, unit, tile, end, dim, weights, sums);
+      } else {
+        for (; args.head_dim - dim >= kDims; dim += kDims)
+          Fold<kVectors>(args, unit, tile, end, dim, weights, sums);
+        for (; dim < args.head_dim; dim += kLanes)
+          Fold<1>(args, unit, tile, end, dim, weights, sums);
+      }
     }
   }
 };

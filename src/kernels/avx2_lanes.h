@@ -54,20 +54,13 @@ inline __m256i Load256(const uint8_t* p) {
 template <DType kType>
 constexpr uint32_t kElementBytes = kType == DType::kF32 ? 4 : 2;
 
-// Bytes of an element of V.
-template <DType kType>
-constexpr uint32_t kValueBytes = kType == DType::kQ8_0 ? 1 : kElementBytes<kType>;
-
-// 8 elements as floats; of Q8_0 without its scale.
+// 8 elements as floats.
 template <DType kType>
 __m256 LoadFloats(const uint8_t* p) {
   if constexpr (kType == DType::kF32)
     return _mm256_castsi256_ps(Load256(p));
   else if constexpr (kType == DType::kF16)
     return _mm256_cvtph_ps(Load128(p));
-  else if constexpr (kType == DType::kQ8_0)
-    return _mm256_cvtepi32_ps(
-        _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
   else
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(Load128(p)), 16));
 }
@@ -76,7 +69,7 @@ __m256 LoadFloats(const uint8_t* p) {
 template <DType kType>
 __m256 LoadSome(uint32_t count, const uint8_t* p) {
   alignas(32) uint8_t copy[kLanes * 4] = {};
-  __builtin_memcpy(copy, p, count * kValueBytes<kType>);
+  __builtin_memcpy(copy, p, count * kElementBytes<kType>);
   return LoadFloats<kType>(copy);
 }
 

@@ -95,7 +95,9 @@ void StoreKvQ8(const StoreKvArgs& args) {
         __builtin_memcpy(k_tile + (d + i) * kLanes + 4 * args.lane, keys + i, 4);
       const uint16_t v_scale = QuantizeKv(args.v + source, q);
       __builtin_memcpy(v_tile + scale_at, &v_scale, sizeof(v_scale));
-      __builtin_memcpy(v_tile + size_t{args.lane} * args.head_dim + d, q, sizeof(q));
+      uint8_t* values = v_tile + (args.lane / 4 * size_t{args.head_dim} + d) * 4 + args.lane % 4;
+      for (size_t i = 0; i < kBlock; ++i)
+        values[4 * i] = static_cast<uint8_t>(q[i]);
     }
   }
 }

@@ -16,6 +16,40 @@ inline void Prefetch(const uint8_t* soon, const uint8_t* ahead) {
   _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T1);
 }
 
+// Asks for the tiles between K and V a few lines at a time, so that memory is never idle.
+class Between {
+ public:
+  Between(const AttentionArgs& args, const AttentionUnit& unit)
+      : unit_(unit),
+        tile_lines_(static_cast<uint32_t>(TileBytes(args) / 64)),
+        // In as many equal parts as there are calls of Ask.
+        lines_((kTilesBetween * tile_lines_ + args.group * unit.num_tiles - 1) /
+               (args.group * unit.num_tiles)) {}
+
+  void Ask() {
+    for (uint32_t i = 0; i < lines_ && tile_ < kTilesBetween; ++i) {
+      _mm_prefetch(reinterpret_cast<const char*>(unit_.between[tile_] + size_t{line_} * 64),
+                   _MM_HINT_T1);
+      if (++line_ < tile_lines_) continue;
+      line_ = 0;
+      ++tile_;
+    }
+  }
+
+ private:
+  static size_t TileBytes(const AttentionArgs& args) {
+    const size_t elements = size_t{args.head_dim} * kLanes;
+    if (args.dtype == DType::kQ8_0) return (elements + elements / 16 + 63) / 64 * 64;
+    return elements * (args.dtype == DType::kF32 ? 4 : 2);
+  }
+
+  const AttentionUnit& unit_;
+  const uint32_t tile_lines_;
+  const uint32_t lines_;
+  uint32_t tile_ = 0;
+  uint32_t line_ = 0;
+};
+
 // The queries of one unit: floats as they are, or as the dot products of bytes want them.
 struct Queries {
   const float* q;
@@ -28,6 +62,36 @@ struct Q8Query {
   float scale;
   int32_t minus128;
 };
+
+// The attended lanes of a tile.
+__mmask16 Attended(const AttentionUnit& unit, uint32_t tile) {
+  const __mmask16 end = TailMask(tile + 1 == unit.num_tiles ? unit.end_lane : kLanes);
+  return tile == 0 ? static_cast<__mmask16>(end & ~TailMask(unit.first_lane)) : end;
+}
+
+// Q8_0: what the scales of the unit's values in one block are times 65,535 over the greatest of
+// them, zero in lanes that are not attended. Returns the greatest over 65,535; NaN if one is NaN.
+float RelativeScales(const AttentionArgs& args, const AttentionUnit& unit, uint32_t block,
+                     float* scales) {
+  const size_t at = size_t{args.head_dim} * kLanes + block * kScaleBytes;
+  __m512 greatest = _mm512_setzero_ps();
+  __mmask16 nan = 0;
+  for (uint32_t tile = 0; tile < unit.num_tiles; ++tile) {
+    const __m512 scale =
+        _mm512_maskz_mov_ps(Attended(unit, tile), LoadFloats<DType::kBf16>(unit.v[tile] + at));
+    nan = static_cast<__mmask16>(nan | _mm512_cmp_ps_mask(scale, scale, _CMP_UNORD_Q));
+    greatest = _mm512_max_ps(greatest, scale);
+    _mm512_store_ps(scales + tile * size_t{kLanes}, scale);
+  }
+  const float most = _mm512_reduce_max_ps(greatest);
+  const __m512 factor = _mm512_set1_ps(most > 0 ? 65535.0f / most : 0.0f);
+  for (uint32_t tile = 0; tile < (unit.num_tiles + 3) / 4 * 4; ++tile) {
+    const __m512 scale = tile < unit.num_tiles ? _mm512_load_ps(scales + tile * size_t{kLanes})
+                                               : _mm512_setzero_ps();
+    _mm512_store_ps(scales + tile * size_t{kLanes}, _mm512_mul_ps(scale, factor));
+  }
+  return nan != 0 ? __builtin_nanf("") : most / 65535.0f;
+}
 
 template <DType kType, uint32_t kHeads>
 struct Heads {
@@ -150,34 +214,24 @@ struct Heads {
     }
     for (; tile < end; ++tile) {
       const float* w = weights + size_t{tile} * kLanes;
-      alignas(64) float scaled[kHeads * 2 * kLanes];
-      if constexpr (kType == DType::kQ8_0)
-        w = ScaleWeights<kCount>(args, unit.v[tile], dim, w, scaled);
-      constexpr size_t kHeadStride = kType == DType::kQ8_0 ? 2 * kLanes : kAttentionUnit;
       const uint32_t last = tile + 1 == unit.num_tiles ? unit.end_lane : kLanes;
       for (size_t lane = tile == 0 ? unit.first_lane : 0; lane < last; ++lane) {
-        const size_t at = (lane * args.head_dim + dim) * kValueBytes<kType>;
+        const size_t at = (lane * args.head_dim + dim) * kElementBytes<kType>;
         constexpr size_t kLine = 64;
         KVRM_UNROLL
-        for (size_t line = 0; line < kCount * kLanes * kValueBytes<kType>; line += kLine)
+        for (size_t line = 0; line < kCount * kLanes * kElementBytes<kType>; line += kLine)
           Prefetch(unit.v[tile + 1] + at + line, unit.ahead[unit.num_tiles + tile] + at + line);
         __m512 values[kCount];
         KVRM_UNROLL
         for (uint32_t c = 0; c < kCount; ++c) {
-          const uint8_t* value = unit.v[tile] + at + c * kLanes * kValueBytes<kType>;
-          if constexpr (kType == DType::kQ8_0) {
-            values[c] = _mm512_cvtepi32_ps(
-                _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(value))));
-          } else {
-            values[c] = kWhole ? LoadFloats<kType>(value) : LoadSome<kType>(mask, value);
-          }
+          const uint8_t* value = unit.v[tile] + at + c * kLanes * kElementBytes<kType>;
+          values[c] = kWhole ? LoadFloats<kType>(value) : LoadSome<kType>(mask, value);
         }
         KVRM_UNROLL
         for (uint32_t h = 0; h < kHeads; ++h) {
           KVRM_UNROLL
           for (uint32_t c = 0; c < kCount; ++c) {
-            const size_t block = kType == DType::kQ8_0 ? c / 2 * kLanes : 0;
-            const __m512 weight = _mm512_set1_ps(w[h * kHeadStride + block + lane]);
+            const __m512 weight = _mm512_set1_ps(w[h * kAttentionUnit + lane]);
             sum[h][c] = _mm512_fmadd_ps(weight, values[c], sum[h][c]);
           }
         }
@@ -191,63 +245,145 @@ struct Heads {
     }
   }
 
-  // Weights times the scales of the values: [kHeads][2 blocks][16 lanes].
-  template <uint32_t kCount>
-  static const float* ScaleWeights(const AttentionArgs& args, const uint8_t* tile, uint32_t dim,
-                                   const float* weights, float* scaled) {
-    KVRM_UNROLL
-    for (uint32_t b = 0; b < kCount / 2; ++b) {
-      const __m512 d = LoadFloats<DType::kBf16>(tile + size_t{args.head_dim} * kLanes +
-                                                (dim / kBlock + b) * kScaleBytes);
-      KVRM_UNROLL
-      for (uint32_t h = 0; h < kHeads; ++h)
-        _mm512_store_ps(scaled + (2 * h + b) * kLanes,
-                        _mm512_mul_ps(_mm512_loadu_ps(weights + h * kAttentionUnit), d));
+  // Weights times the scales of the values of one block, as 16 bits without a sign: 65,535 stands
+  // for `one`. First the upper bytes, then the lower ones; four tiles are a vector, in which four
+  // consecutive tokens of tile t are the 32 bits number 4 (token / 4) + t.
+  struct ByteWeights {
+    alignas(64) uint8_t high[kHeads][kAttentionUnit];
+    alignas(64) uint8_t low[kHeads][kAttentionUnit];
+  };
+
+  static void PackWeights(const AttentionUnit& unit, const float* weights, const float* scales,
+                          ByteWeights* packed) {
+    const __m512i low = _mm512_set1_epi16(0xff);
+    for (uint32_t tile = 0; tile < unit.num_tiles; tile += 4) {
+      for (uint32_t h = 0; h < kHeads; ++h) {
+        const float* from = weights + h * kAttentionUnit + tile * kLanes;
+        __m512i w[4];
+        KVRM_UNROLL
+        for (uint32_t t = 0; t < 4; ++t)
+          w[t] = _mm512_cvtps_epi32(
+              _mm512_mul_ps(_mm512_loadu_ps(from + t * kLanes),
+                            _mm512_load_ps(scales + (tile + t) * size_t{kLanes})));
+        const __m512i w01 = _mm512_packus_epi32(w[0], w[1]);
+        const __m512i w23 = _mm512_packus_epi32(w[2], w[3]);
+        _mm512_store_si512(
+            packed->high[h] + tile * kLanes,
+            _mm512_packus_epi16(_mm512_srli_epi16(w01, 8), _mm512_srli_epi16(w23, 8)));
+        _mm512_store_si512(
+            packed->low[h] + tile * kLanes,
+            _mm512_packus_epi16(_mm512_and_si512(w01, low), _mm512_and_si512(w23, low)));
+      }
     }
-    return scaled;
   }
 
-  static void Attend(const AttentionArgs& args, const AttentionUnit& unit, const Queries& queries,
-                     uint32_t head, float* weights, float* partial) {
-    weights += size_t{head} * kAttentionUnit;
-    Score(args, unit, queries, head, weights);
-    float* maximum = partial + size_t{args.group} * args.head_dim + head;
-    for (uint32_t h = 0; h < kHeads; ++h)
-      Weigh(args, unit, weights + size_t{h} * kAttentionUnit, maximum + h,
-            maximum + h + args.group);
-    float* sums = partial + size_t{head} * args.head_dim;
+  // Folds the values of the unit into dimensions [dim, dim + 16 kCount), which lie in one block,
+  // exactly. Lanes that are not attended have a weight of zero, and any byte times that is zero.
+  template <uint32_t kCount>
+  static void FoldBytes(const AttentionArgs& args, const AttentionUnit& unit, uint32_t dim,
+                        const ByteWeights& packed, float step, float* sums) {
+    __m512i high[kHeads][kCount];
+    __m512i low[kHeads][kCount];
+    KVRM_UNROLL
+    for (uint32_t h = 0; h < kHeads; ++h) {
+      KVRM_UNROLL
+      for (uint32_t c = 0; c < kCount; ++c)
+        high[h][c] = low[h][c] = _mm512_setzero_si512();
+    }
+    for (uint32_t tile = 0; tile < unit.num_tiles; ++tile) {
+      const size_t four_tiles = tile / 4 * size_t{64} + tile % 4 * size_t{4};
+      for (size_t quad = 0; quad < 4; ++quad) {
+        const size_t at = (quad * args.head_dim + dim) * 4;
+        __m512i values[kCount];
+        KVRM_UNROLL
+        for (uint32_t c = 0; c < kCount; ++c) {
+          Prefetch(unit.v[tile + 1] + at + c * 64, unit.ahead[unit.num_tiles + tile] + at + c * 64);
+          values[c] = _mm512_loadu_si512(unit.v[tile] + at + c * 64);
+        }
+        KVRM_UNROLL
+        for (uint32_t h = 0; h < kHeads; ++h) {
+          const size_t number = four_tiles + quad * 16;
+          const __m512i upper = _mm512_set1_epi32(LoadAs<int32_t>(packed.high[h] + number));
+          const __m512i lower = _mm512_set1_epi32(LoadAs<int32_t>(packed.low[h] + number));
+          KVRM_UNROLL
+          for (uint32_t c = 0; c < kCount; ++c) {
+            high[h][c] = _mm512_dpbusd_epi32(high[h][c], upper, values[c]);
+            low[h][c] = _mm512_dpbusd_epi32(low[h][c], lower, values[c]);
+          }
+        }
+      }
+    }
+    // Sums of a unit are below 512 * 255 * 127 < 2^24, which floats hold exactly.
+    KVRM_UNROLL
+    for (uint32_t h = 0; h < kHeads; ++h) {
+      KVRM_UNROLL
+      for (uint32_t c = 0; c < kCount; ++c) {
+        const __m512 sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high[h][c]), _mm512_set1_ps(256.0f),
+                                           _mm512_cvtepi32_ps(low[h][c]));
+        _mm512_storeu_ps(sums + h * size_t{args.head_dim} + dim + c * kLanes,
+                         _mm512_mul_ps(sum, _mm512_set1_ps(step)));
+      }
+    }
+  }
+
+  static void FoldUnitBytes(const AttentionArgs& args, const AttentionUnit& unit,
+                            const float* weights, float* sums) {
+    alignas(64) float scales[kAttentionUnit];
+    ByteWeights packed;
+    for (uint32_t dim = 0; dim < args.head_dim; dim += kBlock) {
+      const float step = RelativeScales(args, unit, dim / kBlock, scales);
+      PackWeights(unit, weights, scales, &packed);
+      if constexpr (kHeads > 6) {
+        FoldBytes<1>(args, unit, dim, packed, step, sums);
+        FoldBytes<1>(args, unit, dim + kLanes, packed, step, sums);
+      } else {
+        FoldBytes<2>(args, unit, dim, packed, step, sums);
+      }
+    }
+  }
+
+  static void FoldUnitFloats(const AttentionArgs& args, const AttentionUnit& unit,
+                             const float* weights, float* sums) {
     __builtin_memset(sums, 0, kHeads * sizeof(float) * args.head_dim);
     for (uint32_t tile = 0; tile < unit.num_tiles; tile += kFoldTiles) {
       const uint32_t end = tile + kFoldTiles < unit.num_tiles ? tile + kFoldTiles : unit.num_tiles;
       uint32_t dim = 0;
       for (; args.head_dim - dim >= kVectors * kLanes; dim += kVectors * kLanes)
         Fold<kVectors>(args, unit, tile, end, dim, weights, sums);
-      if constexpr (kType == DType::kQ8_0) {
-        if (dim < args.head_dim) Fold<2>(args, unit, tile, end, dim, weights, sums);
-      } else {
-        for (; dim < args.head_dim; dim += kLanes)
-          Fold<1>(args, unit, tile, end, dim, weights, sums);
-      }
+      for (; dim < args.head_dim; dim += kLanes)
+        Fold<1>(args, unit, tile, end, dim, weights, sums);
     }
   }
 
-  // Scores become weights relative to the greatest.
+  static void Attend(const AttentionArgs& args, const AttentionUnit& unit, const Queries& queries,
+                     uint32_t head, Between* between, float* partial) {
+    float* weights = AttentionKernelScratch(args);
+    weights += size_t{head} * kAttentionUnit;
+    Score(args, unit, queries, head, weights);
+    float* maximum = partial + size_t{args.group} * args.head_dim + head;
+    for (uint32_t h = 0; h < kHeads; ++h)
+      Weigh(args, unit, weights + size_t{h} * kAttentionUnit, between, maximum + h);
+    float* sums = partial + size_t{head} * args.head_dim;
+    if constexpr (kType == DType::kQ8_0) {
+      FoldUnitBytes(args, unit, weights, sums);
+    } else {
+      FoldUnitFloats(args, unit, weights, sums);
+    }
+  }
+
+  // Scores become weights relative to the greatest; that and their sum are written.
   //
   // HAZARD: lanes outside the attended range hold stale or uninitialised slots, NaN and Inf among
   // them. They are replaced by selection, never by multiplication with zero.
   static void Weigh(const AttentionArgs& args, const AttentionUnit& unit, float* weights,
-                    float* maximum, float* sum) {
+                    Between* between, float* maximum) {
     const __m512 scale = _mm512_set1_ps(args.scale);
     const __m512 lowest = _mm512_set1_ps(-kInfinity);
     const uint32_t last = unit.num_tiles - 1;
-    const auto mask = [&](uint32_t tile) {
-      const __mmask16 end = TailMask(tile == last ? unit.end_lane : kLanes);
-      return tile == 0 ? static_cast<__mmask16>(end & ~TailMask(unit.first_lane)) : end;
-    };
     __m512 greatest = lowest;
     for (uint32_t i = 0; i <= last; ++i) {
       const __m512 score = _mm512_mul_ps(_mm512_loadu_ps(weights + i * kLanes), scale);
-      const __m512 chosen = _mm512_mask_mov_ps(lowest, mask(i), score);
+      const __m512 chosen = _mm512_mask_mov_ps(lowest, Attended(unit, i), score);
       _mm512_storeu_ps(weights + i * kLanes, chosen);
       greatest = _mm512_max_ps(greatest, chosen);
     }
@@ -256,11 +392,12 @@ struct Heads {
     __m512 total = _mm512_setzero_ps();
     for (uint32_t i = 0; i <= last; ++i) {
       const __m512 score = _mm512_loadu_ps(weights + i * kLanes);
-      const __m512 weight = _mm512_maskz_mov_ps(mask(i), Exp(_mm512_sub_ps(score, top)));
+      const __m512 weight = _mm512_maskz_mov_ps(Attended(unit, i), Exp(_mm512_sub_ps(score, top)));
       _mm512_storeu_ps(weights + i * kLanes, weight);
       total = _mm512_add_ps(total, weight);
+      between->Ask();
     }
-    *sum = _mm512_reduce_add_ps(total);
+    maximum[args.group] = _mm512_reduce_add_ps(total);
   }
 };
 
@@ -285,26 +422,26 @@ Queries Prepare(const AttentionArgs& args, float* weights) {
 
 template <DType kType>
 void AttendType(const AttentionArgs& args, const AttentionUnit& unit, float* partial) {
-  float* weights = AttentionKernelScratch(args);
-  const Queries queries = Prepare(args, weights);
+  const Queries queries = Prepare(args, AttentionKernelScratch(args));
+  Between between(args, unit);
   uint32_t g = 0;
   for (; args.group - g >= 8; g += 8)
-    Heads<kType, 8>::Attend(args, unit, queries, g, weights, partial);
+    Heads<kType, 8>::Attend(args, unit, queries, g, &between, partial);
   switch (args.group - g) {
     case 7:
-      return Heads<kType, 7>::Attend(args, unit, queries, g, weights, partial);
+      return Heads<kType, 7>::Attend(args, unit, queries, g, &between, partial);
     case 6:
-      return Heads<kType, 6>::Attend(args, unit, queries, g, weights, partial);
+      return Heads<kType, 6>::Attend(args, unit, queries, g, &between, partial);
     case 5:
-      return Heads<kType, 5>::Attend(args, unit, queries, g, weights, partial);
+      return Heads<kType, 5>::Attend(args, unit, queries, g, &between, partial);
     case 4:
-      return Heads<kType, 4>::Attend(args, unit, queries, g, weights, partial);
+      return Heads<kType, 4>::Attend(args, unit, queries, g, &between, partial);
     case 3:
-      return Heads<kType, 3>::Attend(args, unit, queries, g, weights, partial);
+      return Heads<kType, 3>::Attend(args, unit, queries, g, &between, partial);
     case 2:
-      return Heads<kType, 2>::Attend(args, unit, queries, g, weights, partial);
+      return Heads<kType, 2>::Attend(args, unit, queries, g, &between, partial);
     case 1:
-      return Heads<kType, 1>::Attend(args, unit, queries, g, weights, partial);
+      return Heads<kType, 1>::Attend(args, unit, queries, g, &between, partial);
     default:
       return;
   }

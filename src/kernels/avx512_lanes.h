@@ -48,10 +48,6 @@ T LoadAs(const uint8_t* p) {
 template <DType kType>
 constexpr uint32_t kElementBytes = kType == DType::kF32 ? 4 : 2;
 
-// Bytes of an element of V.
-template <DType kType>
-constexpr uint32_t kValueBytes = kType == DType::kQ8_0 ? 1 : kElementBytes<kType>;
-
 template <DType kType>
 __m512 Widen(__m256i bits) {
   if constexpr (kType == DType::kF16) return _mm512_cvtph_ps(bits);

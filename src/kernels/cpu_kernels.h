@@ -153,6 +153,8 @@ inline constexpr uint32_t kUnitTiles = kAttentionUnit / 16;
 // Tiles that a kernel asks for ahead of the one it works on: 32 KiB of F16 at head size 64, which
 // go to the second-level cache.
 inline constexpr uint32_t kTilesAhead = 16;
+// Tiles that it asks for between K and V, where it computes without reading.
+inline constexpr uint32_t kTilesBetween = 8;
 struct AttentionUnit {
   uint32_t num_tiles;  // at least 1
   uint32_t first_lane;
@@ -164,6 +166,8 @@ struct AttentionUnit {
   // Where reading goes on behind tile i of K (num_tiles of them), then of V: for prefetching, and
   // never for reading.
   const uint8_t* ahead[2 * kUnitTiles];
+  // The tiles after those that were asked for with the last tile of K.
+  const uint8_t* between[kTilesBetween];
 };
 
 using AttentionUnitKernel = void (*)(const AttentionArgs& args, const AttentionUnit& unit,

@@ -32,9 +32,12 @@ inline void StoreElement(std::uint8_t* target, std::size_t index, DType type, fl
   std::memcpy(target + 2 * index, &bits, sizeof(bits));
 }
 
-// Q8_0: bytes within a tile of a key's element, and of the scale that `dim` has in K or V.
+// Q8_0: bytes within a tile of an element of K and of V, and of the scale that `dim` has in either.
 inline std::size_t KvQ8KeyAt(std::size_t dim, std::uint32_t lane) {
   return dim / 4 * (4 * kTileTokens) + 4 * lane + dim % 4;
+}
+inline std::size_t KvQ8ValueAt(std::uint32_t head_dim, std::size_t dim, std::uint32_t lane) {
+  return (std::size_t{lane / 4} * head_dim + dim) * 4 + lane % 4;
 }
 inline std::size_t KvScaleAt(std::uint32_t head_dim, std::size_t dim, std::uint32_t lane) {
   return kTileTokens * (std::size_t{head_dim} + dim / kKvScaleValues * 2) + 2 * lane;
@@ -54,10 +57,9 @@ inline float LoadKey(const std::uint8_t* tile, std::uint32_t head_dim, std::size
 
 inline float LoadValue(const std::uint8_t* tile, std::uint32_t head_dim, std::size_t dim,
                        std::uint32_t lane, DType type) {
-  const std::size_t at = std::size_t{lane} * head_dim + dim;
-  if (type != DType::kQ8_0) return LoadElement(tile, at, type);
+  if (type != DType::kQ8_0) return LoadElement(tile, std::size_t{lane} * head_dim + dim, type);
   return LoadKvScale(tile, head_dim, dim, lane) *
-         static_cast<float>(static_cast<std::int8_t>(tile[at]));
+         static_cast<float>(static_cast<std::int8_t>(tile[KvQ8ValueAt(head_dim, dim, lane)]));
 }
 
 // The attended lanes of tile `i`.

@@ -231,7 +231,8 @@ void StoreKvQ8(const StoreKvArgs& args) {
         k_tile[KvQ8KeyAt(d + i, args.lane)] = static_cast<std::uint8_t>(q[i] + 128);
       const std::uint16_t v_scale = QuantizeKv(args.v + source, q);
       std::memcpy(v_tile + KvScaleAt(args.head_dim, d, args.lane), &v_scale, sizeof(v_scale));
-      std::memcpy(v_tile + std::size_t{args.lane} * args.head_dim + d, q, sizeof(q));
+      for (std::size_t i = 0; i < kKvScaleValues; ++i)
+        v_tile[KvQ8ValueAt(args.head_dim, d + i, args.lane)] = static_cast<std::uint8_t>(q[i]);
     }
   }
 }

@@ -13,7 +13,8 @@
 // makes up for the bits that d lacks. Requires: head_dim is a multiple of 32.
 //     K tile  [head_dim / 4][16][4] bytes q + 128, then [head_dim / 32][16] d: one load gives four
 //             dimensions of 16 keys, as the dot products of bytes want them
-//     V tile  [16][head_dim] bytes q, then [head_dim / 32][16] d
+//     V tile  [4][head_dim][4] bytes q, then [head_dim / 32][16] d: one load gives 16 dimensions of
+//             four tokens
 // A tile is rounded up to a multiple of 64 bytes.
 //
 // A tile is 16 tokens whatever block_tokens is, so the order of every sum is the same for every
