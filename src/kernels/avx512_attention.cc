@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention with AVX-512: all query heads of a KV head share one pass over its K and V, up to eight
-// at a time. Units and their merging: docs/decisions/0012.
+// at a time. What was tried and what it brought: docs/decisions/0018.
 #include "kernels/avx512_lanes.h"
 #include "kernels/cpu_kernels.h"
 
