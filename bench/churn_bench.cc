@@ -3,6 +3,7 @@
 //
 //   churn_bench                 the default policy on every family, 75, 90 and 97 %      (20 s)
 //   churn_bench --all           every policy, compaction or none, a hint or none        (10 min)
+//   churn_bench --occupancies 75,90 --seeds 5   from each seed, and the range over them (70 s)
 //   churn_bench --hour --headroom 6   an hour of steps of 30 ms, the mixed family        (10 s)
 //   churn_bench --families mixed --policies soft,in-place --occupancies 90 --hints max --json
 //
@@ -191,6 +192,11 @@ class Counts {
   std::uint64_t sum_ = 0;
 };
 
+// What a range is told of; the columns have the same names.
+constexpr std::array kFigureNames = {"held", "runs",  "r99",  "run50",
+                                     "g99",  "moved", "over", "again"};
+using Figures = std::array<double, kFigureNames.size()>;
+
 // 64 sequences, each replaced by a new one when it ends.
 class Traffic {
  public:
@@ -234,6 +240,7 @@ class Traffic {
 
   double mean_held() const { return held_.mean(); }
   void Report(bool json) const;
+  Figures figures() const;
 
  private:
   struct Seq {
@@ -328,6 +335,18 @@ class Traffic {
   std::uint64_t num_row_steps_ = 0;
 };
 
+Figures Traffic::figures() const {
+  const KvStats stats = cache_.stats();
+  return {100.0 * held_.mean() / stats.num_blocks,
+          runs_.mean(),
+          static_cast<double>(runs_.Percentile(99)),
+          static_cast<double>(run_blocks_.Percentile(50)),
+          static_cast<double>(groups_.Percentile(99)),
+          static_cast<double>(stats.num_moved_blocks) / static_cast<double>(num_steps_),
+          static_cast<double>(stats.num_run_overflows),
+          static_cast<double>(num_again_)};
+}
+
 void Traffic::Report(bool json) const {
   cache_.CheckInvariants();
   const KvStats stats = cache_.stats();
@@ -378,11 +397,38 @@ struct Asked {
   std::vector<std::uint32_t> occupancies = {75, 90, 97};
   std::vector<std::string> hints = {"prompt"};
   std::vector<std::string> compaction = {"yes"};
+  std::uint32_t num_seeds = 1;
   bool all = false;
   bool hour = false;
   bool json = false;
   Setting base;
 };
+
+// The least and the most of each figure.
+void ReportRange(const Setting& setting, const std::vector<Figures>& all) {
+  std::printf("%-8s %3u  %-9s %zu seeds:", kFamilyNames[static_cast<std::size_t>(setting.family)],
+              setting.percent, PlacementPolicyName(setting.policy), all.size());
+  for (std::size_t i = 0; i < kFigureNames.size(); ++i) {
+    const auto [least, most] =
+        std::ranges::minmax(all, {}, [i](const Figures& figures) { return figures[i]; });
+    std::printf("  %s %.4g to %.4g", kFigureNames[i], least[i], most[i]);
+  }
+  std::printf("\n");
+}
+
+// One setting, from every seed.
+void RunSeeds(const Asked& asked, Setting setting, const std::vector<std::uint32_t>& loads) {
+  std::vector<Figures> all;
+  for (const std::uint32_t load : loads) {
+    Traffic traffic(setting, std::max(kMaxBlocksPerSeq, load * 100 / setting.percent));
+    for (std::uint32_t i = 0; i < setting.num_steps; ++i)
+      traffic.Step();
+    traffic.Report(asked.json);
+    all.push_back(traffic.figures());
+    ++setting.seed;
+  }
+  if (all.size() > 1 && !asked.json) ReportRange(setting, all);
+}
 
 void RunAll(const Asked& asked) {
   Setting setting = asked.base;
@@ -397,7 +443,12 @@ void RunAll(const Asked& asked) {
     CHECK(at != kFamilyNames.end());
     setting.family = static_cast<Family>(at - kFamilyNames.begin());
     setting.percent = 100;
-    const std::uint32_t load = PoolFor(setting);
+    std::vector<std::uint32_t> loads;
+    for (std::uint32_t i = 0; i < asked.num_seeds; ++i) {
+      Setting seeded = setting;
+      seeded.seed += i;
+      loads.push_back(PoolFor(seeded));
+    }
     for (const std::uint32_t percent : asked.occupancies) {
       setting.percent = percent;
       for (const std::string& policy : asked.policies) {
@@ -407,10 +458,7 @@ void RunAll(const Asked& asked) {
           for (const std::string& compaction : asked.compaction) {
             setting.compaction = compaction == "yes";
             if (asked.all && setting.hint_max && !setting.compaction) continue;
-            Traffic traffic(setting, std::max(kMaxBlocksPerSeq, load * 100 / percent));
-            for (std::uint32_t i = 0; i < setting.num_steps; ++i)
-              traffic.Step();
-            traffic.Report(asked.json);
+            RunSeeds(asked, setting, loads);
           }
         }
       }
@@ -436,6 +484,7 @@ int Main(int argc, char** argv) {
   app.add_option("--moved", asked.base.max_moved, "blocks moved a step");
   app.add_option("--headroom", asked.base.headroom, "percent that admission leaves free");
   app.add_option("--seed", asked.base.seed);
+  app.add_option("--seeds", asked.num_seeds, "so many, from --seed on")->check(CLI::Range(1, 1000));
   app.add_flag("--all", asked.all, "every policy, compaction and hint");
   app.add_flag("--hour", asked.hour, "120,000 steps of the mixed family at 75 and 90 %");
   app.add_flag("--json", asked.json, "one object a line");

@@ -29,6 +29,8 @@ CLEAN = {
     "CMakeLists.txt": CMAKE,
     "tools/floors.txt": FLOORS,
     "README.md": "# A house\n\n[style](docs/style.md#the-words) and [web](https://example.org)\n",
+    "docs/testing.md": "# Testing\n\n| number | what |\n| --- | --- |\n| D1, D2 | a |\n"
+                       "| P1 to P3 | b |\n",
     "docs/style.md": "# Style\n\n## The words\n",
     "src/step/ids.h": SPDX + "// Ids.\n//\n//   D1  numbers rise\n#pragma once\n"
                              '#include "base/check.h"\n',
@@ -156,6 +158,11 @@ class TidyTest(unittest.TestCase):
 
     def test_invariant_without_check(self):
         self.assert_finds(tidy.rule_invariants, "src/kv/x.h", "//   P1  never negative\n", 1)
+
+    def test_invariant_that_the_document_lacks(self):
+        self.assertEqual(self.check(tidy.rule_invariants, {
+            "src/kv/x.h": "//   P3  one\n//   P4  two\n",
+            "src/kv/x.cc": "// P3 and P4 hold.\n"}), [("src/kv/x.h", 2)])
 
     def test_citation_without_invariant(self):
         self.assert_finds(tidy.rule_invariants, "src/step/x.cc", "CHECK(x);  // D9\n", 1)

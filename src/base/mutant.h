@@ -29,10 +29,12 @@ enum class Mutant : std::uint8_t {
   kForkForgetsRef,     // a fork does not count itself as a holder of its last block
   kTruncateKeepsName,  // what is cut off and written anew is still found under its old name
   kTrimOneTooMany,     // trimming drops the block behind its range as well
+  kOwnTooEarly,        // who is left alone with a block writes it while the others' steps run
   // Prefix cache.
   kKeyWithoutTokens,  // a prefix is found by its key alone, tokens are not compared
   kPublishUnsettled,  // blocks are published before the step that fills them has retired
   kPublishPartial,    // a block is published before it is full
+  kPublishHoled,      // a block is published although computed behind a hole
   kFindInLimbo,       // a block whose fence has not passed is handed out as a prefix hit
   kEvictHeld,         // a prefix hit leaves the block evictable
   kFreeKeepsName,     // a block becomes free and is still found under its name
@@ -49,6 +51,8 @@ enum class Mutant : std::uint8_t {
   kStageWrongBlock,     // a window is filled from the block behind
   kMapStale,            // a window shows the block that was there before the move
   kRunsSwapped,         // the first two runs of a row in the wrong order
+  kWindowTooEarly,      // a window is filled or shown anew while a step in flight reads it
+  kTailTogether,        // a half-filled block is copied in by the step that writes into it
   // Engine.
   kHitTooLong,         // a prefix hit counts one token more than it has
   kLoseSequenceId,     // a sequence that ends takes its identity with it

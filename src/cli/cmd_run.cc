@@ -23,7 +23,7 @@ constexpr int kExitInterrupted = 130;  // As shells report a program that SIGINT
 volatile std::sig_atomic_t interrupted = 0;
 
 struct RunFlags {
-  std::string model;
+  ModelFlags model;
   std::string prompt;
   std::string system;
   bool has_prompt = false;
@@ -123,7 +123,8 @@ void RunPrompt(RunFlags flags) {
     flags.prompt = IsTerminal(0) ? kDefaultPrompt : ReadPipe();
   }
   if (flags.prompt.empty()) throw StartError("the prompt is empty");
-  const Model model = LoadModel(flags.model);
+  const LoadedModel loaded(flags.model);
+  const Model& model = loaded.model();
   const SystemClock clock;
   Request request;
   request.prompt = flags.chat ? ChatPrompt(model, flags)
@@ -161,7 +162,7 @@ void RunPrompt(RunFlags flags) {
 void AddRunCommand(CLI::App& app) {
   auto flags = std::make_shared<RunFlags>();
   CLI::App* command = app.add_subcommand("run", "continue a prompt, streamed to the terminal");
-  AddModelFlag(*command, &flags->model);
+  AddModelFlags(*command, &flags->model);
   CLI::Option* prompt = command->add_option(
       "prompt", flags->prompt, "text to continue; without it standard input, if it is a pipe");
   command->add_flag("--chat", flags->chat, "send the prompt as a user's message");

@@ -31,7 +31,7 @@ constexpr long kSignalPollNs = 50'000'000;
 constexpr std::int64_t kAbortGraceNs = 2'000'000'000;
 
 struct ServeFlags {
-  std::string model;
+  ModelFlags model;
   std::string alias;
   std::string host = "127.0.0.1";
   std::string api_key;
@@ -175,11 +175,13 @@ ServerOptions OptionsOf(const ServeFlags& flags, const Clock& clock) {
   return options;
 }
 
-// What clients call the model: the alias, else the file's or folder's own name.
+// What clients call the model: the alias, else the dummy's shape or the file's or folder's own
+// name.
 std::string ServedName(const ServeFlags& flags) {
   if (!flags.alias.empty()) return flags.alias;
-  if (flags.model.empty()) return "kvrm-demo";
-  const std::filesystem::path path = std::filesystem::absolute(flags.model).lexically_normal();
+  if (!flags.model.dummy.empty()) return "kvrm-dummy-" + flags.model.dummy;
+  if (flags.model.path.empty()) return "kvrm-demo";
+  const std::filesystem::path path = std::filesystem::absolute(flags.model.path).lexically_normal();
   return path.has_filename() ? path.stem().string() : path.parent_path().filename().string();
 }
 
@@ -199,7 +201,8 @@ void RunServe(const ServeFlags& flags) {
   if (flags.verbose) SetLogLevel(LogLevel::kDebug);
 
   const SystemClock clock;
-  const Model model = LoadModel(flags.model);
+  const LoadedModel loaded(flags.model);
+  const Model& model = loaded.model();
   const ChatSupport chat = LoadChatSupport(model);
   EngineOptions engine_options = flags.engine;
   engine_options.load_progress = ShowLoading();
@@ -253,7 +256,7 @@ void AddEngineFlags(CLI::App& command, EngineOptions& engine) {
 void AddServeCommand(CLI::App& app) {
   auto flags = std::make_shared<ServeFlags>();
   CLI::App* command = app.add_subcommand("serve", "serve the OpenAI-compatible HTTP API");
-  AddModelFlag(*command, &flags->model);
+  AddModelFlags(*command, &flags->model);
   command->add_option("-a,--alias,--served-model-name", flags->alias,
                       "the name clients see; the model's own otherwise");
   command->add_option("--host", flags->host, "IP address to listen on")->capture_default_str();

@@ -32,10 +32,10 @@ void PrintTotals(const SimReport& report, double seconds) {
               " rows, %" PRIu64 " copies, %" PRIu64 " mappings, %" PRIu64
               " blocks copied on write, %" PRIu64 " prefix hits, %" PRIu64 " evictions, %" PRIu64
               " run overflows, %" PRIu64 " waits, %" PRIu64 " requests, %" PRIu64
-              " preemptions in %.1f s, %.0f schedules a second\n",
+              " preemptions, %" PRIu64 " reads proved in %.1f s, %.0f schedules a second\n",
               report.num_schedules, t.num_ops, t.num_steps, t.num_rows, t.num_copies, t.num_maps,
               t.num_cow_blocks, t.num_prefix_hits, t.num_evictions, t.num_run_overflows,
-              t.num_waits, t.num_requests, t.num_preemptions, seconds,
+              t.num_waits, t.num_requests, t.num_preemptions, t.num_proved_reads, seconds,
               static_cast<double>(report.num_schedules) / std::max(seconds, 1e-3));
 }
 
@@ -49,12 +49,13 @@ void ShowShortest(const SimFlags& flags, std::uint64_t seed) {
   RunTraced(shortest, flags.plan.mutant);
 }
 
-void RunExhaustive(const SimFlags& flags) {
+void RunExhaustive(const SimFlags& flags, KvView view) {
   const SystemClock clock;
   const std::int64_t begin_ns = clock.NowNs();
-  const ExhaustiveReport report = Explore(flags.depth);
-  std::printf("%" PRIu64 " states, %" PRIu64 " programs of up to %u operations, %s, in %.1f s\n",
-              report.num_states, report.num_programs, report.num_ops,
+  const ExhaustiveReport report = Explore(flags.depth, view);
+  std::printf("%s: %" PRIu64 " states, %" PRIu64
+              " programs of up to %u operations, %s, in %.1f s\n",
+              KvViewName(view), report.num_states, report.num_programs, report.num_ops,
               report.complete ? "no state left" : "not all states reached",
               static_cast<double>(clock.NowNs() - begin_ns) * 1e-9);
   if (report.failure.empty()) return;
@@ -63,7 +64,11 @@ void RunExhaustive(const SimFlags& flags) {
 }
 
 void RunSim(const SimFlags& flags) {
-  if (flags.exhaustive) return RunExhaustive(flags);
+  if (flags.exhaustive) {
+    for (const KvView view : {KvView::kExtents, KvView::kStagedWindows, KvView::kMapped})
+      RunExhaustive(flags, view);
+    return;
+  }
   const SystemClock clock;
   if (flags.trace) {
     return RunTraced(MakeSchedule(LevelOf(flags.plan.levels, flags.plan.first_seed),

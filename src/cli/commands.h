@@ -15,5 +15,6 @@ void AddInspectCommand(CLI::App& app);
 void AddLogitsCommand(CLI::App& app);
 void AddPerplexityCommand(CLI::App& app);
 void AddSimCommand(CLI::App& app);
+void AddBenchCommand(CLI::App& app);
 
 }  // namespace kvrm

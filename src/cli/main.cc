@@ -33,6 +33,7 @@ int main(int argc, char** argv) {
   kvrm::AddLogitsCommand(app);
   kvrm::AddPerplexityCommand(app);
   kvrm::AddSimCommand(app);
+  kvrm::AddBenchCommand(app);
   kvrm::InstallMappedFileGuard();
   if (argc > 1 && argv[1][0] != '-' && !HasCommand(app, argv[1])) {
     std::fprintf(stderr, "kvrm: unknown command '%s'; kvrm --help lists them\n", argv[1]);

@@ -66,6 +66,29 @@ void AddKvDTypeFlag(CLI::App& command, DType* type) {
             FindKvDType);
 }
 
+void AddModelFlags(CLI::App& command, ModelFlags* flags) {
+  AddModelFlag(command, &flags->path);
+  const auto list = [](const std::vector<std::string>& names) {
+    std::string all;
+    for (const std::string& name : names)
+      all += (all.empty() ? "" : ", ") + name;
+    return all;
+  };
+  command
+      .add_option("--dummy", flags->dummy,
+                  "instead of a model: random weights of a public shape, SHAPE[:TYPE]; SHAPE " +
+                      list(DummyModel::Shapes()) + "; TYPE " + list(DummyModel::Types()))
+      ->excludes("--model");
+}
+
+LoadedModel::LoadedModel(const ModelFlags& flags, const DummyOptions& dummy) {
+  if (flags.dummy.empty()) {
+    file_ = LoadModel(flags.path);
+  } else {
+    dummy_ = std::make_unique<DummyModel>(flags.dummy, dummy);
+  }
+}
+
 void AddKvFlags(CLI::App& command, EngineOptions* engine) {
   std::string views;
   for (int v = 0; v < kNumKvViews; ++v)

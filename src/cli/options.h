@@ -5,11 +5,14 @@
 #include <CLI/CLI.hpp>
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "engine/engine.h"
+#include "model/dummy_model.h"
 #include "model/weights.h"
 
 namespace kvrm {
@@ -18,6 +21,23 @@ namespace kvrm {
 void AddModelFlag(CLI::App& command, std::string* path);
 // Loads it, or throws StartError.
 Model LoadModel(const std::string& path);
+
+// -m / --model, or --dummy in its place.
+struct ModelFlags {
+  std::string path;
+  std::string dummy;
+};
+void AddModelFlags(CLI::App& command, ModelFlags* flags);
+// What they ask for. Throws StartError.
+class LoadedModel {
+ public:
+  explicit LoadedModel(const ModelFlags& flags, const DummyOptions& dummy = {});
+  const Model& model() const { return dummy_ ? dummy_->model() : *file_; }
+
+ private:
+  std::unique_ptr<DummyModel> dummy_;
+  std::optional<Model> file_;
+};
 
 // Adds the flags of the KV cache and of the memory: --kv-view, --memory-budget and their kin.
 void AddKvFlags(CLI::App& command, EngineOptions* engine);

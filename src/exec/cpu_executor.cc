@@ -24,6 +24,11 @@ Range Share(std::uint32_t n, std::uint32_t worker, std::uint32_t num_workers) {
           static_cast<std::uint32_t>(std::uint64_t{n} * (worker + 1) / num_workers)};
 }
 
+StepProfile::Kind KindOf(Code code) {
+  if (code == Code::kMatMul || code == Code::kPrepare) return StepProfile::Kind::kMatMul;
+  return code == Code::kAttention ? StepProfile::Kind::kAttention : StepProfile::Kind::kOther;
+}
+
 }  // namespace
 
 std::vector<Bucket> PlanBuckets(const StepLimits& limits) {
@@ -81,8 +86,14 @@ struct CpuExecutor::State {
       }
       frequencies.push_back(frequency);
     }
+    matmul_scratch =
+        device.Reserve(std::size_t{kMatMulScratchBytes} * options.num_workers, "matmul scratch");
     ReserveScratch(device);
     CHECK(options.layer_buffers.size() % (2 * options.layout.layer_bytes()) == 0);
+    if (options.profile != nullptr) {
+      for (const Instruction& i : program.code)
+        options.profile->instructions.push_back({.kind = KindOf(i.code)});
+    }
   }
 
   // Of the longest row that is worth dividing: no longer than the pool, unless it has holes.
@@ -177,11 +188,35 @@ struct CpuExecutor::State {
 
   static void Work(void* argument, std::uint32_t worker) {
     State& state = *static_cast<State*>(argument);
+    if (worker == 0 && state.options.profile != nullptr) return state.WorkProfiled();
     for (const Instruction& instruction : state.program.code) {
       if (instruction.optional && !state.has_layer_windows) continue;
       if (instruction.barrier) state.team.Barrier();
       state.Execute(instruction, worker);
     }
+  }
+
+  // What worker 0 does in Work, timed.
+  void WorkProfiled() noexcept {
+    StepProfile& profile = *options.profile;
+    const bool first = profile.steps++ == 0;
+    StepProfile::Instruction* timed = nullptr;
+    std::int64_t begin_ns = 0;
+    const auto end_instruction = [&] {
+      const std::int64_t now_ns = profile.clock->NowNs();
+      const std::int64_t ns = now_ns - begin_ns;
+      begin_ns = now_ns;
+      if (timed != nullptr) timed->least_ns = first ? ns : std::min(timed->least_ns, ns);
+    };
+    for (std::size_t i = 0; i < program.code.size(); ++i) {
+      const Instruction& instruction = program.code[i];
+      if (instruction.optional && !has_layer_windows) continue;
+      if (instruction.barrier) team.Barrier();
+      end_instruction();
+      timed = &profile.instructions[i];
+      Execute(instruction, 0);
+    }
+    end_instruction();
   }
 
   void Execute(const Instruction& i, std::uint32_t worker) noexcept {
@@ -294,7 +329,8 @@ struct CpuExecutor::State {
          .num_tokens = num_rows,
          .out_begin = share.begin * kOutTile,
          .out_end = std::min(share.end * kOutTile, i.matrix.rows),
-         .accumulate = i.accumulate});
+         .accumulate = i.accumulate,
+         .scratch = matmul_scratch.data() + std::size_t{worker} * kMatMulScratchBytes});
   }
 
   // Gathers the layer of every block that the step shows into this layer's buffer.
@@ -393,6 +429,7 @@ struct CpuExecutor::State {
   std::vector<AttentionRun> runs;        // [max_rows][max_runs]
   std::vector<std::uint32_t> token_row;  // [max_tokens]
   AttentionSplit split;
+  std::span<std::byte> matmul_scratch;  // [num_workers][kMatMulScratchBytes]
   bool running = false;
 };
 

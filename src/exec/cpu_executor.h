@@ -25,6 +25,7 @@
 #include <span>
 #include <vector>
 
+#include "base/clock.h"
 #include "device/device.h"
 #include "exec/executor.h"
 #include "exec/program.h"
@@ -35,6 +36,19 @@
 #include "step/step.h"
 
 namespace kvrm {
+
+// Where the time of a step goes, as its first worker sees it: an instruction takes until the next
+// one may begin, waiting for the other workers included.
+struct StepProfile {
+  enum class Kind : std::uint8_t { kMatMul, kAttention, kOther };  // preparing operands: kMatMul
+  struct Instruction {
+    Kind kind = Kind::kOther;
+    std::int64_t least_ns = 0;  // of the steps since `steps` was set to 0
+  };
+  const Clock* clock = nullptr;
+  std::vector<Instruction> instructions = {};  // sized by the executor's constructor
+  std::uint64_t steps = 0;
+};
 
 struct CpuExecutorOptions {
   StepLimits limits;
@@ -47,6 +61,9 @@ struct CpuExecutorOptions {
   std::span<std::byte> layer_buffers = {};
   LoadProgress progress = {};
   bool only_reserve = false;  // as ProgramOptions; such an executor must not run
+  // For benchmarks: outlives the executor, and costs a look at the clock an instruction. Null: one
+  // branch a step.
+  StepProfile* profile = nullptr;
 };
 
 class CpuExecutor final : public Executor {

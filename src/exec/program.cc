@@ -32,6 +32,10 @@ bool Conflict(const Access& a, const Access& b) {
          !SameWorkerRows(a.split, b.split);
 }
 
+std::size_t OddLines(std::size_t bytes) {
+  return ((bytes + 63) / 64 | 1) * 64;
+}
+
 class Compiler {
  public:
   Compiler(const Graph& graph, const ProgramOptions& options, Device& device, WorkerTeam& team)
@@ -69,8 +73,10 @@ class Compiler {
     std::vector<std::size_t> offsets;
     for (const Buffer& buffer : graph_.buffers) {
       offsets.push_back(floats);
-      // Rows start on cache lines, so that workers on neighbouring tokens never share one.
-      strides_.push_back((std::size_t{buffer.width} + 15) / 16 * 16);
+      // Rows start on cache lines, so that workers on neighbouring tokens never share one, an odd
+      // number of them apart: products read one column of many rows, and rows a power of two apart
+      // would share a few places of the caches.
+      strides_.push_back(OddLines(std::size_t{buffer.width} * sizeof(float)) / sizeof(float));
       floats += strides_.back() * Rows(buffer);
     }
     const std::span<std::byte> arena = device_.Reserve(floats * sizeof(float), "activations");
@@ -288,7 +294,7 @@ class Compiler {
     i.in_stride = Stride(op.in);
     i.act = &options_.kernels->act[static_cast<std::size_t>(format)];
     i.prepared = PreparedMemory(format);
-    i.prepared_stride = i.act->bytes(op.in.width);
+    i.prepared_stride = OddLines(i.act->bytes(op.in.width));
     Append(i, {Read(op.in, i.split), Access{PreparedResource(format), 0, 1, true, i.split}});
     prepared_[static_cast<std::size_t>(format)] = {operand.resource, operand.begin, operand.end};
   }
@@ -301,7 +307,8 @@ class Compiler {
       if (op.kind == OpKind::kMatMul) widest = std::max(widest, op.in.width);
     }
     const std::size_t rows = std::max(options_.max_tokens, options_.max_samples);
-    const std::size_t bytes = options_.kernels->act[static_cast<std::size_t>(format)].bytes(widest);
+    const std::size_t bytes =
+        OddLines(options_.kernels->act[static_cast<std::size_t>(format)].bytes(widest));
     memory = device_.Reserve(rows * bytes, "prepared operands").data();
     return memory;
   }
@@ -325,7 +332,7 @@ class Compiler {
     }
     i.prepared = PreparedMemory(kernel.act);
     i.prepared_stride =
-        options_.kernels->act[static_cast<std::size_t>(kernel.act)].bytes(op.in.width);
+        OddLines(options_.kernels->act[static_cast<std::size_t>(kernel.act)].bytes(op.in.width));
     Append(i, {Write(op.out, Split::kOutput),
                Access{PreparedResource(kernel.act), 0, 1, false, Split::kOutput}});
   }

@@ -104,6 +104,7 @@ inline Q8Scale QuantizeBlock(const float* x, int8_t* q) {
   const __m256 inverse = _mm256_set1_ps(usable ? 127.0f / amax : 0.0f);
   const __m256i keep = _mm256_set1_epi32(usable ? -1 : 0);
   Q8Scale result;
+  int32_t sum[2];
   for (uint32_t half = 0; half < 2; ++half) {
     const float* source = x + 16 * half;
     const __m256i a =
@@ -116,11 +117,17 @@ inline Q8Scale QuantizeBlock(const float* x, int8_t* q) {
         _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16 * half), bytes);
     // Sums of at most 16 * 127 are exact in float.
-    result.sum[half] = static_cast<int32_t>(SumOf(_mm256_cvtepi32_ps(_mm256_add_epi32(a, b))));
+    sum[half] = static_cast<int32_t>(SumOf(_mm256_cvtepi32_ps(_mm256_add_epi32(a, b))));
   }
   result.scale = usable ? amax / 127.0f : 0.0f;
   if (greatest >= 0x7f800000u) result.scale = __builtin_nanf("");
-  result.sum_scale = result.scale * static_cast<float>(result.sum[0] + result.sum[1]);
+  result.sum_scale = result.scale * static_cast<float>(sum[0] + sum[1]);
+  result.start[kStart128] = -128 * (sum[0] + sum[1]);
+  result.start[kStart8] = -8 * (sum[0] + sum[1]);
+  result.start[kStart16] = -16 * (sum[0] + sum[1]);
+  result.start[kStart32] = -32 * sum[0];
+  result.start[kStart32 + 1] = -32 * sum[1];
+  result.start[kStart0] = 0;
   return result;
 }
 

@@ -22,28 +22,36 @@ struct Columns {
   uint32_t end;
 };
 
-template <DType kType, uint32_t kTokens, uint32_t kGroups>
+// 8 rows of a column. Of BF16 the two columns of a pair are the halves of the same lanes.
+template <DType kType>
+__m256 LoadColumn(const uint8_t* tile, size_t k, uint32_t row) {
+  if constexpr (kType == DType::kBf16) {
+    const __m256i pair = Load256(tile + (k / 2 * kOutTile + row) * 4);
+    return _mm256_castsi256_ps(k % 2 == 0 ? _mm256_slli_epi32(pair, 16)
+                                          : _mm256_and_si256(pair, _mm256_set1_epi32(-65536)));
+  } else {
+    return LoadFloats<kType>(tile + (k * kOutTile + row) * kElementBytes<kType>);
+  }
+}
+
+// kTokens tokens by kVectors times 8 rows of a tile, from `out` on.
+template <DType kType, uint32_t kTokens, uint32_t kVectors>
 struct FloatTile {
-  static void Run(const MatMulArgs& args, uint64_t group_bytes, uint32_t token, uint32_t out,
-                  Columns columns) {
-    const uint8_t* w[kGroups];
+  static void Run(const MatMulArgs& args, uint32_t token, uint32_t out, Columns columns) {
+    const uint8_t* tile = Bytes(args.w.data) + out / kOutTile * OutTileBytes(kType, args.w.cols);
     const uint8_t* x[kTokens];
-    __m256 sum[kTokens][2 * kGroups];
-    KVRM_UNROLL
-    for (uint32_t g = 0; g < kGroups; ++g)
-      w[g] = Bytes(args.w.data) + (out / kGroup + g) * group_bytes;
+    __m256 sum[kTokens][kVectors];
     KVRM_UNROLL
     for (uint32_t t = 0; t < kTokens; ++t) {
       x[t] = Bytes(args.x) + (token + t) * args.x_stride;
       KVRM_UNROLL
-      for (uint32_t g = 0; g < 2 * kGroups; ++g)
+      for (uint32_t g = 0; g < kVectors; ++g)
         sum[t][g] = _mm256_setzero_ps();
     }
     for (size_t k = columns.begin; k < columns.end; ++k) {
       KVRM_UNROLL
-      for (uint32_t g = 0; g < 2 * kGroups; ++g) {
-        const __m256 weights =
-            LoadFloats<kType>(w[g / 2] + (k * kGroup + g % 2 * kLanes) * kElementBytes<kType>);
+      for (uint32_t g = 0; g < kVectors; ++g) {
+        const __m256 weights = LoadColumn<kType>(tile, k, out % kOutTile + g * kLanes);
         KVRM_UNROLL
         for (uint32_t t = 0; t < kTokens; ++t)
           sum[t][g] = _mm256_fmadd_ps(
@@ -53,30 +61,24 @@ struct FloatTile {
     KVRM_UNROLL
     for (uint32_t t = 0; t < kTokens; ++t) {
       KVRM_UNROLL
-      for (uint32_t g = 0; g < 2 * kGroups; ++g)
+      for (uint32_t g = 0; g < kVectors; ++g)
         StoreOutputs(args, token + t, out + g * kLanes, sum[t][g]);
     }
   }
 };
 
-// A single token takes four groups at a time, to have eight chains of multiply-adds under way.
+// The whole tile for one or two tokens, half of it for four.
 template <DType kType>
 void FloatColumns(const MatMulArgs& args, Columns columns) {
-  const uint64_t bytes = TiledGroupBytes(kType, args.w.cols);
-  for (uint32_t out = args.out_begin; out < args.out_end;) {
-    const uint32_t groups = args.out_end - out > 3 * kGroup ? 4 : 1;
-    for (uint32_t g = 0; g < groups; ++g) {
-      uint32_t t = 0;
-      for (; args.num_tokens - t >= 4; t += 4)
-        FloatTile<kType, 4, 1>::Run(args, bytes, t, out + g * kGroup, columns);
-      for (; args.num_tokens - t >= 2; t += 2)
-        FloatTile<kType, 2, 1>::Run(args, bytes, t, out + g * kGroup, columns);
-      if (groups == 1 && t < args.num_tokens)
-        FloatTile<kType, 1, 1>::Run(args, bytes, t, out, columns);
+  for (uint32_t out = args.out_begin; out < args.out_end; out += kOutTile) {
+    uint32_t t = 0;
+    for (; args.num_tokens - t >= 4; t += 4) {
+      FloatTile<kType, 4, 2>::Run(args, t, out, columns);
+      FloatTile<kType, 4, 2>::Run(args, t, out + kGroup, columns);
     }
-    if (groups == 4 && args.num_tokens % 2 == 1)
-      FloatTile<kType, 1, 4>::Run(args, bytes, args.num_tokens - 1, out, columns);
-    out += groups * kGroup;
+    for (; args.num_tokens - t >= 2; t += 2)
+      FloatTile<kType, 2, 4>::Run(args, t, out, columns);
+    if (t < args.num_tokens) FloatTile<kType, 1, 4>::Run(args, t, out, columns);
   }
 }
 
@@ -89,12 +91,12 @@ constexpr uint32_t kQuantBytes = kType == DType::kQ8_0                          
                                  : kType == DType::kQ6_K                          ? 384
                                                                                   : 320;
 
-// Log2 of the zero point (QuantZero in quant_block.h), for the types without a minimum but Q8_0,
-// whose values are made signed first.
+// What a sum starts from (Q8Scale); Q8_0's values are made signed first.
 template <DType kType>
-constexpr int kZeroShift = kType == DType::kQ4_0   ? 3
-                           : kType == DType::kQ5_0 ? 4
-                                                   : 5;
+constexpr int kStart = kType == DType::kQ4_0   ? kStart8
+                       : kType == DType::kQ5_0 ? kStart16
+                       : kType == DType::kQ6_K ? kStart32
+                                               : kStart0;
 
 // How many pair sums u0 a0 + u1 a1 a 16-bit lane holds without overflow, |a| <= 127: 8 of
 // 2 * 15 * 127 = 3,810; 4 of 2 * 31 * 127 = 7,874; 2 of 2 * 63 * 127 = 16,002; and for Q8_0, where
@@ -137,14 +139,21 @@ __m256i LoadQuants(const uint8_t* quants) {
   }
 }
 
+// Of the super of both groups.
+template <DType kType>
+constexpr uint32_t kSuperBytes = kHasMinimum<kType>      ? 128
+                                 : kType == DType::kQ6_K ? 64
+                                                         : 0;
+
 template <DType kType, uint32_t kTokens>
 struct QuantTile {
+  static constexpr size_t kBlockBytes = 2 * kQuantBytes<kType> + 64;
+
   struct State {
-    const uint8_t* quants;  // of 8 of the group's rows
-    const uint8_t* scales;  // of the whole group
-    const uint8_t* supers;
+    const uint8_t* tile;
     const uint8_t* x[kTokens];
     size_t act_scales;  // bytes from a row of activations to its Q8Scale[]
+    uint32_t group;     // of the tile
     uint32_t row;       // first of the 8 within the group
     __m256 sum[kTokens];
   };
@@ -176,48 +185,53 @@ struct QuantTile {
       return _mm256_maddubs_epi16(weights, x);
   }
 
-  // Vectors [kBegin, kEnd) of block b, scaled by `scale` of 8 rows. The zero point is subtracted as
-  // its multiple of the activations' sum: sum[0] for the first 4 vectors, sum[1] for the others.
+  // Vectors [kBegin, kEnd) of block b, scaled by `scale` of 8 rows.
   template <int kBegin, int kEnd>
   static inline __attribute__((always_inline)) void Part(State* s, size_t b, __m256 scale) {
     const size_t act = s->act_scales + b * sizeof(Q8Scale);
     __m256i pairs[kTokens];
     __m256i dot[kTokens];
-    KVRM_UNROLL
-    for (uint32_t t = 0; t < kTokens; ++t)
-      pairs[t] = dot[t] = _mm256_setzero_si256();
-    Dot<kBegin, kEnd>(s, s->quants + b * kQuantBytes<kType>, b * kBlock, pairs, dot);
+    constexpr size_t kFrom = offsetof(Q8Scale, start) + 4 * (kStart<kType> + kBegin / 4);
     KVRM_UNROLL
     for (uint32_t t = 0; t < kTokens; ++t) {
-      if constexpr (!kHasMinimum<kType> && kType != DType::kQ8_0) {
-        const uint8_t* sums = s->x[t] + act + offsetof(Q8Scale, sum);
-        int32_t sum = LoadAs<int32_t>(sums + kBegin);
-        if constexpr (kEnd - kBegin == 8) sum += LoadAs<int32_t>(sums + 4);
-        const __m256i zero = _mm256_slli_epi32(_mm256_set1_epi32(sum), kZeroShift<kType>);
-        dot[t] = _mm256_sub_epi32(dot[t], zero);
-      }
+      pairs[t] = _mm256_setzero_si256();
+      dot[t] = _mm256_set1_epi32(LoadAs<int32_t>(s->x[t] + act + kFrom));
+    }
+    Dot<kBegin, kEnd>(s, BlockAt(s, b) + s->group * kQuantBytes<kType> + 4 * s->row, b * kBlock,
+                      pairs, dot);
+    KVRM_UNROLL
+    for (uint32_t t = 0; t < kTokens; ++t) {
       const __m256 both = _mm256_mul_ps(scale, _mm256_set1_ps(LoadAs<float>(s->x[t] + act)));
       s->sum[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[t]), both, s->sum[t]);
     }
   }
 
+  static const uint8_t* BlockAt(const State* s, size_t b) {
+    return s->tile + b * kBlockBytes + (b / 8 + 1) * kSuperBytes<kType>;
+  }
+  static const uint8_t* SuperAt(const State* s, size_t b) {
+    return s->tile +
+           b / 8 * (8 * kBlockBytes + kSuperBytes<kType>)+s->group * kSuperBytes<kType> / 2 +
+           2 * s->row;
+  }
+
   static inline __attribute__((always_inline)) void Block(State* s, size_t b) {
+    const uint8_t* scales = BlockAt(s, b) + 2 * kQuantBytes<kType> + 32 * s->group;
     if constexpr (kType == DType::kQ6_K) {
-      const uint8_t* bytes = s->scales + b * 32 + s->row;
-      const __m256 d = LoadFloats<DType::kF16>(s->supers + b / 8 * 32 + 2 * s->row);
-      Part<0, 4>(s, b, ByteScale(bytes, d));
-      Part<4, 8>(s, b, ByteScale(bytes + kGroup, d));
+      const __m256 d = LoadFloats<DType::kF16>(SuperAt(s, b));
+      Part<0, 4>(s, b, ByteScale(scales + s->row, d));
+      Part<4, 8>(s, b, ByteScale(scales + kGroup + s->row, d));
     } else if constexpr (kHasMinimum<kType>) {
-      const uint8_t* bytes = s->scales + b * 32 + s->row;
-      const uint8_t* super = s->supers + b / 8 * 64 + 2 * s->row;
-      Part<0, 8>(s, b, UnsignedScale(bytes, LoadFloats<DType::kF16>(super)));
-      const __m256 min = UnsignedScale(bytes + kGroup, LoadFloats<DType::kF16>(super + 32));
+      const uint8_t* super = SuperAt(s, b);
+      Part<0, 8>(s, b, UnsignedScale(scales + s->row, LoadFloats<DType::kF16>(super)));
+      const __m256 min =
+          UnsignedScale(scales + kGroup + s->row, LoadFloats<DType::kF16>(super + 32));
       const size_t act = s->act_scales + b * sizeof(Q8Scale) + offsetof(Q8Scale, sum_scale);
       KVRM_UNROLL
       for (uint32_t t = 0; t < kTokens; ++t)
         s->sum[t] = _mm256_fnmadd_ps(min, _mm256_set1_ps(LoadAs<float>(s->x[t] + act)), s->sum[t]);
     } else {
-      Part<0, 8>(s, b, LoadFloats<DType::kF16>(s->scales + b * 32 + 2 * s->row));
+      Part<0, 8>(s, b, LoadFloats<DType::kF16>(scales + 2 * s->row));
     }
   }
 
@@ -231,15 +245,11 @@ struct QuantTile {
     return _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)));
   }
 
-  static void Run(const MatMulArgs& args, uint64_t group_bytes, uint32_t token, uint32_t out,
-                  Columns columns) {
-    const size_t blocks = args.w.cols / kBlock;
-    const uint8_t* group = Bytes(args.w.data) + out / kGroup * group_bytes;
+  static void Run(const MatMulArgs& args, uint32_t token, uint32_t out, Columns columns) {
     State s;
+    s.tile = Bytes(args.w.data) + out / kOutTile * OutTileBytes(kType, args.w.cols);
+    s.group = out % kOutTile / kGroup;
     s.row = out % kGroup;
-    s.quants = group + 4 * s.row;
-    s.scales = group + blocks * kQuantBytes<kType>;
-    s.supers = s.scales + blocks * 32;
     s.act_scales = (size_t{args.w.cols} + 63) / 64 * 64;
     KVRM_UNROLL
     for (uint32_t t = 0; t < kTokens; ++t) {
@@ -256,14 +266,13 @@ struct QuantTile {
 
 template <DType kType>
 void QuantColumns(const MatMulArgs& args, Columns columns) {
-  const uint64_t bytes = TiledGroupBytes(kType, args.w.cols);
   for (uint32_t out = args.out_begin; out < args.out_end; out += kLanes) {
     uint32_t t = 0;
     for (; args.num_tokens - t >= 4; t += 4)
-      QuantTile<kType, 4>::Run(args, bytes, t, out, columns);
+      QuantTile<kType, 4>::Run(args, t, out, columns);
     for (; args.num_tokens - t >= 2; t += 2)
-      QuantTile<kType, 2>::Run(args, bytes, t, out, columns);
-    if (t < args.num_tokens) QuantTile<kType, 1>::Run(args, bytes, t, out, columns);
+      QuantTile<kType, 2>::Run(args, t, out, columns);
+    if (t < args.num_tokens) QuantTile<kType, 1>::Run(args, t, out, columns);
   }
 }
 
@@ -291,6 +300,9 @@ void MatMul(const MatMulArgs& args) {
   }
 #endif
   AllTokens<kType>(args, {0, args.w.cols});
+  // The compiler leaves it out where vectors are arguments, as they are here. Whoever runs SSE code
+  // next would pay for it: a sampler takes 30 times as long.
+  _mm256_zeroupper();
 }
 }  // namespace
 

@@ -412,7 +412,7 @@ Queries Prepare(const AttentionArgs& args, float* weights) {
       for (size_t b = 0; b < args.head_dim / kBlock; ++b) {
         const Q8Scale block = QuantizeBlock(args.q + size_t{g} * args.head_dim + b * kBlock,
                                             reinterpret_cast<int8_t*>(target + b * kBlock));
-        const Q8Query query = {block.scale, -128 * (block.sum[0] + block.sum[1])};
+        const Q8Query query = {block.scale, block.start[kStart128]};
         __builtin_memcpy(target + args.head_dim + b * sizeof(query), &query, sizeof(query));
       }
     }

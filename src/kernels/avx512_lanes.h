@@ -107,9 +107,15 @@ inline Q8Scale QuantizeBlock(const float* x, int8_t* q) {
   Q8Scale result;
   result.scale = usable ? amax / 127.0f : 0.0f;
   if (greatest >= 0x7f800000u) result.scale = __builtin_nanf("");
-  result.sum[0] = _mm512_reduce_add_epi32(q0);
-  result.sum[1] = _mm512_reduce_add_epi32(q1);
-  result.sum_scale = result.scale * static_cast<float>(result.sum[0] + result.sum[1]);
+  const int32_t low = _mm512_reduce_add_epi32(q0);
+  const int32_t high = _mm512_reduce_add_epi32(q1);
+  result.sum_scale = result.scale * static_cast<float>(low + high);
+  result.start[kStart128] = -128 * (low + high);
+  result.start[kStart8] = -8 * (low + high);
+  result.start[kStart16] = -16 * (low + high);
+  result.start[kStart32] = -32 * low;
+  result.start[kStart32 + 1] = -32 * high;
+  result.start[kStart0] = 0;
   return result;
 }
 

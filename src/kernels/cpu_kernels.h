@@ -37,9 +37,17 @@ inline constexpr int kNumActFormats = 3;
 // NaN scale, so that it shows in every output.
 struct Q8Scale {
   float scale;      // max |x| / 127
-  float sum_scale;  // scale * (sum[0] + sum[1]), for weights with a minimum
-  int32_t sum[2];   // of q[0, 16) and q[16, 32), for weights with a zero point
+  float sum_scale;  // scale * (sum of q), for weights with a minimum
+  // Weights are multiplied unsigned, too large by their zero point: a sum over the block starts
+  // from -zero * (sum of q), by zero points. Those of 32 are two, of q[0, 16) and q[16, 32).
+  int32_t start[6];
 };
+// Indices of Q8Scale::start.
+inline constexpr int kStart128 = 0;
+inline constexpr int kStart8 = 1;
+inline constexpr int kStart16 = 2;
+inline constexpr int kStart32 = 3;  // and 4
+inline constexpr int kStart0 = 5;
 
 // A weight matrix in the layout its kernel wants. y = x W^T + b.
 struct PackedMatrix {
@@ -49,6 +57,8 @@ struct PackedMatrix {
   uint32_t cols;  // Input features.
   DType type;
 };
+
+inline constexpr uint32_t kMatMulScratchBytes = 32 * 1024;
 
 struct MatMulArgs {
   PackedMatrix w;
@@ -61,10 +71,12 @@ struct MatMulArgs {
   uint32_t out_begin;  // Output features [out_begin, out_end); out_begin is a multiple of kOutTile.
   uint32_t out_end;
   bool accumulate;  // y += instead of y =
+  void* scratch =
+      nullptr;  // MatKernel::scratch_bytes(w.cols), 64-byte aligned, of this worker alone
 };
 
 // Partitions of output features are multiples of this, so that packed layouts may interleave rows.
-inline constexpr uint32_t kOutTile = 16;
+inline constexpr uint32_t kOutTile = 32;
 
 // Everything about one weight type, taken as a whole from one table: layouts differ between tables.
 struct MatKernel {
@@ -206,27 +218,32 @@ void AttendWhole(AttentionUnitKernel kernel, const AttentionArgs& args);
 // The part of args.scratch that kernels may use: [group][kAttentionUnit + head_dim] floats.
 float* AttentionKernelScratch(const AttentionArgs& args);
 
-// The layout the vector tables share: rows in groups of 16, interleaved so that one load meets 16
-// or 8 output elements and no sum is ever taken across lanes. The last group is padded with zeros.
+// The layout the vector tables share: rows in tiles of 32, two groups of 16, interleaved so that
+// one load meets 16 or 8 output elements and no sum is ever taken across lanes. A pass reads a
+// tile, and a matrix, from front to back: one stream, which is what memory gives its full rate to.
+// The last tile is padded with zeros.
 //
-//   F32, F16, BF16   group -> column -> row: [rows / 16][cols][16]
-//   quantised        group -> [cols / 32] quants -> [cols / 32] scales -> [cols / 256] supers
-//     a vector of quants is 64 bytes: 4 consecutive columns of each of the 16 rows, unsigned; the
-//     32 columns of a block are 8 such vectors, v0 .. v7
+//   F32, F16    tile -> column -> row: [rows / 32][cols][32]
+//   BF16        tile -> pair of columns -> row -> column: [rows / 32][cols / 2][32][2], so that a
+//               32-bit lane holds two columns of a row
+//   quantised   tile -> [cols / 256] (super, then 8 blocks), or blocks alone for the types without
+//     block     32 columns: quants of group 0, quants of group 1, scales of both, 32 bytes each
+//     quants    a vector is 64 bytes: 4 consecutive columns of each of the 16 rows, unsigned; a
+//               group's 32 columns are 8 such vectors, v0 .. v7
 //       8 bits   v0 .. v7                                                        512 bytes
 //       4 bits   byte-wise v0 | v4 << 4, v1 | v5 << 4, v2 | v6 << 4, v3 | v7 << 4   256
 //       5 bits   the low nibbles as above, then one vector with bit 4 of v[i] in bit i   320
 //       6 bits   the low nibbles, then two vectors with bits 4-5 of v[i] in bits 2 (i % 4), the
 //                first for v0 .. v3, the second for v4 .. v7                        384
-//     scales of a block, 32 bytes: f16[16] d; for Q4_K and Q5_K uint8[16] scale, uint8[16] min; for
-//     Q6_K int8[16] of the first 16 columns, int8[16] of the others
-//     super: f16[16] d, and for Q4_K and Q5_K f16[16] dmin; none for the types with blocks of 32
+//     scales    f16[16] d; for Q4_K and Q5_K uint8[16] scale, uint8[16] min; for Q6_K int8[16] of
+//               the first 16 columns, int8[16] of the others
+//     super     for each group f16[16] d, and for Q4_K and Q5_K f16[16] dmin after it
 //
 // Every number of the file is kept exactly; the size is the file's, plus 2.8 % for Q4_K and 2.3 %
-// for Q5_K, whose scales take a byte here. A group starts at a multiple of 64 bytes.
+// for Q5_K, whose scales take a byte here. A tile and a block start at a multiple of 64 bytes.
 //
 // The templates are only declared here and instantiated in tiled.cc, for all types.
-uint64_t TiledGroupBytes(DType type, uint32_t cols);
+uint64_t OutTileBytes(DType type, uint32_t cols);
 template <DType kType>
 uint64_t TiledBytes(uint32_t rows, uint32_t cols);
 template <DType kType>

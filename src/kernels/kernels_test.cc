@@ -61,6 +61,7 @@ class Operand {
     std::uint8_t* prepared = Align64(storage);
     for (std::uint32_t t = 0; t < num_tokens; ++t)
       act.prepare(x.data() + std::size_t{t} * w_.cols, prepared + t * stride, w_.cols);
+    std::vector<std::uint8_t> scratch(kMatMulScratchBytes + 64, 0xff);
     y->resize(std::size_t{num_tokens} * w_.rows);
     for (std::size_t i = 0; i + 1 < cuts.size(); ++i)
       kernel_.matmul({.w = w_,
@@ -72,7 +73,8 @@ class Operand {
                       .num_tokens = num_tokens,
                       .out_begin = cuts[i],
                       .out_end = cuts[i + 1],
-                      .accumulate = accumulate});
+                      .accumulate = accumulate,
+                      .scratch = Align64(scratch)});
   }
 
  private:
@@ -96,7 +98,7 @@ void CheckInvariance(const CpuKernels& table, DType type, std::uint32_t rows, st
                      std::uint64_t seed) {
   Rng rng(seed);
   const Operand operand(table, type, rows, cols, RandomWeights(rng, type, rows, cols));
-  constexpr std::uint32_t kMaxTokens = 33;
+  constexpr std::uint32_t kMaxTokens = 75;
   const std::vector<float> x = Normals(rng, std::size_t{kMaxTokens} * cols);
   const std::vector<float> bias = Normals(rng, rows);
   const std::vector<float> before = Normals(rng, std::size_t{kMaxTokens} * rows);

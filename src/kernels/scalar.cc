@@ -155,13 +155,19 @@ Q8Scale QuantizeBlock(const float* x, std::int8_t* q) {
   const bool usable = greatest < 0x7f800000u && amax >= 0x1p-100f;
   const float inverse = usable ? 127.0f / amax : 0.0f;
   Q8Scale result = {};
+  std::int32_t sum[2] = {};
   for (std::uint32_t i = 0; i < kQuantElements; ++i) {
     q[i] = usable ? static_cast<std::int8_t>(std::lrintf(x[i] * inverse)) : std::int8_t{0};
-    result.sum[i / 16] += q[i];
+    sum[i / 16] += q[i];
   }
   if (usable) result.scale = amax / 127.0f;
   if (greatest >= 0x7f800000u) result.scale = std::bit_cast<float>(0x7fc00000u);
-  result.sum_scale = result.scale * static_cast<float>(result.sum[0] + result.sum[1]);
+  result.sum_scale = result.scale * static_cast<float>(sum[0] + sum[1]);
+  result.start[kStart128] = -128 * (sum[0] + sum[1]);
+  result.start[kStart8] = -8 * (sum[0] + sum[1]);
+  result.start[kStart16] = -16 * (sum[0] + sum[1]);
+  result.start[kStart32] = -32 * sum[0];
+  result.start[kStart32 + 1] = -32 * sum[1];
   return result;
 }
 

@@ -4,15 +4,16 @@
 #include <cstring>
 
 #include "base/check.h"
-#include "base/float16.h"
 #include "kernels/cpu_kernels.h"
+#include "kernels/kv_element.h"
 #include "kernels/quant_block.h"
 
 namespace kvrm {
 namespace {
 
 constexpr std::uint32_t kVectorBytes = 64;
-constexpr std::uint32_t kScaleBytes = 32;
+constexpr std::uint32_t kGroupRows = 16;
+constexpr std::uint32_t kScaleBytes = 32;  // of a group
 constexpr std::uint32_t kSuperElements = 256;
 
 bool HasMinimum(DType type) {
@@ -23,7 +24,7 @@ bool HasSuper(DType type) {
   return HasMinimum(type) || type == DType::kQ6_K;
 }
 
-bool IsFloat(DType type) {
+constexpr bool IsFloat(DType type) {
   return type == DType::kF32 || type == DType::kF16 || type == DType::kBf16;
 }
 
@@ -45,24 +46,28 @@ std::uint32_t QuantBytes(DType type) {
   return 0;
 }
 
+// Of both groups.
 std::uint32_t SuperBytes(DType type) {
-  return HasMinimum(type) ? 64 : HasSuper(type) ? 32 : 0;
+  return HasMinimum(type) ? 128 : HasSuper(type) ? 64 : 0;
 }
 
-// Where the parts of one block of one group lie.
+// Where the parts of one block of one group lie in the tile.
 struct BlockPlace {
   std::size_t quants;
   std::size_t scales;
   std::size_t super;
 };
 
-BlockPlace Place(DType type, std::uint32_t cols, std::uint32_t block) {
-  const std::size_t blocks = cols / kQuantElements;
+BlockPlace Place(DType type, std::uint32_t block, std::uint32_t group) {
+  const std::size_t super = SuperBytes(type);
+  const std::size_t block_bytes = 2 * std::size_t{QuantBytes(type) + kScaleBytes};
+  const std::size_t supers = block * kQuantElements / kSuperElements;
+  const std::size_t begin = block * block_bytes + (supers + 1) * super;
   BlockPlace place;
-  place.quants = std::size_t{block} * QuantBytes(type);
-  place.scales = blocks * QuantBytes(type) + std::size_t{block} * kScaleBytes;
-  place.super = blocks * (QuantBytes(type) + kScaleBytes) +
-                std::size_t{block} * kQuantElements / kSuperElements * SuperBytes(type);
+  place.quants = begin + group * QuantBytes(type);
+  place.scales = begin + std::size_t{2} * QuantBytes(type) + group * kScaleBytes;
+  place.super =
+      supers * (super + kSuperElements / kQuantElements * block_bytes) + group * super / 2;
   return place;
 }
 
@@ -122,75 +127,84 @@ void GetQuants(const std::uint8_t* quants, std::uint8_t* q) {
 }
 
 template <DType kType>
-void PutBlock(std::uint8_t* group, const BlockPlace& place, std::uint32_t lane,
+void PutBlock(std::uint8_t* tile, const BlockPlace& place, std::uint32_t lane,
               const QuantBlock& block) {
-  PutQuants<kType>(group + place.quants + 4 * lane, block.q);
-  std::uint8_t* scales = group + place.scales;
-  std::uint8_t* super = group + place.super;
+  PutQuants<kType>(tile + place.quants + 4 * lane, block.q);
+  std::uint8_t* scales = tile + place.scales;
+  std::uint8_t* super = tile + place.super;
   if (HasSuper(kType)) {
     scales[lane] = block.scale[0];
-    scales[kOutTile + lane] = HasMinimum(kType) ? block.min : block.scale[1];
+    scales[kGroupRows + lane] = HasMinimum(kType) ? block.min : block.scale[1];
     std::memcpy(super + lane * sizeof(block.d), &block.d, sizeof(block.d));
   } else {
     std::memcpy(scales + lane * sizeof(block.d), &block.d, sizeof(block.d));
   }
   if (HasMinimum(kType))
-    std::memcpy(super + (kOutTile + lane) * sizeof(block.dmin), &block.dmin, sizeof(block.dmin));
+    std::memcpy(super + (kGroupRows + lane) * sizeof(block.dmin), &block.dmin, sizeof(block.dmin));
 }
 
 template <DType kType>
-void GetBlock(const std::uint8_t* group, const BlockPlace& place, std::uint32_t lane,
+void GetBlock(const std::uint8_t* tile, const BlockPlace& place, std::uint32_t lane,
               QuantBlock* block) {
-  const std::uint8_t* scales = group + place.scales;
-  const std::uint8_t* super = group + place.super;
+  const std::uint8_t* scales = tile + place.scales;
+  const std::uint8_t* super = tile + place.super;
   *block = {.q = {}, .d = 0, .dmin = 0, .scale = {1, 1}, .min = 0};
-  GetQuants<kType>(group + place.quants + 4 * lane, block->q);
+  GetQuants<kType>(tile + place.quants + 4 * lane, block->q);
   if (HasSuper(kType)) {
     block->scale[0] = scales[lane];
-    block->scale[1] = HasMinimum(kType) ? scales[lane] : scales[kOutTile + lane];
-    block->min = HasMinimum(kType) ? scales[kOutTile + lane] : std::uint8_t{0};
+    block->scale[1] = HasMinimum(kType) ? scales[lane] : scales[kGroupRows + lane];
+    block->min = HasMinimum(kType) ? scales[kGroupRows + lane] : std::uint8_t{0};
     std::memcpy(&block->d, super + lane * sizeof(block->d), sizeof(block->d));
   } else {
     std::memcpy(&block->d, scales + lane * sizeof(block->d), sizeof(block->d));
   }
   if (HasMinimum(kType))
-    std::memcpy(&block->dmin, super + (kOutTile + lane) * sizeof(block->dmin), sizeof(block->dmin));
+    std::memcpy(&block->dmin, super + (kGroupRows + lane) * sizeof(block->dmin),
+                sizeof(block->dmin));
 }
 
 template <DType kType>
-void PackQuantGroup(std::uint8_t* group, const std::uint8_t* source, std::uint32_t cols,
-                    std::uint32_t lanes) {
+void PackQuantTile(std::uint8_t* tile, const std::uint8_t* source, std::uint32_t cols,
+                   std::uint32_t lanes) {
   for (std::uint32_t b = 0; b < cols / kQuantElements; ++b) {
-    const BlockPlace place = Place(kType, cols, b);
     for (std::uint32_t lane = 0; lane < lanes; ++lane) {
       QuantBlock block;
       DecodeQuantBlock(kType, source + lane * FileRowBytes(kType, cols), b, &block);
-      PutBlock<kType>(group, place, lane, block);
+      PutBlock<kType>(tile, Place(kType, b, lane / kGroupRows), lane % kGroupRows, block);
     }
   }
 }
 
+// Bytes from a tile's start to an element.
+template <DType kType>
+std::size_t FloatPlace(std::uint32_t column, std::uint32_t lane) {
+  if constexpr (kType == DType::kBf16)
+    return (std::size_t{column / 2} * kOutTile + lane) * 4 + column % 2 * 2;
+  return (std::size_t{column} * kOutTile + lane) * DTypeBlockBytes(kType);
+}
+
 // Columns in stretches, so that both sides stay in the nearest cache while they are transposed.
-template <std::size_t kBytes>
-void PackFloatGroup(std::uint8_t* group, const std::uint8_t* source, std::uint32_t cols,
-                    std::uint32_t lanes) {
+template <DType kType>
+void PackFloatTile(std::uint8_t* tile, const std::uint8_t* source, std::uint32_t cols,
+                   std::uint32_t lanes) {
   constexpr std::uint32_t kStretch = 64;
+  constexpr std::size_t kBytes = kType == DType::kF32 ? 4 : 2;
   for (std::uint32_t begin = 0; begin < cols; begin += kStretch) {
     const std::uint32_t end = std::min(begin + kStretch, cols);
     for (std::uint32_t lane = 0; lane < lanes; ++lane) {
       const std::uint8_t* row = source + std::size_t{lane} * cols * kBytes;
       for (std::uint32_t k = begin; k < end; ++k)
-        std::memcpy(group + (std::size_t{k} * kOutTile + lane) * kBytes, row + k * kBytes, kBytes);
+        std::memcpy(tile + FloatPlace<kType>(k, lane), row + k * kBytes, kBytes);
     }
   }
 }
 
 template <DType kType>
-void QuantRow(const std::uint8_t* group, std::uint32_t cols, std::uint32_t lane, float* target) {
+void QuantRow(const std::uint8_t* tile, std::uint32_t cols, std::uint32_t lane, float* target) {
   const std::int32_t zero = QuantZero(kType);
   for (std::uint32_t b = 0; b < cols / kQuantElements; ++b) {
     QuantBlock block;
-    GetBlock<kType>(group, Place(kType, cols, b), lane, &block);
+    GetBlock<kType>(tile, Place(kType, b, lane / kGroupRows), lane % kGroupRows, &block);
     const QuantScales scales = DecodeScales(kType, block);
     for (std::uint32_t i = 0; i < kQuantElements; ++i)
       target[b * kQuantElements + i] =
@@ -200,15 +214,18 @@ void QuantRow(const std::uint8_t* group, std::uint32_t cols, std::uint32_t lane,
 
 }  // namespace
 
-std::uint64_t TiledGroupBytes(DType type, std::uint32_t cols) {
-  const std::uint64_t bytes = IsFloat(type) ? std::uint64_t{cols} * kOutTile * DTypeBlockBytes(type)
-                                            : Place(type, cols, cols / kQuantElements).super;
-  return (bytes + 63) / 64 * 64;
+std::uint64_t OutTileBytes(DType type, std::uint32_t cols) {
+  if (IsFloat(type)) {
+    const std::uint64_t even = type == DType::kBf16 ? std::uint64_t{cols} + cols % 2 : cols;
+    return even * kOutTile * DTypeBlockBytes(type);
+  }
+  return std::uint64_t{cols} / kQuantElements * 2 * (QuantBytes(type) + kScaleBytes) +
+         std::uint64_t{cols} / kSuperElements * SuperBytes(type);
 }
 
 template <DType kType>
 std::uint64_t TiledBytes(std::uint32_t rows, std::uint32_t cols) {
-  return (std::uint64_t{rows} + kOutTile - 1) / kOutTile * TiledGroupBytes(kType, cols);
+  return (std::uint64_t{rows} + kOutTile - 1) / kOutTile * OutTileBytes(kType, cols);
 }
 
 template <DType kType>
@@ -216,39 +233,31 @@ void TiledPack(void* target, const void* source, std::uint32_t rows, std::uint32
                std::uint32_t row_begin, std::uint32_t row_end) {
   CHECK(row_begin % kOutTile == 0 && (row_end % kOutTile == 0 || row_end == rows));
   CHECK(cols % DTypeBlockElements(kType) == 0);
-  const std::uint64_t group_bytes = TiledGroupBytes(kType, cols);
+  const std::uint64_t tile_bytes = OutTileBytes(kType, cols);
   for (std::uint32_t row = row_begin; row < row_end; row += kOutTile) {
-    std::uint8_t* group = static_cast<std::uint8_t*>(target) + row / kOutTile * group_bytes;
+    std::uint8_t* tile = static_cast<std::uint8_t*>(target) + row / kOutTile * tile_bytes;
     const std::uint8_t* first =
         static_cast<const std::uint8_t*>(source) + row * FileRowBytes(kType, cols);
     const std::uint32_t lanes = std::min(kOutTile, row_end - row);
-    std::memset(group, 0, group_bytes);
-    if constexpr (kType == DType::kF32) {
-      PackFloatGroup<4>(group, first, cols, lanes);
-    } else if constexpr (kType == DType::kF16 || kType == DType::kBf16) {
-      PackFloatGroup<2>(group, first, cols, lanes);
+    if (lanes < kOutTile || kType == DType::kBf16) std::memset(tile, 0, tile_bytes);
+    if constexpr (IsFloat(kType)) {
+      PackFloatTile<kType>(tile, first, cols, lanes);
     } else {
-      PackQuantGroup<kType>(group, first, cols, lanes);
+      PackQuantTile<kType>(tile, first, cols, lanes);
     }
   }
 }
 
 template <DType kType>
 void TiledRow(const PackedMatrix& w, std::uint32_t row, float* target) {
-  const std::uint8_t* group =
-      static_cast<const std::uint8_t*>(w.data) + row / kOutTile * TiledGroupBytes(kType, w.cols);
+  const std::uint8_t* tile =
+      static_cast<const std::uint8_t*>(w.data) + row / kOutTile * OutTileBytes(kType, w.cols);
   const std::uint32_t lane = row % kOutTile;
-  if constexpr (kType == DType::kF32) {
-    for (std::uint32_t k = 0; k < w.cols; ++k)
-      std::memcpy(target + k, group + (std::size_t{k} * kOutTile + lane) * 4, 4);
-  } else if constexpr (kType == DType::kF16 || kType == DType::kBf16) {
-    for (std::uint32_t k = 0; k < w.cols; ++k) {
-      std::uint16_t bits;
-      std::memcpy(&bits, group + (std::size_t{k} * kOutTile + lane) * 2, sizeof(bits));
-      target[k] = kType == DType::kF16 ? F16ToFloat(bits) : Bf16ToFloat(bits);
-    }
+  if constexpr (!IsFloat(kType)) {
+    QuantRow<kType>(tile, w.cols, lane, target);
   } else {
-    QuantRow<kType>(group, w.cols, lane, target);
+    for (std::uint32_t k = 0; k < w.cols; ++k)
+      target[k] = LoadElement(tile + FloatPlace<kType>(k, lane), 0, kType);
   }
 }
 

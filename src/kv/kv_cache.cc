@@ -9,6 +9,7 @@
 #include "base/checked_math.h"
 #include "base/mutant.h"
 #include "base/result.h"
+#include "base/rng.h"
 #include "kv/compaction.h"
 #include "kv/pager.h"
 #include "kv/transport.h"
@@ -381,7 +382,7 @@ std::span<const Extent> KvCache::home(SeqId seq) const noexcept {
 }
 
 std::uint64_t KvCache::StateHash() const {
-  return state_->pager.StateHash();
+  return Mix64(state_->pager.StateHash()) ^ state_->views.StateHash(state_->pager);
 }
 
 void KvCache::CheckInvariants() const {

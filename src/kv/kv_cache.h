@@ -225,8 +225,8 @@ class KvCache {
   std::span<const Extent> home(SeqId seq) const noexcept;
   // Recounts everything from scratch and aborts on a violation (kv/pager.h). Slow.
   void CheckInvariants() const;
-  // Of the books: two caches of one hash go on alike, but for what windows hold and whose turn of
-  // compaction it is. Epochs count from the last retired one. For exhaustive tests; slow.
+  // Of the books, those of windows included: two caches of one hash go on alike, but for whose turn
+  // of compaction it is. Epochs count from the last retired one. For exhaustive tests; slow.
   std::uint64_t StateHash() const;
 
  private:

@@ -5,10 +5,12 @@
 // Not among them, for
 //   no descriptor shows it   books that do not add up (kIgnoreCredit, kLoseBlock), copies
 //                            that are not made as told (kLoseCopy, kSplitOffByOne)
-//   the cache refuses it     kReleaseHeld, kDoubleRelease, kFindInLimbo, kEvictHeld
+//   the cache refuses it     kReleaseHeld, kDoubleRelease, kFindInLimbo, kEvictHeld, kTailTogether
 //   nothing comes of it      kStagedSurvivesTruncate: the window still holds all that is read;
 //                            kPublishPartial, as long as callers name full blocks only
-//   it is too rare           kPublishUnsettled: a hit and a copy within one step's flight
+//   it is too rare           kPublishUnsettled: a hit and a copy within one step's flight;
+//                            kPublishHoled: a hit over blocks cut out and blocks behind them;
+//                            kOwnTooEarly: the last sharer cut into the block in the same flight
 //
 // Each program runs in a process of its own, for the cache's own checks may come first and abort.
 #ifdef KVRM_MUTANTS
@@ -97,7 +99,7 @@ INSTANTIATE_TEST_SUITE_P(
                     KVRM_PLANTED(kMergeAcrossGap), KVRM_PLANTED(kForgetAbandoned),
                     KVRM_PLANTED(kMirrorMissing), KVRM_PLANTED(kStagedSurvivesOpen),
                     KVRM_PLANTED(kStageWrongBlock), KVRM_PLANTED(kMapStale),
-                    KVRM_PLANTED(kRunsSwapped)),
+                    KVRM_PLANTED(kWindowTooEarly), KVRM_PLANTED(kRunsSwapped)),
     [](const auto& test) { return std::string(test.param.name + 1); });
 
 TEST(KvLogMutant, NoneIsFoundWhereNoneIsPlanted) {

@@ -295,7 +295,8 @@ class Pager {
   void OwnInPlace(SeqId seq, BlockId block) noexcept;
   // P13, and a planned copy still to be read.
   bool IsFenced(const Block& block) const noexcept {
-    return block.shared_until > retired_ || block.planned > 0;
+    const bool waits = block.shared_until > retired_ && !IsMutant(Mutant::kOwnTooEarly);
+    return waits || block.planned > 0;
   }
   void Grow(SeqId seq, std::uint32_t want) noexcept;
   void DropTail(SeqId seq, std::uint32_t keep_blocks) noexcept;

@@ -170,7 +170,9 @@ void Pager::Publish(SeqId seq, std::span<const std::int32_t> tokens,
   if (!index_.is_on()) return;
   const std::uint32_t settled =
       IsMutant(Mutant::kPublishUnsettled) ? sequence.num_blocks : SettledBlocks(sequence);
-  const std::uint32_t whole = std::min(sequence.length, sequence.whole_length);  // P14
+  const std::uint32_t whole = IsMutant(Mutant::kPublishHoled)
+                                  ? sequence.length
+                                  : std::min(sequence.length, sequence.whole_length);  // P14
   const std::uint32_t full = IsMutant(Mutant::kPublishPartial) ? BlocksFor(sequence.length)
                                                                : whole / options_.block_tokens;
   const auto end = static_cast<std::uint32_t>(

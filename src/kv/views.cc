@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "base/mutant.h"
+#include "base/rng.h"
 
 namespace kvrm {
 namespace {
@@ -14,6 +15,11 @@ constexpr std::uint32_t kFirstContextBucket = 128;
 
 bool IsStaged(KvView view) {
   return view == KvView::kStagedWindows;
+}
+
+// V2: whether a step of this epoch may still be reading.
+bool IsFenced(std::uint64_t epoch, const Pager& pager) {
+  return epoch > Index(pager.retired()) && !IsMutant(Mutant::kWindowTooEarly);
 }
 
 }  // namespace
@@ -62,7 +68,7 @@ void Views::Plan(Pager& pager, Transport& transport) noexcept {
     const SeqId seq{s};
     // A named one has just got a block of its own: that copy must land first.
     if (!pager.is_open(seq) || staged_[s] >= pager.length(seq) || pager.is_named(seq)) continue;
-    if (holder_epoch_[s] > Index(pager.retired())) continue;  // V2
+    if (IsFenced(holder_epoch_[s], pager)) continue;  // V2
     const std::uint32_t end = pager.BlocksFor(pager.length(seq));
     if (pager.waits_for_copy(seq) || pager.num_settled_blocks(seq) < end) continue;
     std::uint32_t done = staged_[s] / options_.layout.block_tokens;
@@ -174,9 +180,10 @@ std::span<const Extent> Views::WindowRuns(SeqId seq, const Pager& pager, std::ui
 
 bool Views::FillStaged(const Pager& pager, StepRow& row) noexcept {
   const std::uint32_t s = Index(row.seq);
-  if (holder_epoch_[s] > Index(pager.retired())) return false;  // V2
-  if (staged_[s] < pager.length(row.seq)) return false;         // V1
-  if (tail_epoch_[s] == Index(pager.next())) return false;      // V4
+  if (IsFenced(holder_epoch_[s], pager)) return false;   // V2
+  if (staged_[s] < pager.length(row.seq)) return false;  // V1
+  if (tail_epoch_[s] == Index(pager.next()) && !IsMutant(Mutant::kTailTogether))
+    return false;  // V4
   row.home = pager.target_runs(row.seq);
   row.runs = WindowRuns(row.seq, pager, options_.num_blocks + Lane(row.seq),
                         pager.BlocksFor(pager.target(row.seq)));
@@ -243,7 +250,7 @@ std::uint32_t Views::AlikeFrom(const Pager& pager, SeqId seq, const Extent& bloc
     if (shown == kSentinelBlock) return 2;
     const std::uint64_t epoch =
         number + i < num_read ? pager.last_epoch(seq) : holder_epoch_[Index(seq)];
-    return epoch <= Index(pager.retired()) ? 2 : 3;  // V2
+    return IsFenced(epoch, pager) ? 3 : 2;  // V2
   };
   std::uint32_t count = 1;
   while (count < blocks.num_blocks && kind(count) == kind(0))
@@ -306,6 +313,27 @@ void Views::Abandoned(Pager& pager) noexcept {
     pager.SetChanged(seq, 0);
   }
   mapping_.clear();
+}
+
+std::uint64_t Views::StateHash(const Pager& pager) const {
+  if (!HasWindows(options_.view)) return 0;
+  std::uint64_t hash = 0;
+  const auto mix = [&hash](std::uint64_t value) { hash = Mix64(hash ^ value); };
+  const auto since = [&pager](std::uint64_t epoch) {
+    return epoch > Index(pager.retired()) ? epoch - Index(pager.retired()) : 0;
+  };
+  for (std::uint32_t s = 0; s < options_.max_seqs; ++s) {
+    // Open begins these anew.
+    const bool is_open = pager.is_open(SeqId{s});
+    mix(is_open ? std::uint64_t{staged_[s]} << 32 | num_read_[s] : 0);
+    mix(is_open ? since(holder_epoch_[s]) : 0);
+    mix(since(tail_epoch_[s]));
+    if (options_.view != KvView::kMapped) continue;
+    mix(pager.first_changed(SeqId{s}));
+    for (std::uint32_t b = Lane(SeqId{s}); b < Lane(SeqId{s + 1}); ++b)
+      mix(std::uint64_t{Index(shown_[b])} << 1 | (told_[b] ? 1 : 0));
+  }
+  return hash;
 }
 
 std::uint64_t Views::reserved_bytes() const noexcept {

@@ -64,6 +64,7 @@ class Views {
   std::uint64_t num_maps() const noexcept { return num_maps_; }
   std::uint64_t num_gathered_blocks() const noexcept { return num_gathered_blocks_; }
   std::uint64_t reserved_bytes() const noexcept;
+  std::uint64_t StateHash(const Pager& pager) const;  // As in KvCache.
 
  private:
   // Runs of a window for the sequence's first `num_blocks` blocks; empty when more than max_runs.

@@ -1,12 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sim/engine_world.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cstdio>
 #include <memory>
 #include <utility>
 
 #include "base/check.h"
+#include "base/result.h"
 #include "sim/sim_executor.h"
+#include "step/step_log.h"
+#include "step/step_verifier.h"
 
 namespace kvrm {
 namespace {
@@ -14,6 +21,9 @@ namespace {
 constexpr std::uint32_t kVocab = 64;
 // So many steps without an event, or without work while requests wait, is no progress.
 constexpr std::uint32_t kPatience = 20000;
+// One engine's schedule in so many has a descriptor log, whose ring and thread cost more than the
+// schedule.
+constexpr std::uint64_t kLogShare = 4;
 
 bool IsStatic(KvView view) {
   return view == KvView::kStatic || view == KvView::kStaticPadded ||
@@ -46,6 +56,7 @@ EngineScenario RandomEngineScenario(std::uint64_t seed) {
   s.device.twice_percent = below(50);
   s.device.refuse_percent = below(100) < 20 ? below(30) : 0;
   s.shared_percent = below(90);
+  s.has_log = Mix64(seed) % kLogShare == 0;
   return s;
 }
 
@@ -81,11 +92,23 @@ EngineWorld::EngineWorld(const EngineScenario& scenario, SimTrace trace)
     : scenario_(scenario),
       trace_(trace),
       device_(scenario.device),
-      engine_(Parts(), scenario.engine, clock_),
+      log_fd_(scenario.has_log ? ::memfd_create("descriptor log", MFD_CLOEXEC) : -1),
+      engine_(std::in_place, Parts(), Options(), clock_),
       sampler_(kVocab),
       logits_(kVocab) {
   device_.Use(&device_rng_);
   Note(ToString(scenario));
+}
+
+EngineOptions EngineWorld::Options() const {
+  EngineOptions options = scenario_.engine;
+  if (log_fd_ >= 0) options.descriptor_log = "/proc/self/fd/" + std::to_string(log_fd_);
+  return options;
+}
+
+EngineWorld::~EngineWorld() {
+  engine_.reset();
+  if (log_fd_ >= 0) ::close(log_fd_);
 }
 
 EngineParts EngineWorld::Parts() {
@@ -139,7 +162,7 @@ Request EngineWorld::RandomRequest(Rng& rng) const {
 
 void EngineWorld::Submit(Rng& rng) {
   const Request request = RandomRequest(rng);
-  const Result<RequestId> id = engine_.Submit(request);
+  const Result<RequestId> id = engine_->Submit(request);
   const std::uint32_t limit = scenario_.engine.max_queued + scenario_.engine.max_rows;
   if (!id) {
     CHECK(id.error().code == ErrorCode::kOverloaded);
@@ -173,16 +196,16 @@ void EngineWorld::Cancel(Rng& rng) {
   ++num_commands_;
   Note("cancel " + std::to_string(static_cast<std::uint64_t>(id)));
   if (const auto it = served_.find(id); it != served_.end()) it->second.cancelled = true;
-  engine_.Cancel(id);
+  engine_->Cancel(id);
 }
 
 void EngineWorld::Step() {
   clock_.Advance(1'000'000);
-  engine_.Step();
-  engine_.CheckInvariants();
+  engine_->Step();
+  engine_->CheckInvariants();
   if (!trace_) return;
-  const EngineStats stats = engine_.stats();
-  const KvStats kv = engine_.kv_stats();
+  const EngineStats stats = engine_->stats();
+  const KvStats kv = engine_->kv_stats();
   Note("step " + std::to_string(stats.num_steps) + ": " + std::to_string(stats.num_running) +
        " run, " + std::to_string(stats.num_waiting) + " wait, " +
        std::to_string(stats.num_preemptions) + " preemptions, " + std::to_string(kv.num_free) +
@@ -194,7 +217,7 @@ void EngineWorld::Step() {
 
 void EngineWorld::Poll(std::uint32_t most) {
   TokenEvent event;
-  while (most-- > 0 && engine_.Poll({&event, 1}) == 1)
+  while (most-- > 0 && engine_->Poll({&event, 1}) == 1)
     Take(event);
 }
 
@@ -237,18 +260,41 @@ void EngineWorld::Finish() {
     patience = num_events_ != before ? kPatience : patience - 1;
     CHECK(patience > 0);  // R5
   }
-  engine_.Step();
-  engine_.CheckInvariants();
-  const EngineStats stats = engine_.stats();
+  engine_->Step();
+  engine_->CheckInvariants();
+  const EngineStats stats = engine_->stats();
   CHECK(stats.num_running == 0 && stats.num_waiting == 0);
   CHECK(stats.num_free_blocks == stats.num_blocks);  // K1
   TokenEvent event;
-  CHECK(engine_.Poll({&event, 1}) == 0);
+  CHECK(engine_->Poll({&event, 1}) == 0);
+  totals_ = Totals();
+  engine_.reset();
+  if (log_fd_ >= 0) VerifyLog();
 }
 
-SimTotals EngineWorld::totals() const {
-  const EngineStats stats = engine_.stats();
-  const KvStats kv = engine_.kv_stats();
+// Of the whole log: it is complete, and nothing in it breaks a rule.
+void EngineWorld::VerifyLog() {
+  const off_t size = ::lseek(log_fd_, 0, SEEK_END);
+  CHECK(size > 0);
+  std::vector<std::byte> bytes(static_cast<std::size_t>(size));
+  CHECK(::pread(log_fd_, bytes.data(), bytes.size(), 0) == size);
+  Result<StepLogReader> reader = StepLogReader::Open(bytes);
+  CHECK(reader);
+  StepVerifier verifier(reader->header());
+  while (!reader->done()) {
+    const Result<StepLogRecord> record = reader->Next();
+    CHECK(record);
+    const bool proved = verifier.Consume(*record);
+    if (!proved) std::fprintf(stderr, "%s\n", verifier.violation()->Text().c_str());
+    CHECK(proved);
+  }
+  totals_.num_proved_reads = verifier.totals().num_reads;
+  CHECK(verifier.totals().num_lost == 0 && verifier.totals().num_steps == totals_.num_steps);
+}
+
+SimTotals EngineWorld::Totals() const {
+  const EngineStats stats = engine_->stats();
+  const KvStats kv = engine_->kv_stats();
   return {.num_steps = stats.num_steps,
           .num_rows = stats.num_prompt_tokens + stats.num_output_tokens,
           .num_copies = kv.num_groups,

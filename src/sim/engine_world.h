@@ -5,11 +5,13 @@
 // Checked: every event's token and log-probability are those of the request alone (R8, K7), every
 // accepted request ends exactly once and for its own reason (R1, R4), events for unknown requests
 // have no effect (R3), a full queue refuses (R6), and in the liveness phase everything ends (R5)
-// and gives back what it had (K1).
+// and gives back what it had (K1). A share of the schedules has a descriptor log, in memory, which
+// StepVerifier must have nothing to object to when the engine has gone.
 #pragma once
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -28,6 +30,7 @@ struct EngineScenario {
   EngineOptions engine;
   SimDeviceOptions device;
   std::uint32_t shared_percent = 0;  // prompts that begin like others
+  bool has_log = false;
 };
 EngineScenario RandomEngineScenario(std::uint64_t seed);
 std::string ToString(const EngineScenario& scenario);
@@ -40,11 +43,15 @@ class EngineWorld {
   EngineWorld(std::uint64_t seed, SimTrace trace)
       : EngineWorld(RandomEngineScenario(seed), trace) {}
   EngineWorld(const EngineScenario& scenario, SimTrace trace);
+  ~EngineWorld();
+  EngineWorld(const EngineWorld&) = delete;
+  EngineWorld& operator=(const EngineWorld&) = delete;
 
   void Do(const SimOp& op);
-  // Liveness: faults end, everything that was begun ends, and nothing is left.
+  // Liveness: faults end, everything that was begun ends, and nothing is left. Then the engine
+  // goes.
   void Finish();
-  SimTotals totals() const;
+  SimTotals totals() const { return totals_; }  // after Finish
 
  private:
   struct Served {
@@ -58,6 +65,9 @@ class EngineWorld {
   };
 
   EngineParts Parts();
+  EngineOptions Options() const;
+  SimTotals Totals() const;
+  void VerifyLog();
   void Submit(Rng& rng);
   void Cancel(Rng& rng);
   void Step();
@@ -73,7 +83,9 @@ class EngineWorld {
   SimClock clock_;
   Rng device_rng_{0};
   SimDevice device_;
-  Engine engine_;
+  const int log_fd_;  // -1: none
+  std::optional<Engine> engine_;
+  SimTotals totals_;
   Sampler sampler_;
   std::vector<float> logits_;
   std::map<RequestId, Served> served_;

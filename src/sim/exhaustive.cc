@@ -24,7 +24,7 @@ constexpr std::array kLetters = {
 };
 using Program = std::vector<std::uint8_t>;
 
-KvScenario SmallScope() {
+KvScenario SmallScope(KvView view) {
   KvScenario scenario;
   scenario.cache = {.layout = SimLayout(16),
                     .num_blocks = 4,
@@ -33,6 +33,7 @@ KvScenario SmallScope() {
                     .max_runs = 2,
                     .max_groups = 2,
                     .max_move_bytes_per_step = 2 * SimLayout(16).block_bytes(),
+                    .view = view,
                     .prefix_cache = true};
   scenario.depth = 2;
   return scenario;
@@ -103,11 +104,11 @@ extern "C" void TellProgram(int) {
   say("\n");
 }
 
-std::uint64_t Run(const Program& program) {
+std::uint64_t Run(const Program& program, KvView view) {
   running = &program;
   std::uint64_t hash = 0;
   {
-    KvWorld world(SmallScope(), SimTrace(nullptr));
+    KvWorld world(SmallScope(view), SimTrace(nullptr));
     for (const std::uint8_t letter : program)
       Do(world, letter);
     world.Check();
@@ -116,17 +117,17 @@ std::uint64_t Run(const Program& program) {
   return hash;
 }
 
-void End(const Program& program) {
-  KvWorld world(SmallScope(), SimTrace(nullptr));
+void End(const Program& program, KvView view) {
+  KvWorld world(SmallScope(view), SimTrace(nullptr));
   for (const std::uint8_t letter : program)
     Do(world, letter);
   world.Finish();
 }
 
 // The work of the child: says states, programs, longest, complete.
-void Search(std::uint32_t max_ops) {
+void Search(std::uint32_t max_ops, KvView view) {
   ::signal(SIGABRT, TellProgram);
-  std::unordered_set<std::uint64_t> seen = {Run({})};
+  std::unordered_set<std::uint64_t> seen = {Run({}, view)};
   std::vector<Program> level = {{}};
   std::uint64_t num_programs = 1;
   std::uint32_t num_ops = 0;
@@ -137,8 +138,8 @@ void Search(std::uint32_t max_ops) {
         Program longer = program;
         longer.push_back(letter);
         ++num_programs;
-        if (!seen.insert(Run(longer)).second) continue;
-        End(longer);
+        if (!seen.insert(Run(longer, view)).second) continue;
+        End(longer, view);
         next.push_back(std::move(longer));
       }
     }
@@ -150,8 +151,8 @@ void Search(std::uint32_t max_ops) {
 
 }  // namespace
 
-ExhaustiveReport Explore(std::uint32_t max_ops) {
-  Child child([max_ops] { Search(max_ops); });
+ExhaustiveReport Explore(std::uint32_t max_ops, KvView view) {
+  Child child([max_ops, view] { Search(max_ops, view); });
   ExhaustiveReport report;
   const auto hear = [&report](const std::string& line) {
     if (!line.starts_with('@')) {

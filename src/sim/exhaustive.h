@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <string>
 
+#include "kv/kv_cache.h"
+
 namespace kvrm {
 
 struct ExhaustiveReport {
@@ -20,7 +22,8 @@ struct ExhaustiveReport {
   std::string failure = {};        // empty: none; else what was said, the program first
 };
 
-// Programs of up to `max_ops` operations.
-ExhaustiveReport Explore(std::uint32_t max_ops);
+// Programs of up to `max_ops` operations, in one view. Views without windows differ in what rows
+// show only; kExtents, kStagedWindows and kMapped have state of their own.
+ExhaustiveReport Explore(std::uint32_t max_ops, KvView view);
 
 }  // namespace kvrm

@@ -60,6 +60,7 @@ class History {
   std::uint32_t length() const { return static_cast<std::uint32_t>(tokens_.size()); }
   std::span<const std::int32_t> tokens() const { return tokens_; }
   bool IsHole(std::uint32_t block) const { return block < holes_.size() && holes_[block]; }
+  bool has_holes() const { return !holes_.empty(); }
   std::uint64_t stamp(std::uint32_t layer, std::uint32_t position) const {
     return stamps_[layer][position];
   }

@@ -2,6 +2,7 @@
 #include "sim/kv_world.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 #include <utility>
 
@@ -47,6 +48,7 @@ KvWorld::KvWorld(const KvScenario& scenario, SimTrace trace)
                  .memory = cache_.memory(),
                  .layer_buffers = cache_.layer_buffers()},
                 device_, kVocab),
+      verifier_(LogHeader()),
       seqs_(scenario.cache.max_seqs, Seq(scenario.cache.layout.block_tokens)) {
   device_.Use(&device_rng_);
   Note(ToString(scenario));
@@ -54,6 +56,29 @@ KvWorld::KvWorld(const KvScenario& scenario, SimTrace trace)
 
 std::uint32_t KvWorld::max_tokens() const {
   return scenario_.cache.max_blocks_per_seq * limits_.block_tokens;
+}
+
+StepLogHeader KvWorld::LogHeader() const {
+  const KvCacheOptions& cache = scenario_.cache;
+  const std::uint64_t num_blocks = cache_.memory().size() / cache.layout.block_bytes();
+  return {.limits = limits_,
+          .layout = cache.layout,
+          .num_pool_blocks = cache.num_blocks,
+          .num_window_blocks = static_cast<std::uint32_t>(num_blocks) - cache.num_blocks,
+          .num_layer_blocks = static_cast<std::uint32_t>(cache_.layer_buffers().size() /
+                                                         (2 * cache.layout.layer_bytes())),
+          .num_lanes = cache.max_seqs,
+          .lane_blocks = cache.max_blocks_per_seq,
+          .ring_entries = scenario_.depth,
+          .has_lives = true,
+          .view = KvViewName(cache.view),
+          .placement = PlacementPolicyName(cache.placement)};
+}
+
+void KvWorld::Tell(const StepLogRecord& record) {
+  const bool proved = verifier_.Consume(record);
+  if (!proved) std::fprintf(stderr, "%s\n", verifier_.violation()->Text().c_str());
+  CHECK(proved);
 }
 
 std::uint32_t KvWorld::BlocksFor(std::uint32_t num_tokens) const {
@@ -151,6 +176,8 @@ void KvWorld::DoVerb(std::uint8_t kind, Rng& rng) {
     }
     case kTrim: {
       const std::uint32_t from = UpTo(seq.length, rng);
+      // What is cut out can then still be found, and what is computed behind it must not be.
+      if (rng.Below(2) == 0) Publish(s);
       return Trim(s, from, from + UpTo(seq.length - from, rng));
     }
     case kRelease:
@@ -158,7 +185,7 @@ void KvWorld::DoVerb(std::uint8_t kind, Rng& rng) {
     case kPublish:
       Publish(s);
       // Often somebody looks for it at once.
-      if (rng.Below(3) == 0 && seq.open) {
+      if (seq.open && (seq.history.has_holes() || rng.Below(3) == 0)) {
         const auto tokens = seq.history.tokens();
         OpenLike(Pick(false, rng), {tokens.begin(), tokens.end()}, seq);
       }
@@ -188,6 +215,7 @@ void KvWorld::Open(std::uint32_t s, std::uint32_t reserve_tokens, std::uint32_t 
   CHECK(opened == fits);
   if (!opened) return;
   Note(Name("open", s) + " reserve " + std::to_string(reserve_tokens));
+  Tell({.kind = StepLogKind::kOpened, .opened = {.seq = SeqId{s}}});
   seq = Seq(limits_.block_tokens);
   seq.open = true;
   seq.life = seq.own_seed = ++num_lives_;
@@ -228,6 +256,11 @@ void KvWorld::OpenLike(std::uint32_t s, const std::vector<std::int32_t>& tokens,
   CHECK(*found <= num_tokens && *found % limits_.block_tokens == 0);
   for (std::uint32_t p = 0; p < *found; ++p)
     next.history.Append(tokens[p]);
+  Tell({.kind = StepLogKind::kOpened,
+        .opened = {.seq = SeqId{s},
+                   .num_tokens = *found,
+                   .request = next.life,
+                   .tokens = std::span(tokens).first(*found)}});
   next.length = next.target = *found;
   next.reserved = num_tokens;
   seq = std::move(next);
@@ -242,6 +275,8 @@ void KvWorld::Fork(std::uint32_t child, std::uint32_t parent, std::uint32_t num_
   if (!cache_.Fork(SeqId{child}, SeqId{parent}, num_tokens, 0)) return;
   Note(Name("fork", child) + " from " + std::to_string(parent) + " at " +
        std::to_string(num_tokens));
+  Tell({.kind = StepLogKind::kOpened,
+        .opened = {.seq = SeqId{child}, .parent = SeqId{parent}, .num_tokens = num_tokens}});
   Seq next = from;
   next.history.Truncate(num_tokens);
   next.life = ++num_lives_;
@@ -273,6 +308,7 @@ void KvWorld::Trim(std::uint32_t s, std::uint32_t from, std::uint32_t to) {
   const std::uint32_t first = BlocksFor(from);
   const std::uint32_t end = to / limits_.block_tokens;
   cache_.Trim(SeqId{s}, from, to);
+  Tell({.kind = StepLogKind::kTrimmed, .seq = SeqId{s}, .from = from, .to = to});
   std::vector<bool> hole;
   for (const Extent& run : cache_.home(SeqId{s}))
     hole.insert(hole.end(), run.num_blocks, run.start == kSentinelBlock);
@@ -362,7 +398,9 @@ void KvWorld::Commit() {
   Note("commit step " + std::to_string(Index(building_.view.header->step)));
   NoteTouched(building_);
   CheckFences(building_);
+  Tell({.kind = StepLogKind::kStep, .view = building_.view});
   cache_.Launch(building_.view);
+  building_.num_flights = device_.num_flights();
   for (const TransferGroup& group : building_.view.groups) {
     if (group.kind == GroupKind::kBlocks) last_flight_ = building_.view.header->step;
   }
@@ -395,6 +433,9 @@ void KvWorld::RunLayer() {
   if (!step->started) {
     CHECK(builder_.Latch().header == step->view.header);
     if (last_flight_ <= step->view.header->step) cache_.Land();
+    const StepId id = step->view.header->step;
+    if (device_.FirstLanded(step->num_flights)) Tell({.kind = StepLogKind::kLanded, .step = id});
+    Tell({.kind = StepLogKind::kLatched, .step = id});
     executor_.Start(step->view);
     step->started = true;
   }
@@ -406,7 +447,11 @@ void KvWorld::RunLayer() {
 
 void KvWorld::Retire() {
   if (is_building_ || steps_.empty() || steps_.front().num_layers_run < kSimLayers) return;
-  Note("retire step " + std::to_string(Index(steps_.front().view.header->step)));
+  const StepView& view = steps_.front().view;
+  Note("retire step " + std::to_string(Index(view.header->step)));
+  Tell({.kind = StepLogKind::kRetired,
+        .step = view.header->step,
+        .value = StepBuilder::Checksum(view)});
   cache_.Retire(builder_.Retire());
   steps_.pop_front();
 }

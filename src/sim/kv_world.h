@@ -9,7 +9,8 @@
 // Checked after every operation: the cache's own invariants (K1 to K3), limbo empty when nothing is
 // in flight. At every commit: fences, what a step writes or copies is touched by no unretired step
 // of anyone else (K4). At every prefix hit: no step in flight writes the blocks (K6). At the end of
-// every step: what each row saw is what its history says (K7).
+// every step: what each row saw is what its history says (K7). And StepVerifier is told what a
+// descriptor log would hold, as it happens: it must find nothing to object to.
 #pragma once
 
 #include <cstdint>
@@ -27,6 +28,7 @@
 #include "sim/sim_executor.h"
 #include "sim/world.h"
 #include "step/step_builder.h"
+#include "step/step_verifier.h"
 
 namespace kvrm {
 
@@ -101,7 +103,8 @@ class KvWorld {
   std::uint32_t length(std::uint32_t s) const { return seqs_[s].length; }
   std::uint32_t target(std::uint32_t s) const { return seqs_[s].target; }
   std::uint32_t max_tokens() const;
-  // Of everything that decides what can happen next; numbers of lives and epochs left out.
+  // Of everything that decides what can happen next, the content of homes and windows included;
+  // numbers of lives and epochs left out.
   std::uint64_t StateHash() const;
 
  private:
@@ -129,6 +132,7 @@ class KvWorld {
     std::vector<Row> rows;
     std::uint32_t num_layers_run = 0;
     bool started = false;
+    std::uint64_t num_flights = 0;  // of the device, when it was launched
     // By block, windows included: the life that reads it (many: ~0), and whether it is written.
     std::vector<std::uint64_t> reader;
     std::vector<bool> written;
@@ -143,6 +147,9 @@ class KvWorld {
   std::uint32_t Pick(bool open, Rng& rng) const;
   // A prefix of `tokens`, as far as it is found; it goes on as `like` would.
   void OpenLike(std::uint32_t s, const std::vector<std::int32_t>& tokens, const Seq& like);
+  std::uint64_t ContentHash(std::uint32_t s) const;
+  StepLogHeader LogHeader() const;
+  void Tell(const StepLogRecord& record);
   void DoVerb(std::uint8_t kind, Rng& rng);
   void DoStep(Rng& rng);
   void Interlude(Rng& rng);
@@ -166,6 +173,7 @@ class KvWorld {
   StepLimits limits_;
   StepBuilder builder_;
   SimExecutor executor_;
+  StepVerifier verifier_;
   std::vector<Seq> seqs_;
   std::deque<Step> steps_;  // committed, not retired
   Step building_;

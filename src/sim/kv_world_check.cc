@@ -33,12 +33,26 @@ void KvWorld::CheckRows(const Step& step) const {
     CHECK(executor_.digest(row) == step.rows[row].digest);
 }
 
-// K6: whoever else holds a block may count on its content, so nobody is writing it.
+// K6: whoever else holds a block may count on its content: nobody is writing it, and unless it is
+// on the move it is there.
 void KvWorld::CheckSealed(std::uint32_t s) const {
+  const Seq& seq = seqs_[s];
+  const bool is_still = !is_building_ && abandoned_ != builder_.building() &&
+                        device_.FirstLanded(device_.num_flights());
   for (const Extent& run : cache_.home(SeqId{s})) {
     for (std::uint32_t b = 0; b < run.num_blocks; ++b) {
       for (const Step& step : steps_)
         CHECK(run.start == kSentinelBlock || !step.written[Index(run.start) + b]);
+    }
+  }
+  std::uint32_t p = 0;
+  for (const Extent& run : cache_.home(SeqId{s})) {
+    for (std::uint32_t b = 0; b < run.num_blocks && is_still; ++b) {
+      for (std::uint32_t end = p + limits_.block_tokens; p < end && p < seq.length; ++p) {
+        for (std::uint32_t layer = 0; layer < kSimLayers; ++layer)
+          CHECK(executor_.Home(layer, BlockId{Index(run.start) + b})[p % limits_.block_tokens] ==
+                seq.history.stamp(layer, p));  // P14
+      }
     }
   }
 }
@@ -108,11 +122,43 @@ void KvWorld::CheckFences(const Step& next) const {
   }
 }
 
+// Which of the sequence's tokens are as they should be in its home and in its window. The stamps
+// themselves would tell apart states that differ in garbage alone.
+std::uint64_t KvWorld::ContentHash(std::uint32_t s) const {
+  const Seq& seq = seqs_[s];
+  const KvView view = scenario_.cache.view;
+  const bool has_window = view == KvView::kStagedWindows || view == KvView::kMapped;
+  const std::uint32_t window = scenario_.cache.num_blocks + s * scenario_.cache.max_blocks_per_seq;
+  std::vector<BlockId> home;
+  for (const Extent& run : cache_.home(SeqId{s})) {
+    for (std::uint32_t b = 0; b < run.num_blocks; ++b)
+      home.push_back(run.start == kSentinelBlock ? kSentinelBlock : BlockId{Index(run.start) + b});
+  }
+  std::uint64_t hash = 0;
+  for (std::uint32_t p = 0; p < seq.length; ++p) {
+    const std::uint32_t number = p / limits_.block_tokens;
+    if (home[number] == kSentinelBlock) continue;
+    for (std::uint32_t layer = 0; layer < kSimLayers; ++layer) {
+      const auto is_right = [&](BlockId block) -> std::uint64_t {
+        const std::uint64_t* const stamps = executor_.Home(layer, block);
+        return stamps != nullptr && stamps[p % limits_.block_tokens] == seq.history.stamp(layer, p)
+                   ? 1
+                   : 0;
+      };
+      hash = Mix64(hash ^ is_right(home[number]));
+      if (has_window) hash = Mix64(hash ^ is_right(BlockId{window + number}));
+    }
+  }
+  return hash;
+}
+
 std::uint64_t KvWorld::StateHash() const {
   std::uint64_t hash = cache_.StateHash();
   const auto mix = [&hash](std::uint64_t value) { hash = Mix64(hash ^ value); };
-  for (const Seq& seq : seqs_) {
+  for (std::uint32_t s = 0; s < seqs_.size(); ++s) {
+    const Seq& seq = seqs_[s];
     mix(std::uint64_t{seq.length} << 32 | seq.target);
+    mix(ContentHash(s));
     mix(seq.length > 0 ? seq.history.digest() : 0);
     mix(std::uint64_t{seq.own_from} << 32 | seq.own_seed);
   }
@@ -215,7 +261,8 @@ SimTotals KvWorld::totals() const {
           .num_prefix_hits = stats.num_prefix_hits,
           .num_evictions = stats.num_evictions,
           .num_run_overflows = stats.num_run_overflows,
-          .num_waits = stats.num_waits};
+          .num_waits = stats.num_waits,
+          .num_proved_reads = verifier_.totals().num_reads};
 }
 
 }  // namespace kvrm

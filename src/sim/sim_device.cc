@@ -42,6 +42,12 @@ bool SimDevice::AllLanded(FlightId flight) const {
                               [flight](const Piece& piece) { return piece.flight == flight; });
 }
 
+bool SimDevice::FirstLanded(std::uint64_t num_flights) const {
+  return std::ranges::none_of(waiting_, [num_flights](const Piece& piece) {
+    return static_cast<std::uint64_t>(piece.flight) <= num_flights;
+  });
+}
+
 bool SimDevice::Landed(FlightId flight) noexcept {
   if (!AllLanded(flight) || rng_->Below(100) < options_.late_percent) return false;
   std::erase_if(landed_, [flight](const Piece& piece) { return piece.flight == flight; });

@@ -51,6 +51,9 @@ class SimDevice final : public Device {
   // Which unit of the pool the window's unit shows; none: nothing yet, or undefined.
   std::optional<std::size_t> Shown(std::size_t window_unit) const { return shown_[window_unit]; }
   std::uint64_t num_pieces() const { return num_pieces_; }
+  std::uint64_t num_flights() const { return num_flights_; }
+  // Whether the first `num_flights` of them have landed, told or not.
+  bool FirstLanded(std::uint64_t num_flights) const;
 
  private:
   struct Piece {

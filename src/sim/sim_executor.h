@@ -39,12 +39,13 @@ class SimExecutor final : public Executor {
 
   // Where the layer's stamps of `block` lie, as the step sees it. Null: a window shows nothing.
   std::uint64_t* Stamps(const StepView& step, std::uint32_t layer, BlockId block) const;
+  // The same of a block of the pool or of a window, whatever the step.
+  std::uint64_t* Home(std::uint32_t layer, BlockId block) const;
 
  private:
   void Write(std::uint32_t layer);
   void Gather(std::uint32_t layer) const;
   void ReadRow(std::uint32_t layer, std::uint32_t row);
-  std::uint64_t* Home(std::uint32_t layer, BlockId block) const;
 
   const ExecutorNeeds needs_;
   const SimDevice& device_;

@@ -39,6 +39,7 @@ TEST(Sim, CacheSchedulesReachWhatTheyAreMeantTo) {
   EXPECT_GT(totals.num_prefix_hits, kSchedules / 10);
   EXPECT_GT(totals.num_evictions, kSchedules / 10);
   EXPECT_GT(totals.num_run_overflows, kSchedules / 2);
+  EXPECT_GT(totals.num_proved_reads, 1000 * kSchedules);
 }
 
 TEST(Sim, EngineSchedulesReachWhatTheyAreMeantTo) {
@@ -46,6 +47,7 @@ TEST(Sim, EngineSchedulesReachWhatTheyAreMeantTo) {
   EXPECT_GT(totals.num_requests, kSchedules);
   EXPECT_GT(totals.num_steps, 10 * kSchedules);
   EXPECT_GT(totals.num_preemptions, kSchedules / 40);
+  EXPECT_GT(totals.num_proved_reads, 1000 * kSchedules);
 }
 
 TEST(Sim, TheSameSeedIsTheSameSchedule) {
@@ -58,10 +60,12 @@ TEST(Sim, TheSameSeedIsTheSameSchedule) {
 }
 
 TEST(Sim, EveryProgramOfSevenOperationsOnThreeBlocks) {
-  const ExhaustiveReport report = Explore(7);
-  EXPECT_EQ(report.failure, "");
-  EXPECT_GT(report.num_states, 1000u);
-  EXPECT_EQ(report.num_ops, 7u);
+  for (const KvView view : {KvView::kExtents, KvView::kStagedWindows, KvView::kMapped}) {
+    const ExhaustiveReport report = Explore(7, view);
+    EXPECT_EQ(report.failure, "") << KvViewName(view);
+    EXPECT_GT(report.num_states, 1000u);
+    EXPECT_EQ(report.num_ops, 7u);
+  }
 }
 
 TEST(History, DigestSaysEveryTokenItsPlaceAndEveryHole) {
@@ -105,7 +109,9 @@ TEST(SimDevice, CopiesLandInPiecesAndAllByWait) {
   EXPECT_FALSE(device.Landed(flight));
   device.Tick();
   EXPECT_EQ(std::ranges::count(memory.subspan(64), std::byte{7}), 8);
+  EXPECT_FALSE(device.FirstLanded(1));
   device.Wait(flight);
+  EXPECT_TRUE(device.FirstLanded(1));
   EXPECT_TRUE(device.Landed(flight));
   EXPECT_EQ(std::ranges::count(memory.subspan(64), std::byte{7}), 64);
 }

@@ -38,6 +38,7 @@ void SimTotals::Add(const SimTotals& other) {
   num_waits += other.num_waits;
   num_requests += other.num_requests;
   num_preemptions += other.num_preemptions;
+  num_proved_reads += other.num_proved_reads;
 }
 
 SimSchedule MakeSchedule(SimLevel level, std::uint64_t seed, std::uint32_t num_ops) {

@@ -48,6 +48,7 @@ struct SimTotals {
   std::uint64_t num_waits = 0;
   std::uint64_t num_requests = 0;
   std::uint64_t num_preemptions = 0;
+  std::uint64_t num_proved_reads = 0;  // slots that StepVerifier compared
   void Add(const SimTotals& other);
 };
 

@@ -402,7 +402,7 @@ void StepVerifier::State::ApplyGroup(const TransferGroup& group, StepId step) {
     blocks_[target].copy_epoch = now_;
     blocks_[target].copy_life = life;
     blocks_[target].life = 0;
-    blocks_[target].row_epoch = 0;
+    blocks_[target].row_epoch = blocks_[target].other_epoch = 0;
   }
 }
 

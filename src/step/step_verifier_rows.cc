@@ -128,19 +128,20 @@ bool StepVerifier::State::CheckWrite(const StepView& view, std::uint32_t row, st
   used.write_row = row;
   if (offset != 0 || content_.IsWindow(block)) return true;
   const std::uint64_t life = lives_[Index(view.row_seq[row])].id;
-  const bool row_uses = InFlight(used.row_epoch) && used.life != life;
-  const bool copy_uses =
-      InFlight(used.copy_epoch) && used.copy_life != life && used.life != life && used.life != 0;
+  const std::uint64_t others = used.life == life ? used.other_epoch : used.row_epoch;
+  const bool row_uses = InFlight(others);
+  const bool copy_uses = InFlight(used.copy_epoch) && used.copy_life != life &&
+                         (used.life != life || row_uses) && used.life != 0;
   if (!row_uses && !copy_uses) return true;
   return Fail(StepRule::kReuse, row, block,
-              "begun anew while step " + Number(row_uses ? used.row_epoch : used.copy_epoch) +
+              "begun anew while step " + Number(row_uses ? others : used.copy_epoch) +
                   ", which uses it for others, is in flight");
 }
 
 void StepVerifier::State::Touch(std::uint32_t block, std::uint64_t life) {
   Block& used = blocks_[block];
-  const bool still_used = used.row_epoch == now_ || InFlight(used.row_epoch);
-  used.life = still_used && used.life != 0 && used.life != life ? kManyLives : life;
+  if (used.life != life && used.life != 0) used.other_epoch = used.row_epoch;
+  used.life = life;
   used.row_epoch = now_;
 }
 

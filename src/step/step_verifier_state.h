@@ -20,12 +20,12 @@ struct StepVerifier::State {
     std::uint64_t row_epoch = 0;     // the last step a row of which read or wrote it
     std::uint64_t copy_epoch = 0;    // the last step that copied from or into it
     std::uint64_t life = 0;          // whose row it was; 0: it is a copy that no row has used yet
+    std::uint64_t other_epoch = 0;   // the last step in which a row of another life than `life` did
     std::uint64_t copy_life = 0;     // for whose window it was copied; 0: not for a window
     std::uint64_t write_epoch = 0;   // the last step a row of which wrote it
     std::uint64_t target_epoch = 0;  // the last step that copied or mapped something into it
     std::uint32_t write_row = 0;
   };
-  static constexpr std::uint64_t kManyLives = ~std::uint64_t{0};
 
   // One use of a sequence identity.
   struct Life {

@@ -472,6 +472,17 @@ TEST(StepVerifier, Reuse) {
   reborn.Open(1);
   reborn.Step({{1, 0, {1}, {Blocks(12, 1)}}});
   ExpectRule(reborn, StepRule::kReuse, 4);
+  // Who shared a block with others may write it once their steps have retired, its own or not.
+  Log left = TwoSequences();
+  left.Fork(2, 1, 4);
+  left.Step({Row1()});
+  left.Step({{2, 4, {5}, {Blocks(12, 1), Blocks(20, 1)}}});
+  Log too_early = left;
+  left.Finish(3);
+  left.Step({{2, 0, {1}, {Blocks(12, 1)}}});
+  ExpectGood(left);
+  too_early.Step({{2, 0, {1}, {Blocks(12, 1)}}});
+  ExpectRule(too_early, StepRule::kReuse, 5);
   // What was moved away from waits for its copy.
   Log moved = TwoSequences();
   moved.Step({{0, 10, {7}, {Blocks(20, 3)}}}, {Group(5, 20, 2), Group(9, 22, 1)});

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+// kvrm bench: what this machine can do at most, and how much of it the kernels and the executor do.
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+
+#include "base/clock.h"
+#include "base/result.h"
+#include "bench/attention.h"
+#include "bench/bench.h"
+#include "bench/matmul.h"
+#include "bench/peak.h"
+#include "bench/pinned_threads.h"
+#include "bench/steps.h"
+#include "cli/commands.h"
+#include "cli/options.h"
+#include "exec/worker_team.h"
+
+namespace kvrm {
+namespace {
+
+struct BenchFlags {
+  BenchOptions options;
+  bool json = false;
+};
+
+void Write(const std::string& text) {
+  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) {
+    throw StartError("cannot write standard output");
+  }
+}
+
+BenchSink Sink(const BenchFlags& flags) {
+  return flags.json ? JsonLines(Write) : TextTable(Write);
+}
+
+void AddCommonFlags(CLI::App& command, BenchFlags* flags) {
+  command.add_option("-t,--workers", flags->options.num_workers, "worker threads; 0: all cores");
+  command
+      .add_option("--repetitions", flags->options.repetitions,
+                  "repetitions of which the least time counts")
+      ->capture_default_str();
+  command.add_option("-s,--seed", flags->options.seed, "of weights and activations")
+      ->capture_default_str();
+  command.add_flag("--json", flags->json, "one JSON object a line (docs/benchmarking.md)");
+}
+
+void AddPeakCommand(CLI::App& bench) {
+  auto flags = std::make_shared<BenchFlags>();
+  CLI::App* command = bench.add_subcommand("peak", "memory bandwidth and rates of multiply-adds");
+  AddCommonFlags(*command, flags.get());
+  command->callback([flags] {
+    WorkerTeam team(CheckBenchOptions(flags->options));
+    const PinnedThreads pinned;
+    ReportPeaks(MeasurePeaks({.repetitions = flags->options.repetitions},
+                             BenchKernels(flags->options), team, SystemClock()),
+                Sink(*flags));
+  });
+}
+
+// What every other command begins with: the peaks that its lines are compared with.
+Peaks ReportedPeaks(const BenchFlags& flags, WorkerTeam& team, const BenchSink& sink) {
+  // Many repetitions are for what takes longer than a piece of memory or a loop.
+  const Peaks peaks = MeasurePeaks({.repetitions = std::min(flags.options.repetitions, 5u)},
+                                   BenchKernels(flags.options), team, SystemClock());
+  ReportPeaks(peaks, sink);
+  return peaks;
+}
+
+struct MatMulFlags : BenchFlags {
+  std::vector<std::string> types = {"q8_0"};
+  std::string shapes;
+  std::string rows = "1,8,32,512";
+};
+
+void AddMatMulCommand(CLI::App& bench) {
+  auto flags = std::make_shared<MatMulFlags>();
+  CLI::App* command = bench.add_subcommand("matmul", "matrix products as the executor calls them");
+  command->add_option("--type", flags->types, "types of the weights, with commas between them")
+      ->delimiter(',')
+      ->capture_default_str();
+  command->add_option("--shape", flags->shapes,
+                      "OUTPUTSxINPUTS, with commas between them; without it those of 1.2B");
+  command->add_option("--rows", flags->rows, "rows of activations")->capture_default_str();
+  AddCommonFlags(*command, flags.get());
+  command->callback([flags] {
+    MatMulBench matmul = {
+        .types = {},
+        .shapes = flags->shapes.empty() ? DefaultShapes() : ParseShapes("--shape", flags->shapes),
+        .rows = ParseCounts("--rows", flags->rows, kMaxBenchRows)};
+    for (const std::string& type : flags->types)
+      matmul.types.push_back(ParseDType("--type", type));
+    WorkerTeam team(CheckBenchOptions(flags->options));
+    const PinnedThreads pinned;
+    const BenchSink sink = Sink(*flags);
+    const Peaks peaks = ReportedPeaks(*flags, team, sink);
+    RunMatMulBench(matmul, flags->options, peaks, team, sink);
+  });
+}
+
+struct AttentionFlags : BenchFlags {
+  std::vector<std::string> types = {"f16"};
+  std::string heads = "32/8x64,32/8x128,16/8x128";
+  std::string rows = "1,8";
+  std::string contexts = "512,4096";
+};
+
+void AddAttentionCommand(CLI::App& bench) {
+  auto flags = std::make_shared<AttentionFlags>();
+  CLI::App* command =
+      bench.add_subcommand("attention", "one new token a row over histories of given lengths");
+  command->add_option("--kv-type", flags->types, "types of the cache: f16, bf16, f32")
+      ->delimiter(',')
+      ->capture_default_str();
+  command->add_option("--heads", flags->heads, "HEADS/KV_HEADSxHEAD_DIM, with commas between them")
+      ->capture_default_str();
+  command->add_option("--rows", flags->rows, "rows of a step")->capture_default_str();
+  command->add_option("--context", flags->contexts, "tokens of history")->capture_default_str();
+  AddCommonFlags(*command, flags.get());
+  command->callback([flags] {
+    AttentionBench attention = {
+        .types = {},
+        .heads = ParseHeads("--heads", flags->heads),
+        .rows = ParseCounts("--rows", flags->rows, kMaxBenchRows),
+        .contexts = ParseCounts("--context", flags->contexts, kMaxBenchContext)};
+    for (const std::string& type : flags->types)
+      attention.types.push_back(ParseKvType("--kv-type", type));
+    WorkerTeam team(CheckBenchOptions(flags->options));
+    const PinnedThreads pinned;
+    const BenchSink sink = Sink(*flags);
+    const Peaks peaks = ReportedPeaks(*flags, team, sink);
+    RunAttentionBench(attention, flags->options, peaks, team, sink);
+  });
+}
+
+struct StepsFlags : BenchFlags {
+  ModelFlags model;
+  std::string kv_type = "f16";
+  std::string rows = "1,8";
+  std::string contexts = "128,1024";
+  std::string mixed;
+  std::string tokens = "512,2048";
+  std::uint32_t chunk = EngineOptions{}.max_step_tokens;
+};
+
+void RunSteps(const StepsFlags& flags, StepsBench steps) {
+  steps.kv_type = ParseKvType("--kv-type", flags.kv_type);
+  const std::uint32_t num_workers = CheckBenchOptions(flags.options);
+  // What reads the file's layout in place must not find the dummy's shared pages in its cache.
+  const CpuKernels& kernels = BenchKernels(flags.options);
+  const bool in_place = kernels.mat[static_cast<int>(DType::kQ8_0)].packed_bytes == nullptr;
+  const LoadedModel loaded(flags.model, {.seed = flags.options.seed, .distinct = in_place});
+  CheckStepsBench(steps, loaded.model());
+  const BenchSink sink = Sink(flags);
+  Peaks peaks;
+  {
+    // Gone before the executor has threads of its own.
+    WorkerTeam team(num_workers);
+    const PinnedThreads pinned;
+    peaks = ReportedPeaks(flags, team, sink);
+  }
+  RunStepsBench(steps, flags.options, loaded.model(), peaks, sink);
+}
+
+void AddStepsFlags(CLI::App& command, StepsFlags* flags) {
+  AddModelFlags(command, &flags->model);
+  command.add_option("--kv-type", flags->kv_type, "type of the cache: f16, bf16, f32")
+      ->capture_default_str();
+  AddCommonFlags(command, flags);
+}
+
+void AddDecodeCommand(CLI::App& bench) {
+  auto flags = std::make_shared<StepsFlags>();
+  CLI::App* command = bench.add_subcommand("decode", "whole decode steps of the executor");
+  command->add_option("--rows", flags->rows, "rows of a step")->capture_default_str();
+  command->add_option("--context", flags->contexts, "tokens of history of every row")
+      ->capture_default_str();
+  command->add_option("--mixed", flags->mixed,
+                      "one more step, whose rows have these contexts, like 64,64,300,4000");
+  AddStepsFlags(*command, flags.get());
+  command->callback([flags] {
+    const std::vector<std::uint32_t> mixed =
+        flags->mixed.empty() ? std::vector<std::uint32_t>()
+                             : ParseCounts("--mixed", flags->mixed, kMaxBenchContext);
+    RunSteps(*flags, {.decode = DecodeCases(
+                          ParseCounts("--rows", flags->rows, kMaxStepRows),
+                          ParseCounts("--context", flags->contexts, kMaxBenchContext), mixed)});
+  });
+}
+
+void AddPrefillCommand(CLI::App& bench) {
+  auto flags = std::make_shared<StepsFlags>();
+  CLI::App* command = bench.add_subcommand("prefill", "a prompt in chunks, as the engine cuts it");
+  command->add_option("--tokens", flags->tokens, "lengths of the prompt")->capture_default_str();
+  command->add_option("--chunk", flags->chunk, "tokens that one step takes")
+      ->check(CLI::Range(1u, kMaxBenchRows))
+      ->capture_default_str();
+  AddStepsFlags(*command, flags.get());
+  command->callback([flags] {
+    RunSteps(*flags, {.prompts = ParseCounts("--tokens", flags->tokens, kMaxBenchContext),
+                      .chunk = flags->chunk});
+  });
+}
+
+}  // namespace
+
+void AddBenchCommand(CLI::App& app) {
+  CLI::App* bench = app.add_subcommand(
+      "bench", "bytes, GB/s, GMAC/s and their share of the peak measured in the same run");
+  bench->require_subcommand(1);
+  AddPeakCommand(*bench);
+  AddMatMulCommand(*bench);
+  AddAttentionCommand(*bench);
+  AddDecodeCommand(*bench);
+  AddPrefillCommand(*bench);
+}
+
+}  // namespace kvrm
