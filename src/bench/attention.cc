@@ -43,8 +43,8 @@ class Histories {
     pool_bytes_ = std::max(wanted, Blocks(max_context) * max_rows * layout_.layer_bytes());
     CheckMemory("attention: the KV pool", pool_bytes_);
     pool_ = device_.Reserve(pool_bytes_, "kv pool");
-    const std::uint64_t group = shape.heads / shape.kv_heads;
-    scratch_floats_ = (group * (kAttentionUnit + shape.head_dim + 4) + 15) / 16 * 16;
+    const std::uint32_t group = shape.heads / shape.kv_heads;
+    scratch_floats_ = AttentionScratchFloats(group, shape.head_dim);
     scratch_ = Floats(scratch_floats_ * team.num_workers(), "attention scratch");
     q_ = Floats(std::uint64_t{max_rows} * shape.heads * shape.head_dim, "queries");
     out_ = Floats(q_.size(), "outputs");
@@ -69,7 +69,8 @@ class Histories {
                                         }) /
                            layout_.num_layers;
     const double elements = 2.0 * rows * context * shape_.kv_heads * shape_.head_dim;
-    const double bytes = elements * static_cast<double>(layout_.element_bytes());
+    const double bytes =
+        elements * static_cast<double>(layout_.tile_bytes()) / (kTileTokens * shape_.head_dim);
     const double macs = elements * shape_.heads / shape_.kv_heads;
     const double roof_seconds = peaks.RoofSeconds(bytes, macs, PeakKind::kF32);
     sink(

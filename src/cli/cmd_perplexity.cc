@@ -27,6 +27,7 @@ struct PerplexityFlags {
   std::uint32_t window = 512;
   std::uint64_t max_tokens = 0;
   std::uint32_t threads = 0;
+  DType kv_dtype = DType::kF16;
   bool reference = false;
 };
 
@@ -41,8 +42,10 @@ void RunPerplexity(const PerplexityFlags& flags) {
     throw StartError(flags.file + " and --max-tokens leave fewer than 2 tokens to score");
   }
 
-  ScorerOptions options = {
-      .max_context = window, .num_threads = flags.threads, .load_progress = ShowLoading()};
+  ScorerOptions options = {.max_context = window,
+                           .num_threads = flags.threads,
+                           .kv_dtype = flags.kv_dtype,
+                           .load_progress = ShowLoading()};
   if (flags.reference) {
     options.kernels = "reference";
     options.kv_dtype = DType::kF32;
@@ -83,6 +86,7 @@ void AddPerplexityCommand(CLI::App& app) {
                       "tokens predicted from one empty context");
   command->add_option("-n,--max-tokens", flags->max_tokens, "use the first so many; 0: all");
   command->add_option("-t,--threads", flags->threads, "worker threads; 0: all cores");
+  AddKvDTypeFlag(*command, &flags->kv_dtype);
   command->add_flag("--reference", flags->reference,
                     "dequantised weights, float32 activations and KV");
   command->callback([flags] { RunPerplexity(*flags); });

@@ -58,6 +58,14 @@ Model LoadModel(const std::string& path) {
   return OrThrow(path.empty() ? Model::LoadDemo() : Model::Load(path));
 }
 
+void AddKvDTypeFlag(CLI::App& command, DType* type) {
+  std::string names;
+  for (const DType each : kKvDTypes)
+    names += (names.empty() ? "" : ", ") + std::string(KvDTypeName(each));
+  AddChoice(command, {"--kv-dtype", "what keys and values are kept in", names}, type, KvDTypeName,
+            FindKvDType);
+}
+
 void AddModelFlags(CLI::App& command, ModelFlags* flags) {
   AddModelFlag(command, &flags->path);
   const auto list = [](const std::vector<std::string>& names) {
@@ -98,6 +106,7 @@ void AddKvFlags(CLI::App& command, EngineOptions* engine) {
               const auto found = FindPlacementPolicy(text);
               return found == PlacementPolicy::kLanes ? std::nullopt : found;
             });
+  AddKvDTypeFlag(command, &engine->kv_dtype);
   AddChoice(
       command, {"--prefix-cache", "keep finished prefixes for others", "on, off"},
       &engine->prefix_cache, [](bool on) { return on ? "on" : "off"; },

@@ -42,6 +42,9 @@ class LoadedModel {
 // Adds the flags of the KV cache and of the memory: --kv-view, --memory-budget and their kin.
 void AddKvFlags(CLI::App& command, EngineOptions* engine);
 
+// Adds --kv-dtype alone.
+void AddKvDTypeFlag(CLI::App& command, DType* type);
+
 // Whether a person reads this stream (file descriptor 1 or 2).
 bool IsTerminal(int fd);
 

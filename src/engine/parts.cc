@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <thread>
 
+#include "base/check.h"
 #include "base/result.h"
 #include "exec/cpu_executor.h"
 
@@ -36,10 +37,40 @@ std::string DigestOf(const Model& model, const CpuKernels& kernels) {
          kernels.name;
 }
 
+void CheckKvDType(const ModelConfig& config, DType type) {
+  if (type == DType::kQ8_0 && config.head_dim % kKvScaleValues != 0) {
+    throw StartError("a KV cache in q8_0 needs heads of a multiple of " +
+                     std::to_string(kKvScaleValues) + " dimensions, and the head_dim of '" +
+                     config.name + "' is " + std::to_string(config.head_dim));
+  }
+}
+
 }  // namespace
+
+const char* KvDTypeName(DType type) {
+  switch (type) {
+    case DType::kF32:
+      return "f32";
+    case DType::kBf16:
+      return "bf16";
+    case DType::kQ8_0:
+      return "q8_0";
+    default:
+      CHECK(type == DType::kF16);
+      return "f16";
+  }
+}
+
+std::optional<DType> FindKvDType(const std::string& name) {
+  for (const DType type : kKvDTypes) {
+    if (name == KvDTypeName(type)) return type;
+  }
+  return std::nullopt;
+}
 
 EngineParts HostParts(const Model& model, Device& device, const HostPartsOptions& options) {
   const ModelConfig& config = model.config();
+  CheckKvDType(config, options.kv_dtype);
   const CpuKernels* kernels = KernelsByName(options.kernels);
   const std::uint32_t num_workers = NumWorkers(options.num_threads);
   return {.layout = {.num_layers = config.num_layers,

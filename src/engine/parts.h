@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -42,10 +43,15 @@ struct EngineParts {
 struct HostPartsOptions {
   std::uint32_t num_threads = 0;  // workers; 0: all cores
   std::string kernels = {};       // "": as KVRM_ISA or the best; else a table's name
-  DType kv_dtype = DType::kF16;
+  DType kv_dtype = DType::kF16;   // a KvDType; Q8_0 needs a head_dim that is a multiple of 32
   std::function<void(std::uint64_t done, std::uint64_t total)> progress = {};  // LoadProgress
   bool only_reserve = false;  // the executor is asked how much it takes, and never runs
 };
+
+// What keys and values can be kept in: "f16", "bf16", "f32", "q8_0".
+inline constexpr DType kKvDTypes[] = {DType::kF16, DType::kBf16, DType::kF32, DType::kQ8_0};
+const char* KvDTypeName(DType type);
+std::optional<DType> FindKvDType(const std::string& name);
 
 // The model's decoder on this machine's processor. Throws StartError for what it cannot have.
 // `model` and `device` outlive what is made of them.

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "exec/attention_split.h"
 #include "exec/program.h"
 
 namespace kvrm {
@@ -26,11 +27,6 @@ Range Share(std::uint32_t n, std::uint32_t worker, std::uint32_t num_workers) {
 StepProfile::Kind KindOf(Code code) {
   if (code == Code::kMatMul || code == Code::kPrepare) return StepProfile::Kind::kMatMul;
   return code == Code::kAttention ? StepProfile::Kind::kAttention : StepProfile::Kind::kOther;
-}
-
-std::size_t AttentionScratchFloats(const ModelConfig& config) {
-  const std::size_t group = config.num_heads / config.num_kv_heads;
-  return (group * (kAttentionUnit + config.head_dim + 4) + 15) / 16 * 16;
 }
 
 }  // namespace
@@ -79,7 +75,10 @@ struct CpuExecutor::State {
         runs(std::size_t{options.limits.max_rows} * options.limits.max_runs),
         token_row(options.limits.max_tokens),
         buffer_block(options.layer_buffers.empty() ? 0 : options.limits.max_tokens),
-        item_begin(options.num_workers + 1) {
+        split({.num_workers = options.num_workers,
+               .num_kv_heads = graph.config.num_kv_heads,
+               .sliding_window = graph.config.sliding_window,
+               .max_units = MaxUnits()}) {
     const ModelConfig& config = graph.config;
     for (std::uint32_t i = 0; i < config.rope_dim / 2; ++i) {
       double frequency = std::pow(static_cast<double>(config.rope_base),
@@ -91,17 +90,34 @@ struct CpuExecutor::State {
     }
     matmul_scratch =
         device.Reserve(std::size_t{kMatMulScratchBytes} * options.num_workers, "matmul scratch");
-    const std::size_t floats = AttentionScratchFloats(config);
-    const std::span<std::byte> all_scratch =
-        device.Reserve(floats * sizeof(float) * options.num_workers, "attention scratch");
-    for (std::uint32_t w = 0; w < options.num_workers; ++w) {
-      scratch.push_back(reinterpret_cast<float*>(all_scratch.data()) + w * floats);
-    }
+    ReserveScratch();
     CHECK(options.layer_buffers.size() % (2 * options.layout.layer_bytes()) == 0);
     if (options.profile != nullptr) {
       for (const Instruction& i : program.code)
         options.profile->instructions.push_back({.kind = KindOf(i.code)});
     }
+  }
+
+  // Of the longest row that is worth dividing: no longer than the pool, unless it has holes.
+  std::uint32_t MaxUnits() const {
+    const std::uint64_t pool_tokens =
+        memory.size() / options.layout.block_bytes() * options.layout.block_tokens;
+    return static_cast<std::uint32_t>(
+        std::min<std::uint64_t>(graph.config.max_context, pool_tokens) / kAttentionUnit + 1);
+  }
+
+  void ReserveScratch() {
+    const ModelConfig& config = graph.config;
+    const std::uint32_t group = config.num_heads / config.num_kv_heads;
+    const std::size_t floats = AttentionScratchFloats(group, config.head_dim);
+    const std::size_t slot = MaxUnits() * AttentionPartialFloats(group, config.head_dim);
+    const std::size_t all = floats * options.num_workers + slot * split.num_slots();
+    auto* memory_of_all =
+        reinterpret_cast<float*>(device.Reserve(all * sizeof(float), "attention scratch").data());
+    for (std::uint32_t w = 0; w < options.num_workers; ++w)
+      scratch.push_back(memory_of_all + w * floats);
+    for (std::uint32_t i = 0; i < split.num_slots(); ++i)
+      slots.push_back(memory_of_all + floats * options.num_workers + i * slot);
   }
 
   // Everything the workers share for one step, derived from the descriptor before they start. What
@@ -128,7 +144,7 @@ struct CpuExecutor::State {
     for (const SlotId slot : view.mirrors)
       CHECK(Index(slot) < num_slots);
     LatchSlices();
-    SplitAttention();
+    split.Plan(step.positions, header.padded_tokens);
   }
 
   void LatchRuns(std::uint32_t row) noexcept {
@@ -194,37 +210,6 @@ struct CpuExecutor::State {
     return has_layer_windows ? options.layout.layer_bytes() : options.layout.block_bytes();
   }
 
-  // Divides the (token, kv head) items so that every worker reads about as much of the cache. Who
-  // computes an item does not change its value.
-  void SplitAttention() noexcept {
-    const std::uint32_t heads = graph.config.num_kv_heads;
-    std::uint64_t total = 0;
-    for (const std::int32_t position : step.positions)
-      total += Cost(position);
-    const std::uint32_t num_items = step.header->num_tokens * heads;
-    std::uint32_t worker = 0;
-    std::uint64_t passed = 0;
-    item_begin[0] = 0;
-    for (std::uint32_t item = 0; item < num_items; ++item) {
-      while (worker + 1 < options.num_workers &&
-             passed * options.num_workers >= total * heads * (worker + 1)) {
-        item_begin[++worker] = item;
-      }
-      passed += Cost(step.positions[item / heads]);
-    }
-    while (worker < options.num_workers)
-      item_begin[++worker] = num_items;
-  }
-
-  std::uint64_t Cost(std::int32_t position) const noexcept {
-    std::uint64_t context = static_cast<std::uint64_t>(position) + 1;
-    if (graph.config.sliding_window != 0) {
-      context = std::min<std::uint64_t>(context, graph.config.sliding_window);
-    }
-    context = std::max<std::uint64_t>(context, step.header->padded_tokens);
-    return context + kAttentionUnit;  // A fixed part for the query, the output and the overhead.
-  }
-
   static void Work(void* argument, std::uint32_t worker) {
     State& state = *static_cast<State*>(argument);
     if (worker == 0 && state.options.profile != nullptr) return state.WorkProfiled();
@@ -265,7 +250,7 @@ struct CpuExecutor::State {
     if (layer > 0 && layer <= last_deadline) device.WaitLayer(layer);
   }
 
-  void Execute(const Instruction& i, std::uint32_t worker) const noexcept {
+  void Execute(const Instruction& i, std::uint32_t worker) noexcept {
     const std::uint32_t num_rows =
         i.per_sample ? step.header->num_samples : step.header->num_tokens;
     switch (i.code) {
@@ -419,47 +404,60 @@ struct CpuExecutor::State {
     }
   }
 
-  void Attention(const Instruction& i, std::uint32_t worker) const noexcept {
+  void Attention(const Instruction& i, std::uint32_t worker) noexcept {
+    AttentionPiece piece;
+    for (std::uint32_t n = 0; split.Piece(worker, n, &piece); ++n) {
+      const AttentionArgs args = ArgsOf(i, worker, piece.item);
+      if (piece.slot == kWholeItem) {
+        if (step.header->padded_tokens != 0) AttendPadding(args, step.header->padded_tokens);
+        options.kernels->attention(args);
+        continue;
+      }
+      const std::uint32_t first = args.begin / kAttentionUnit;
+      const std::size_t size = AttentionPartialFloats(args.group, args.head_dim);
+      AttendUnits(options.kernels->attention_unit, args, piece.unit_begin, piece.unit_end,
+                  slots[piece.slot] + (piece.unit_begin - first) * size);
+      if (split.Finish(piece.slot))
+        MergeUnits(args, slots[piece.slot], (args.end - 1) / kAttentionUnit + 1 - first);
+    }
+  }
+
+  AttentionArgs ArgsOf(const Instruction& i, std::uint32_t worker,
+                       std::uint32_t item) const noexcept {
     const KvLayout& layout = options.layout;
     const std::uint32_t group = graph.config.num_heads / graph.config.num_kv_heads;
     // In a layer buffer a block is one layer.
     const std::uint32_t layer = has_layer_windows ? 0 : i.layer;
     const std::size_t buffer = has_layer_windows ? i.layer % 2 * LayerBufferBytes() : 0;
-    for (std::uint32_t item = item_begin[worker]; item < item_begin[worker + 1]; ++item) {
-      const std::uint32_t token = item / layout.num_kv_heads;
-      const std::uint32_t head = item % layout.num_kv_heads;
-      const std::uint32_t row = token_row[token];
-      const std::uint32_t end = static_cast<std::uint32_t>(step.positions[token]) + 1;
-      const std::uint32_t window = graph.config.sliding_window;
-      const AttentionArgs args = {
-          .q = i.in + token * i.in_stride + std::size_t{head} * group * layout.head_dim,
-          .out = i.out + token * i.out_stride + std::size_t{head} * group * layout.head_dim,
-          .runs = &runs[std::size_t{row} * options.limits.max_runs],
-          .scratch = scratch[worker],
-          .block_bytes = BlockStride(),
-          .k_offset = buffer + layout.k_offset(layer, head),
-          .v_offset = buffer + layout.v_offset(layer, head),
-          .num_runs = step.num_runs[row],
-          .group = group,
-          .head_dim = layout.head_dim,
-          .block_tokens = layout.block_tokens,
-          .begin = window != 0 && end > window ? end - window : 0,
-          .end = end,
-          .scale = 1.0f / std::sqrt(static_cast<float>(layout.head_dim)),
-          .dtype = layout.dtype};
-      if (step.header->padded_tokens != 0) AttendPadding(args, step.header->padded_tokens);
-      options.kernels->attention(args);
-    }
+    const std::uint32_t token = item / layout.num_kv_heads;
+    const std::uint32_t head = item % layout.num_kv_heads;
+    const std::uint32_t row = token_row[token];
+    const std::int32_t position = step.positions[token];
+    return {.q = i.in + token * i.in_stride + std::size_t{head} * group * layout.head_dim,
+            .out = i.out + token * i.out_stride + std::size_t{head} * group * layout.head_dim,
+            .runs = &runs[std::size_t{row} * options.limits.max_runs],
+            .scratch = scratch[worker],
+            .block_bytes = BlockStride(),
+            .k_offset = buffer + layout.k_offset(layer, head),
+            .v_offset = buffer + layout.v_offset(layer, head),
+            .num_runs = step.num_runs[row],
+            .group = group,
+            .head_dim = layout.head_dim,
+            .block_tokens = layout.block_tokens,
+            .begin = split.Begin(position),
+            .end = static_cast<std::uint32_t>(position) + 1,
+            .scale = 1.0f / std::sqrt(static_cast<float>(layout.head_dim)),
+            .dtype = layout.dtype};
   }
 
-  // Computes over the units of [0, num_tokens) that the row does not attend. The outcome goes where
+  // Computes over the tiles of [0, num_tokens) that the row does not attend. The outcome goes where
   // the row's own will replace it, so that nothing of what lies there, NaN neither, can leak.
   void AttendPadding(const AttentionArgs& args, std::uint32_t num_tokens) const noexcept {
     AttentionArgs padding = args;
     padding.begin = 0;
-    padding.end = args.begin / kAttentionUnit * kAttentionUnit;
+    padding.end = args.begin / kTileTokens * kTileTokens;
     if (padding.begin < padding.end) options.kernels->attention(padding);
-    padding.begin = (args.end + kAttentionUnit - 1) / kAttentionUnit * kAttentionUnit;
+    padding.begin = (args.end + kTileTokens - 1) / kTileTokens * kTileTokens;
     padding.end = num_tokens;
     if (padding.begin < padding.end) options.kernels->attention(padding);
   }
@@ -474,6 +472,7 @@ struct CpuExecutor::State {
   std::vector<std::uint64_t> num_replays;
   std::vector<double> frequencies;  // [rope_dim / 2] radians per position
   std::vector<float*> scratch;      // [num_workers]
+  std::vector<float*> slots;        // of divided items: [MaxUnits] partial results
 
   // The step in flight.
   StepView step;
@@ -483,8 +482,8 @@ struct CpuExecutor::State {
   std::vector<AttentionRun> runs;           // [max_rows][max_runs]
   std::vector<std::uint32_t> token_row;     // [max_tokens]
   std::vector<std::uint32_t> buffer_block;  // [max_tokens] with layer windows
-  std::vector<std::uint32_t> item_begin;    // [num_workers + 1] attention items of each worker
-  std::span<std::byte> matmul_scratch;      // [num_workers][kMatMulScratchBytes]
+  AttentionSplit split;
+  std::span<std::byte> matmul_scratch;  // [num_workers][kMatMulScratchBytes]
   bool running = false;
 };
 

@@ -109,26 +109,26 @@ TEST(CpuExecutor, LayerBuffersAddNoBarrierToStepsThatReadTheHome) {
   EXPECT_EQ(with.Run(), without.Run());
 }
 
-// How many units the calls of the kernel went over. The executor has one worker here.
-std::uint64_t num_units = 0;
+// How many tiles the calls of the kernel went over. The executor has one worker here.
+std::uint64_t num_tiles = 0;
 
 void CountedAttention(const AttentionArgs& args) {
-  num_units += (args.end + kAttentionUnit - 1) / kAttentionUnit - args.begin / kAttentionUnit;
+  num_tiles += (args.end + kTileTokens - 1) / kTileTokens - args.begin / kTileTokens;
   Scalar().attention(args);
 }
 
-TEST(CpuExecutor, PaddedAttentionIsOverEveryUnitOnce) {
+TEST(CpuExecutor, PaddedAttentionIsOverEveryTileOnce) {
   CpuKernels kernels = Scalar();
   kernels.attention = CountedAttention;
-  // One pair of (token, kv head) in each of four layers.
-  for (const auto& [padded, units] :
-       {std::pair{0u, 1u}, {20u, 1u}, {64u, 1u}, {65u, 2u}, {96u, 2u}}) {
+  // Of the 20 tokens the last four are in the second tile. Two kv heads in each of four layers.
+  for (const auto& [padded, tiles] :
+       {std::pair{0u, 24u}, {16u, 24u}, {20u, 40u}, {64u, 80u}, {65u, 100u}, {96u, 120u}}) {
     Rig rig(kernels);
     rig.AddRow({{BlockId{1}, 6}});
     rig.builder().Pad(padded);
-    num_units = 0;
+    num_tiles = 0;
     rig.Run();
-    EXPECT_EQ(num_units, std::uint64_t{4} * 2 * kTokens.size() * units) << padded;
+    EXPECT_EQ(num_tiles, std::uint64_t{4} * 2 * tiles) << padded;
   }
 }
 

@@ -309,6 +309,17 @@ TEST(Views, HaveTheBitsOfOneRun) {
     ExpectSameBits(SmallDecoderConfig(), dtype, {}, false);
 }
 
+// Q8_0 needs heads of 32 dimensions, and the mapped settings blocks of whole pages.
+TEST(Views, HaveTheBitsOfOneRunInBytes) {
+  ModelConfig config = SmallDecoderConfig();
+  config.head_dim = 32;
+  config.rope_dim = 32;
+  config.num_heads = 8;
+  config.num_kv_heads = 8;
+  ExpectSameBits(config, DType::kQ8_0, {{32, 96}}, false);
+  ExpectSameBits(config, DType::kQ8_0, {}, true);
+}
+
 TEST(Views, HaveTheBitsOfOneRunInASlidingWindow) {
   ModelConfig config = SmallDecoderConfig();
   config.sliding_window = 70;

@@ -69,24 +69,33 @@ class Cache {
                                 std::uint32_t end, const std::vector<AttentionRun>& runs) const {
     const std::uint32_t dim = layout_.head_dim;
     std::vector<float> out(std::size_t{group} * dim);
-    std::vector<float> scratch(std::size_t{group} * (kAttentionUnit + dim + 4));
-    table.attention({.q = q.data(),
-                     .out = out.data(),
-                     .runs = runs.data(),
-                     .scratch = scratch.data(),
-                     .block_bytes = layout_.block_bytes(),
-                     .k_offset = layout_.k_offset(1, head),
-                     .v_offset = layout_.v_offset(1, head),
-                     .num_runs = static_cast<std::uint32_t>(runs.size()),
-                     .group = group,
-                     .head_dim = dim,
-                     .block_tokens = layout_.block_tokens,
-                     .begin = begin,
-                     .end = end,
-                     .scale = Scale(dim),
-                     .dtype = layout_.dtype});
+    std::vector<float> scratch(AttentionScratchFloats(group, dim));
+    const AttentionArgs args = {.q = q.data(),
+                                .out = out.data(),
+                                .runs = runs.data(),
+                                .scratch = scratch.data(),
+                                .block_bytes = layout_.block_bytes(),
+                                .k_offset = layout_.k_offset(1, head),
+                                .v_offset = layout_.v_offset(1, head),
+                                .num_runs = static_cast<std::uint32_t>(runs.size()),
+                                .group = group,
+                                .head_dim = dim,
+                                .block_tokens = layout_.block_tokens,
+                                .begin = begin,
+                                .end = end,
+                                .scale = Scale(dim),
+                                .dtype = layout_.dtype};
+    if (pieces_.empty()) {
+      table.attention(args);
+    } else {
+      AttendInPieces(table, args);
+    }
     return out;
   }
+
+  // From now on units [0, pieces[0]), [pieces[0], pieces[1]) and so on are attended by calls of
+  // their own, the last first, each with memory of its own, and then merged.
+  void Cut(std::vector<std::uint32_t> pieces) { pieces_ = std::move(pieces); }
 
   static float Scale(std::uint32_t head_dim) {
     return 1.0f / std::sqrt(static_cast<float>(head_dim));
@@ -104,15 +113,35 @@ class Cache {
   const std::vector<std::uint8_t>& block(std::uint32_t i) const { return blocks_[i]; }
 
  private:
+  void AttendInPieces(const CpuKernels& table, AttentionArgs args) const {
+    const std::size_t size = AttentionPartialFloats(args.group, args.head_dim);
+    std::vector<float> partials(pieces_.back() * size);
+    for (std::size_t i = pieces_.size(); i-- > 0;) {
+      const std::uint32_t begin = i == 0 ? 0 : pieces_[i - 1];
+      std::vector<float> scratch(AttentionScratchFloats(args.group, args.head_dim));
+      args.scratch = scratch.data();
+      AttendUnits(table.attention_unit, args, begin, pieces_[i], &partials[begin * size]);
+    }
+    std::vector<float> scratch(AttentionScratchFloats(args.group, args.head_dim));
+    args.scratch = scratch.data();
+    MergeUnits(args, partials.data(), pieces_.back());
+  }
+
   KvLayout layout_;
   std::vector<std::vector<std::uint8_t>> blocks_;
+  std::vector<std::uint32_t> pieces_;
 };
 
-constexpr DType kKvTypes[] = {DType::kF32, DType::kF16, DType::kBf16};
+constexpr DType kKvTypes[] = {DType::kF32, DType::kF16, DType::kBf16, DType::kQ8_0};
+
+bool CanStore(DType dtype, std::uint32_t head_dim) {
+  return dtype != DType::kQ8_0 || head_dim % kKvScaleValues == 0;
+}
 
 TEST(StoreKv, EveryTableStoresTheBytesOfTheScalarOne) {
   for (const DType dtype : kKvTypes) {
-    for (const std::uint32_t dim : {2u, 8u, 16u, 46u, 64u, 128u}) {
+    for (const std::uint32_t dim : {2u, 8u, 16u, 32u, 46u, 64u, 96u, 128u}) {
+      if (!CanStore(dtype, dim)) continue;
       Rng rng(dim);
       History history = RandomHistory(rng, 37, 3, dim);
       const float special[] = {0.0f, -0.0f, INFINITY, -INFINITY, 65519.0f, 65520.0f, 1e-7f, 3e-8f};
@@ -133,7 +162,8 @@ TEST(AttentionInvariance, BlockSizeRunsAndGroupNeverChangeABit) {
   constexpr std::uint32_t kGroup = 7;
   for (const CpuKernels* table : Tables()) {
     for (const DType dtype : kKvTypes) {
-      for (const std::uint32_t dim : {8u, 64u, 80u}) {
+      for (const std::uint32_t dim : {8u, 32u, 64u, 80u, 96u}) {
+        if (!CanStore(dtype, dim)) continue;
         Rng rng(dim);
         const History history = RandomHistory(rng, kTokens, 2, dim);
         const std::vector<float> q = Normals(rng, kGroup * dim);
@@ -161,6 +191,33 @@ TEST(AttentionInvariance, BlockSizeRunsAndGroupNeverChangeABit) {
             EXPECT_TRUE(std::equal(alone.begin(), alone.end(), &expected[g * dim]))
                 << table->name << " head " << g << " of " << begin << ".." << end;
           }
+        }
+      }
+    }
+  }
+}
+
+TEST(AttentionInvariance, WhoeverComputesAUnitTheBitsAreTheSame) {
+  constexpr std::uint32_t kTokens = 1600;  // four units, the last of them short
+  for (const CpuKernels* table : Tables()) {
+    for (const DType dtype : kKvTypes) {
+      Rng rng(23);
+      const History history = RandomHistory(rng, kTokens, 1, 32);
+      const std::vector<float> q = Normals(rng, 5 * 32);
+      Cache cache(*table, history, dtype, 16);
+      Cache cut = cache;
+      for (const auto& [begin, end] : {std::pair{0u, kTokens},
+                                       {0u, 512u},
+                                       {0u, 513u},
+                                       {511u, 1025u},
+                                       {700u, 1536u},
+                                       {1536u, 1537u}}) {
+        const std::vector<float> expected = cache.Attend(*table, q, 5, 0, begin, end);
+        for (const std::vector<std::uint32_t>& pieces :
+             {std::vector<std::uint32_t>{4}, {1, 4}, {1, 2, 3, 4}, {3, 4}}) {
+          cut.Cut(pieces);
+          EXPECT_EQ(cut.Attend(*table, q, 5, 0, begin, end), expected)
+              << table->name << ' ' << DTypeName(dtype) << ' ' << begin << ".." << end;
         }
       }
     }
@@ -242,6 +299,65 @@ TEST(Attention, IsWithinItsDerivedBoundOfTheReference) {
       CheckDistance(*table, tokens, 32);
     for (const std::uint32_t dim : {2u, 6u, 8u, 18u, 46u, 80u, 96u, 128u, 256u, 512u})
       CheckDistance(*table, 75, dim);
+  }
+}
+
+// The greatest magnitude of each block of 32 over 253: half a step of the quantisation, and 0.4 %
+// for the rounding of its scale to BF16.
+double HalfStep(const float* x, std::uint32_t block) {
+  double greatest = 0;
+  for (std::uint32_t i = 0; i < 32; ++i)
+    greatest = std::max(greatest, std::abs(static_cast<double>(x[32 * block + i])));
+  return greatest / 253;
+}
+
+// Of Q8_0 against attention over the floats that were stored. A score is off by the half steps of
+// the key times |q| and those of the query times |k| as stored; with delta the greatest of these
+// errors, each share of the softmax is off by the factor e^(2 delta) at most, and each value by its
+// own half step. Weights of 16 bits are off by half of 1 / 65535 each, and the weights of a unit
+// sum up to 1 at least.
+double BoundOfQ8(const History& history, const float* q) {
+  const std::uint32_t dim = history.head_dim;
+  double delta = 0, greatest = 0, value_step = 0;
+  for (std::uint32_t t = 0; t < history.tokens; ++t) {
+    const float* k = &history.k[t * dim];
+    double off = 0;
+    for (std::uint32_t d = 0; d < dim; ++d) {
+      const double key_step = HalfStep(k, d / 32);
+      const double key = std::abs(static_cast<double>(k[d])) + key_step;
+      off += key_step * std::abs(static_cast<double>(q[d])) + HalfStep(q, d / 32) * key;
+      greatest = std::max(greatest, std::abs(static_cast<double>(history.v[t * dim + d])));
+      value_step = std::max(value_step, HalfStep(&history.v[t * dim], d / 32));
+    }
+    delta = std::max(delta, off * static_cast<double>(Cache::Scale(dim)));
+  }
+  const double weight_step = std::min(history.tokens, kAttentionUnit) * 0.5 / 65535;
+  return std::expm1(2 * delta) * (greatest + value_step) + value_step +
+         weight_step * 1.01 * greatest;
+}
+
+TEST(Attention, OfQ8IsWithinItsDerivedBoundOfWhatWasStored) {
+  const CpuKernels& reference = *FindCpuKernels("reference");
+  for (const CpuKernels* table : Tables()) {
+    double worst = 0;
+    for (const auto& [tokens, dim] :
+         {std::pair{1u, 32u}, {40u, 32u}, {75u, 64u}, {600u, 64u}, {75u, 96u}, {90u, 128u}}) {
+      Rng rng(tokens + dim);
+      const History history = RandomHistory(rng, tokens, 1, dim);
+      const std::vector<float> q = Normals(rng, 2 * dim);
+      const std::vector<float> truth =
+          Cache(reference, history, DType::kF32, 16).Attend(reference, q, 2, 0, 0, tokens);
+      const std::vector<float> out =
+          Cache(*table, history, DType::kQ8_0, 16).Attend(*table, q, 2, 0, 0, tokens);
+      for (std::uint32_t i = 0; i < 2 * dim; ++i) {
+        const double bound =
+            BoundOf(history, &q[i / dim * dim]) + BoundOfQ8(history, &q[i / dim * dim]);
+        const double off = std::abs(static_cast<double>(out[i] - truth[i]));
+        EXPECT_LE(off, bound) << table->name << ' ' << tokens << ' ' << dim;
+        worst = std::max(worst, off);
+      }
+    }
+    EXPECT_GT(worst, 1e-4) << "bytes are not that exact";
   }
 }
 

@@ -12,52 +12,6 @@ uint64_t BytesQ8(uint32_t cols) {
   return (uint64_t{cols} + 63) / 64 * 64 + (scales + 63) / 64 * 64;
 }
 
-// As in scalar.cc, operation by operation, so that the prepared bytes are the same.
-Q8Scale QuantizeBlock(const float* x, int8_t* q) {
-  const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
-  __m256i most = _mm256_setzero_si256();
-  for (uint32_t i = 0; i < kBlock; i += kLanes) {
-    const __m256i bits = _mm256_castps_si256(_mm256_loadu_ps(x + i));
-    most = _mm256_max_epi32(most, _mm256_and_si256(bits, magnitude));
-  }
-  alignas(32) uint32_t each[kLanes];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(each), most);
-  uint32_t greatest = 0;
-  for (uint32_t i = 0; i < kLanes; ++i)
-    greatest = each[i] > greatest ? each[i] : greatest;
-  float amax;
-  __builtin_memcpy(&amax, &greatest, sizeof(amax));
-  const bool usable = greatest < 0x7f800000u && amax >= 0x1p-100f;
-  const __m256 inverse = _mm256_set1_ps(usable ? 127.0f / amax : 0.0f);
-  const __m256i keep = _mm256_set1_epi32(usable ? -1 : 0);
-  Q8Scale result;
-  int32_t sum[2];
-  for (uint32_t half = 0; half < 2; ++half) {
-    const float* source = x + 16 * half;
-    const __m256i a =
-        _mm256_and_si256(keep, _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(source), inverse)));
-    const __m256i b = _mm256_and_si256(
-        keep, _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(source + kLanes), inverse)));
-    // Packing works within 128 bits: the order is a0 b0 a1 b1 until the permutation.
-    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
-    const __m128i bytes =
-        _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16 * half), bytes);
-    // Sums of at most 16 * 127 are exact in float.
-    sum[half] = static_cast<int32_t>(SumOf(_mm256_cvtepi32_ps(_mm256_add_epi32(a, b))));
-  }
-  result.scale = usable ? amax / 127.0f : 0.0f;
-  if (greatest >= 0x7f800000u) result.scale = __builtin_nanf("");
-  result.sum_scale = result.scale * static_cast<float>(sum[0] + sum[1]);
-  result.start[kStart128] = -128 * (sum[0] + sum[1]);
-  result.start[kStart8] = -8 * (sum[0] + sum[1]);
-  result.start[kStart16] = -16 * (sum[0] + sum[1]);
-  result.start[kStart32] = -32 * sum[0];
-  result.start[kStart32 + 1] = -32 * sum[1];
-  result.start[kStart0] = 0;
-  return result;
-}
-
 void PrepareQ8(const float* x, void* target, uint32_t cols) {
   auto* q = static_cast<int8_t*>(target);
   uint8_t* scales = static_cast<uint8_t*>(target) + (size_t{cols} + 63) / 64 * 64;
@@ -79,6 +33,10 @@ void RmsNorm(const float* x, const float* w, float eps, float* y, uint32_t n) {
     const __m256 values = _mm256_mul_ps(_mm256_maskload_ps(x + i, mask), scale);
     _mm256_maskstore_ps(y + i, mask, _mm256_mul_ps(values, _mm256_maskload_ps(w + i, mask)));
   }
+}
+
+void Attention(const AttentionArgs& args) {
+  AttendWhole(Avx2AttentionUnit, args);
 }
 
 void SwiGlu(const float* gate, const float* up, float* y, uint32_t n) {
@@ -118,7 +76,8 @@ const CpuKernels kAvx2Kernels = {
     .rms_norm = RmsNorm,
     .rope = nullptr,
     .store_kv = nullptr,
-    .attention = Avx2Attention,
+    .attention = Attention,
+    .attention_unit = Avx2AttentionUnit,
     .swiglu = SwiGlu,
     .exp = ExpRow,
 };

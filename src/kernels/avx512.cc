@@ -13,38 +13,6 @@ uint64_t BytesQ8(uint32_t cols) {
   return (uint64_t{cols} + 63) / 64 * 64 + (scales + 63) / 64 * 64;
 }
 
-// As in scalar.cc, operation by operation, so that the prepared bytes are the same.
-Q8Scale QuantizeBlock(const float* x, int8_t* q) {
-  const __m512 x0 = _mm512_loadu_ps(x);
-  const __m512 x1 = _mm512_loadu_ps(x + kLanes);
-  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-  const uint32_t greatest = _mm512_reduce_max_epu32(
-      _mm512_max_epu32(_mm512_and_si512(_mm512_castps_si512(x0), magnitude),
-                       _mm512_and_si512(_mm512_castps_si512(x1), magnitude)));
-  float amax;
-  __builtin_memcpy(&amax, &greatest, sizeof(amax));
-  const bool usable = greatest < 0x7f800000u && amax >= 0x1p-100f;
-  const __mmask16 mask = TailMask(usable ? kLanes : 0);
-  const __m512 inverse = _mm512_set1_ps(usable ? 127.0f / amax : 0.0f);
-  const __m512i q0 = _mm512_maskz_cvtps_epi32(mask, _mm512_mul_ps(x0, inverse));
-  const __m512i q1 = _mm512_maskz_cvtps_epi32(mask, _mm512_mul_ps(x1, inverse));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtepi32_epi8(q0));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(q + kLanes), _mm512_cvtepi32_epi8(q1));
-  Q8Scale result;
-  result.scale = usable ? amax / 127.0f : 0.0f;
-  if (greatest >= 0x7f800000u) result.scale = __builtin_nanf("");
-  const int32_t low = _mm512_reduce_add_epi32(q0);
-  const int32_t high = _mm512_reduce_add_epi32(q1);
-  result.sum_scale = result.scale * static_cast<float>(low + high);
-  result.start[kStart128] = -128 * (low + high);
-  result.start[kStart8] = -8 * (low + high);
-  result.start[kStart16] = -16 * (low + high);
-  result.start[kStart32] = -32 * low;
-  result.start[kStart32 + 1] = -32 * high;
-  result.start[kStart0] = 0;
-  return result;
-}
-
 void PrepareQ8(const float* x, void* target, uint32_t cols) {
   auto* q = static_cast<int8_t*>(target);
   uint8_t* scales = static_cast<uint8_t*>(target) + (size_t{cols} + 63) / 64 * 64;
@@ -82,12 +50,66 @@ void StoreKvType(const StoreKvArgs& args) {
   }
 }
 
+// 32 values of a token; as in scalar.cc. Returns the scale's bits.
+uint16_t QuantizeKv(const float* x, int8_t* q) {
+  const __m512 x0 = _mm512_loadu_ps(x);
+  const __m512 x1 = _mm512_loadu_ps(x + kLanes);
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  const uint32_t greatest = _mm512_reduce_max_epu32(
+      _mm512_max_epu32(_mm512_and_si512(_mm512_castps_si512(x0), magnitude),
+                       _mm512_and_si512(_mm512_castps_si512(x1), magnitude)));
+  float amax;
+  __builtin_memcpy(&amax, &greatest, sizeof(amax));
+  const bool usable = greatest < 0x7f800000u && amax >= 0x1p-100f;
+  const float wanted = amax / 127.0f;
+  uint32_t bits;
+  __builtin_memcpy(&bits, &wanted, sizeof(bits));
+  bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
+  float scale;
+  __builtin_memcpy(&scale, &bits, sizeof(scale));
+  const __mmask16 mask = TailMask(usable ? kLanes : 0);
+  const __m512 inverse = _mm512_set1_ps(usable ? 1.0f / scale : 0.0f);
+  const __m512i q0 = _mm512_maskz_cvtps_epi32(mask, _mm512_mul_ps(x0, inverse));
+  const __m512i q1 = _mm512_maskz_cvtps_epi32(mask, _mm512_mul_ps(x1, inverse));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtepi32_epi8(q0));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(q + kLanes), _mm512_cvtepi32_epi8(q1));
+  if (greatest >= 0x7f800000u) return 0x7fc0;
+  return static_cast<uint16_t>(usable ? bits >> 16 : 0);
+}
+
+void StoreKvQ8(const StoreKvArgs& args) {
+  for (uint32_t h = 0; h < args.num_kv_heads; ++h) {
+    uint8_t* k_tile = args.k_tile + h * args.head_bytes;
+    uint8_t* v_tile = args.v_tile + h * args.head_bytes;
+    for (size_t d = 0; d < args.head_dim; d += kBlock) {
+      const size_t source = size_t{h} * args.head_dim + d;
+      const size_t scale_at = (size_t{args.head_dim} + d / kBlock * 2) * kLanes + 2 * args.lane;
+      alignas(32) int8_t q[kBlock];
+      const uint16_t k_scale = QuantizeKv(args.k + source, q);
+      __builtin_memcpy(k_tile + scale_at, &k_scale, sizeof(k_scale));
+      const __m256i bytes = _mm256_xor_si256(_mm256_load_si256(reinterpret_cast<const __m256i*>(q)),
+                                             _mm256_set1_epi8(-128));
+      alignas(32) uint8_t keys[kBlock];
+      _mm256_store_si256(reinterpret_cast<__m256i*>(keys), bytes);
+      for (size_t i = 0; i < kBlock; i += 4)
+        __builtin_memcpy(k_tile + (d + i) * kLanes + 4 * args.lane, keys + i, 4);
+      const uint16_t v_scale = QuantizeKv(args.v + source, q);
+      __builtin_memcpy(v_tile + scale_at, &v_scale, sizeof(v_scale));
+      uint8_t* values = v_tile + (args.lane / 4 * size_t{args.head_dim} + d) * 4 + args.lane % 4;
+      for (size_t i = 0; i < kBlock; ++i)
+        values[4 * i] = static_cast<uint8_t>(q[i]);
+    }
+  }
+}
+
 void StoreKv(const StoreKvArgs& args) {
   switch (args.dtype) {
     case DType::kF32:
       return StoreKvType<DType::kF32>(args);
     case DType::kF16:
       return StoreKvType<DType::kF16>(args);
+    case DType::kQ8_0:
+      return StoreKvQ8(args);
     default:
       return StoreKvType<DType::kBf16>(args);
   }
@@ -147,6 +169,10 @@ void Rope(const RopeArgs& args) {
   }
 }
 
+void Attention(const AttentionArgs& args) {
+  AttendWhole(Avx512AttentionUnit, args);
+}
+
 void SwiGlu(const float* gate, const float* up, float* y, uint32_t n) {
   const __m512 one = _mm512_set1_ps(1.0f);
   for (size_t i = 0; i < n; i += kLanes) {
@@ -185,7 +211,8 @@ const CpuKernels kAvx512Kernels = {
     .rms_norm = RmsNorm,
     .rope = Rope,
     .store_kv = StoreKv,
-    .attention = Avx512Attention,
+    .attention = Attention,
+    .attention_unit = Avx512AttentionUnit,
     .swiglu = SwiGlu,
     .exp = ExpRow,
 };

@@ -1,28 +1,108 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention with AVX-512: all query heads of a KV head share one pass over its K and V.
+// Attention with AVX-512: all query heads of a KV head share one pass over its K and V, up to eight
+// at a time. What was tried and what it brought: docs/decisions/0018.
 #include "kernels/avx512_lanes.h"
 #include "kernels/cpu_kernels.h"
 
 namespace kvrm {
 namespace {
 
-constexpr uint32_t kTiles = kUnitTiles;
+constexpr uint32_t kScaleBytes = 2 * kLanes;  // Q8_0: the scales of one block of 32, in a tile
+constexpr uint32_t kFoldTiles = 8;            // between two loads of the sums
 
-// Per query head, in args.scratch: kAttentionUnit weights, and after those of all heads the running
-// maximum, sum and the correction of this unit.
-struct Scratch {
-  float* weights;
-  float* maximum;
-  float* sum;
-  float* correction;
+// A line that is wanted soon, and one of kTilesAhead tiles behind it, which comes from memory.
+inline void Prefetch(const uint8_t* soon, const uint8_t* ahead) {
+  _mm_prefetch(reinterpret_cast<const char*>(soon), _MM_HINT_T0);
+  _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T1);
+}
+
+// Asks for the tiles between K and V a few lines at a time, so that memory is never idle.
+class Between {
+ public:
+  Between(const AttentionArgs& args, const AttentionUnit& unit)
+      : unit_(unit),
+        tile_lines_(static_cast<uint32_t>(TileBytes(args) / 64)),
+        // In as many equal parts as there are calls of Ask.
+        lines_((kTilesBetween * tile_lines_ + args.group * unit.num_tiles - 1) /
+               (args.group * unit.num_tiles)) {}
+
+  void Ask() {
+    for (uint32_t i = 0; i < lines_ && tile_ < kTilesBetween; ++i) {
+      _mm_prefetch(reinterpret_cast<const char*>(unit_.between[tile_] + size_t{line_} * 64),
+                   _MM_HINT_T1);
+      if (++line_ < tile_lines_) continue;
+      line_ = 0;
+      ++tile_;
+    }
+  }
+
+ private:
+  static size_t TileBytes(const AttentionArgs& args) {
+    const size_t elements = size_t{args.head_dim} * kLanes;
+    if (args.dtype == DType::kQ8_0) return (elements + elements / 16 + 63) / 64 * 64;
+    return elements * (args.dtype == DType::kF32 ? 4 : 2);
+  }
+
+  const AttentionUnit& unit_;
+  const uint32_t tile_lines_;
+  const uint32_t lines_;
+  uint32_t tile_ = 0;
+  uint32_t line_ = 0;
 };
+
+// The queries of one unit: floats as they are, or as the dot products of bytes want them.
+struct Queries {
+  const float* q;
+  // Q8_0, [group] times: head_dim bytes, then (scale, -128 times the sum of q) of each block.
+  const uint8_t* bytes;
+  size_t stride;
+};
+
+struct Q8Query {
+  float scale;
+  int32_t minus128;
+};
+
+// The attended lanes of a tile.
+__mmask16 Attended(const AttentionUnit& unit, uint32_t tile) {
+  const __mmask16 end = TailMask(tile + 1 == unit.num_tiles ? unit.end_lane : kLanes);
+  return tile == 0 ? static_cast<__mmask16>(end & ~TailMask(unit.first_lane)) : end;
+}
+
+// Q8_0: what the scales of the unit's values in one block are times 65,535 over the greatest of
+// them, zero in lanes that are not attended. Returns the greatest over 65,535; NaN if one is NaN.
+float RelativeScales(const AttentionArgs& args, const AttentionUnit& unit, uint32_t block,
+                     float* scales) {
+  const size_t at = size_t{args.head_dim} * kLanes + block * kScaleBytes;
+  __m512 greatest = _mm512_setzero_ps();
+  __mmask16 nan = 0;
+  for (uint32_t tile = 0; tile < unit.num_tiles; ++tile) {
+    const __m512 scale =
+        _mm512_maskz_mov_ps(Attended(unit, tile), LoadFloats<DType::kBf16>(unit.v[tile] + at));
+    nan = static_cast<__mmask16>(nan | _mm512_cmp_ps_mask(scale, scale, _CMP_UNORD_Q));
+    greatest = _mm512_max_ps(greatest, scale);
+    _mm512_store_ps(scales + tile * size_t{kLanes}, scale);
+  }
+  const float most = _mm512_reduce_max_ps(greatest);
+  const __m512 factor = _mm512_set1_ps(most > 0 ? 65535.0f / most : 0.0f);
+  for (uint32_t tile = 0; tile < (unit.num_tiles + 3) / 4 * 4; ++tile) {
+    const __m512 scale = tile < unit.num_tiles ? _mm512_load_ps(scales + tile * size_t{kLanes})
+                                               : _mm512_setzero_ps();
+    _mm512_store_ps(scales + tile * size_t{kLanes}, _mm512_mul_ps(scale, factor));
+  }
+  return nan != 0 ? __builtin_nanf("") : most / 65535.0f;
+}
 
 template <DType kType, uint32_t kHeads>
 struct Heads {
-  // Scores of one unit, the new maximum, and the weights relative to it.
-  static void Score(const AttentionArgs& args, const AttentionUnit& unit, uint32_t head,
-                    const Scratch& scratch) {
-    const float* q = args.q + size_t{head} * args.head_dim;
+  static constexpr uint32_t kTiles = kHeads > 6 ? 2 : 4;    // at once, in Score
+  static constexpr uint32_t kVectors = kHeads > 6 ? 2 : 4;  // at once, in Fold
+
+  // Products of queries and keys of kTiles tiles, from the first of `keys`.
+  static void ScoreFloats(const AttentionArgs& args, const Queries& queries, uint32_t head,
+                          const uint8_t* const* keys, const uint8_t* const* ahead, float* scores) {
+    constexpr uint32_t kStep = 4 / kElementBytes<kType>;  // dimensions of one cache line
+    const float* q = queries.q + size_t{head} * args.head_dim;
     __m512 dot[kHeads][kTiles];
     KVRM_UNROLL
     for (uint32_t h = 0; h < kHeads; ++h) {
@@ -30,147 +110,354 @@ struct Heads {
       for (uint32_t i = 0; i < kTiles; ++i)
         dot[h][i] = _mm512_setzero_ps();
     }
-    for (size_t d = 0; d < args.head_dim; ++d) {
-      __m512 keys[kTiles];
+    size_t line = 0;
+    for (size_t d = 0; d < args.head_dim; d += kStep, line += 64) {
       KVRM_UNROLL
       for (uint32_t i = 0; i < kTiles; ++i)
-        keys[i] = LoadFloats<kType>(unit.k[i] + d * kLanes * kElementBytes<kType>);
+        Prefetch(keys[i + kTiles] + line, ahead[i] + line);
       KVRM_UNROLL
-      for (uint32_t h = 0; h < kHeads; ++h) {
-        const __m512 value = _mm512_set1_ps(q[h * size_t{args.head_dim} + d]);
+      for (uint32_t s = 0; s < kStep; ++s) {
+        __m512 k[kTiles];
         KVRM_UNROLL
         for (uint32_t i = 0; i < kTiles; ++i)
-          dot[h][i] = _mm512_fmadd_ps(value, keys[i], dot[h][i]);
-      }
-    }
-    KVRM_UNROLL
-    for (uint32_t h = 0; h < kHeads; ++h)
-      Weigh(args, unit, head + h, dot[h], scratch);
-  }
-
-  // HAZARD: lanes outside the attended range hold stale or uninitialised slots, NaN and Inf among
-  // them. They are replaced by selection, never by multiplication with zero.
-  static void Weigh(const AttentionArgs& args, const AttentionUnit& unit, uint32_t head,
-                    const __m512* dot, const Scratch& scratch) {
-    const __m512 lowest = _mm512_set1_ps(-kInfinity);
-    __m512 scores[kTiles];
-    __mmask16 mask[kTiles];
-    for (uint32_t i = 0; i < kTiles; ++i) {
-      mask[i] = static_cast<__mmask16>(TailMask(unit.end[i]) & ~TailMask(unit.begin[i]));
-      scores[i] = _mm512_mask_mul_ps(lowest, mask[i], dot[i], _mm512_set1_ps(args.scale));
-    }
-    const __m512 greatest =
-        _mm512_max_ps(_mm512_max_ps(scores[0], scores[1]), _mm512_max_ps(scores[2], scores[3]));
-    const float before = scratch.maximum[head];
-    const float here = _mm512_reduce_max_ps(greatest);
-    const float maximum = here > before ? here : before;
-    __m512 weights[kTiles];
-    for (uint32_t i = 0; i < kTiles; ++i) {
-      weights[i] =
-          _mm512_maskz_mov_ps(mask[i], Exp(_mm512_sub_ps(scores[i], _mm512_set1_ps(maximum))));
-      _mm512_storeu_ps(scratch.weights + size_t{head} * kAttentionUnit + i * kLanes, weights[i]);
-    }
-    const float sum = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(weights[0], weights[1]),
-                                                         _mm512_add_ps(weights[2], weights[3])));
-    const float correction = _mm512_cvtss_f32(Exp(_mm512_set1_ps(before - maximum)));
-    scratch.maximum[head] = maximum;
-    scratch.correction[head] = correction;
-    scratch.sum[head] = scratch.sum[head] * correction + sum;
-  }
-
-  // Folds the unit's values into dimensions [dim, dim + 16 kVectors) of the outputs, position by
-  // position; into those of `mask` of each vector, to be exact.
-  template <uint32_t kVectors>
-  static void Fold(const AttentionArgs& args, const AttentionUnit& unit, uint32_t head,
-                   uint32_t dim, __mmask16 mask, const Scratch& scratch) {
-    float* out = args.out + size_t{head} * args.head_dim + dim;
-    __m512 sum[kHeads][kVectors];
-    KVRM_UNROLL
-    for (uint32_t h = 0; h < kHeads; ++h) {
-      KVRM_UNROLL
-      for (uint32_t c = 0; c < kVectors; ++c)
-        sum[h][c] =
-            _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, out + h * size_t{args.head_dim} + c * kLanes),
-                          _mm512_set1_ps(scratch.correction[head + h]));
-    }
-    for (uint32_t i = 0; i < kTiles; ++i) {
-      const float* weights = scratch.weights + size_t{head} * kAttentionUnit + i * kLanes;
-      for (size_t lane = unit.begin[i]; lane < unit.end[i]; ++lane) {
-        const uint8_t* value = unit.v[i] + (lane * args.head_dim + dim) * kElementBytes<kType>;
-        __m512 values[kVectors];
-        KVRM_UNROLL
-        for (uint32_t c = 0; c < kVectors; ++c)
-          values[c] = LoadSome<kType>(mask, value + c * kLanes * kElementBytes<kType>);
+          k[i] = LoadFloats<kType>(keys[i] + line + s * kLanes * kElementBytes<kType>);
         KVRM_UNROLL
         for (uint32_t h = 0; h < kHeads; ++h) {
-          const __m512 weight = _mm512_set1_ps(weights[h * kAttentionUnit + lane]);
+          const __m512 value = _mm512_set1_ps(q[h * size_t{args.head_dim} + d + s]);
           KVRM_UNROLL
-          for (uint32_t c = 0; c < kVectors; ++c)
-            sum[h][c] = _mm512_fmadd_ps(weight, values[c], sum[h][c]);
+          for (uint32_t i = 0; i < kTiles; ++i)
+            dot[h][i] = _mm512_fmadd_ps(value, k[i], dot[h][i]);
         }
       }
     }
     KVRM_UNROLL
     for (uint32_t h = 0; h < kHeads; ++h) {
       KVRM_UNROLL
-      for (uint32_t c = 0; c < kVectors; ++c)
+      for (uint32_t i = 0; i < kTiles; ++i)
+        _mm512_storeu_ps(scores + h * kAttentionUnit + i * kLanes, dot[h][i]);
+    }
+  }
+
+  // The same of bytes: exact within a block of 32 dimensions, whose sum of floats is in `scores`.
+  static void ScoreBytes(const AttentionArgs& args, const Queries& queries, uint32_t head,
+                         const uint8_t* const* keys, const uint8_t* const* ahead, float* scores) {
+    const uint8_t* q = queries.bytes + head * queries.stride;
+    for (size_t b = 0; b < args.head_dim / kBlock; ++b) {
+      __m512i dot[kHeads][kTiles];
+      float scale[kHeads];
+      KVRM_UNROLL
+      for (uint32_t h = 0; h < kHeads; ++h) {
+        const auto block = LoadAs<Q8Query>(q + h * queries.stride + args.head_dim + b * 8);
+        scale[h] = block.scale;
+        KVRM_UNROLL
+        for (uint32_t i = 0; i < kTiles; ++i)
+          dot[h][i] = _mm512_set1_epi32(block.minus128);
+      }
+      for (size_t d = b * kBlock; d < (b + 1) * kBlock; d += 4) {
+        __m512i k[kTiles];
+        KVRM_UNROLL
+        for (uint32_t i = 0; i < kTiles; ++i) {
+          Prefetch(keys[i + kTiles] + d * kLanes, ahead[i] + d * kLanes);
+          k[i] = _mm512_loadu_si512(keys[i] + d * kLanes);
+        }
+        KVRM_UNROLL
+        for (uint32_t h = 0; h < kHeads; ++h) {
+          const __m512i four = _mm512_set1_epi32(LoadAs<int32_t>(q + h * queries.stride + d));
+          KVRM_UNROLL
+          for (uint32_t i = 0; i < kTiles; ++i)
+            dot[h][i] = _mm512_dpbusd_epi32(dot[h][i], k[i], four);
+        }
+      }
+      KVRM_UNROLL
+      for (uint32_t i = 0; i < kTiles; ++i) {
+        const size_t at = size_t{args.head_dim} * kLanes + b * kScaleBytes;
+        Prefetch(keys[i + kTiles] + at, ahead[i] + at);
+        const __m512 d = LoadFloats<DType::kBf16>(keys[i] + at);
+        KVRM_UNROLL
+        for (uint32_t h = 0; h < kHeads; ++h) {
+          float* score = scores + h * kAttentionUnit + i * kLanes;
+          const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(dot[h][i]), d);
+          const __m512 before = b == 0 ? _mm512_setzero_ps() : _mm512_loadu_ps(score);
+          _mm512_storeu_ps(score, _mm512_fmadd_ps(product, _mm512_set1_ps(scale[h]), before));
+        }
+      }
+    }
+  }
+
+  static void Score(const AttentionArgs& args, const AttentionUnit& unit, const Queries& queries,
+                    uint32_t head, float* scores) {
+    for (uint32_t i = 0; i < unit.num_tiles; i += kTiles) {
+      if constexpr (kType == DType::kQ8_0) {
+        ScoreBytes(args, queries, head, unit.k + i, unit.ahead + i, scores + i * kLanes);
+      } else {
+        ScoreFloats(args, queries, head, unit.k + i, unit.ahead + i, scores + i * kLanes);
+      }
+    }
+  }
+
+  // Folds tiles [tile, end) into dimensions [dim, dim + 16 kCount) of the sums, position by
+  // position; into those of `mask`, to be exact, which is whole unless kCount is 1.
+  template <uint32_t kCount>
+  static void Fold(const AttentionArgs& args, const AttentionUnit& unit, uint32_t tile,
+                   uint32_t end, uint32_t dim, const float* weights, float* sums) {
+    constexpr bool kWhole = kCount > 1;
+    const __mmask16 mask = TailMask(args.head_dim - dim);
+    float* out = sums + dim;
+    __m512 sum[kHeads][kCount];
+    KVRM_UNROLL
+    for (uint32_t h = 0; h < kHeads; ++h) {
+      KVRM_UNROLL
+      for (uint32_t c = 0; c < kCount; ++c) {
+        const float* from = out + h * size_t{args.head_dim} + c * kLanes;
+        sum[h][c] = kWhole ? _mm512_loadu_ps(from) : _mm512_maskz_loadu_ps(mask, from);
+      }
+    }
+    for (; tile < end; ++tile) {
+      const float* w = weights + size_t{tile} * kLanes;
+      const uint32_t last = tile + 1 == unit.num_tiles ? unit.end_lane : kLanes;
+      for (size_t lane = tile == 0 ? unit.first_lane : 0; lane < last; ++lane) {
+        const size_t at = (lane * args.head_dim + dim) * kElementBytes<kType>;
+        constexpr size_t kLine = 64;
+        KVRM_UNROLL
+        for (size_t line = 0; line < kCount * kLanes * kElementBytes<kType>; line += kLine)
+          Prefetch(unit.v[tile + 1] + at + line, unit.ahead[unit.num_tiles + tile] + at + line);
+        __m512 values[kCount];
+        KVRM_UNROLL
+        for (uint32_t c = 0; c < kCount; ++c) {
+          const uint8_t* value = unit.v[tile] + at + c * kLanes * kElementBytes<kType>;
+          values[c] = kWhole ? LoadFloats<kType>(value) : LoadSome<kType>(mask, value);
+        }
+        KVRM_UNROLL
+        for (uint32_t h = 0; h < kHeads; ++h) {
+          KVRM_UNROLL
+          for (uint32_t c = 0; c < kCount; ++c) {
+            const __m512 weight = _mm512_set1_ps(w[h * kAttentionUnit + lane]);
+            sum[h][c] = _mm512_fmadd_ps(weight, values[c], sum[h][c]);
+          }
+        }
+      }
+    }
+    KVRM_UNROLL
+    for (uint32_t h = 0; h < kHeads; ++h) {
+      KVRM_UNROLL
+      for (uint32_t c = 0; c < kCount; ++c)
         _mm512_mask_storeu_ps(out + h * size_t{args.head_dim} + c * kLanes, mask, sum[h][c]);
     }
   }
 
-  static void Attend(const AttentionArgs& args, const AttentionUnit& unit, uint32_t head,
-                     const Scratch& scratch) {
-    Score(args, unit, head, scratch);
-    uint32_t dim = 0;
-    for (; args.head_dim - dim >= 4 * kLanes; dim += 4 * kLanes)
-      Fold<4>(args, unit, head, dim, TailMask(kLanes), scratch);
-    for (; dim < args.head_dim; dim += kLanes)
-      Fold<1>(args, unit, head, dim, TailMask(args.head_dim - dim), scratch);
+  // Weights times the scales of the values of one block, as 16 bits without a sign: 65,535 stands
+  // for `one`. First the upper bytes, then the lower ones; four tiles are a vector, in which four
+  // consecutive tokens of tile t are the 32 bits number 4 (token / 4) + t.
+  struct ByteWeights {
+    alignas(64) uint8_t high[kHeads][kAttentionUnit];
+    alignas(64) uint8_t low[kHeads][kAttentionUnit];
+  };
+
+  static void PackWeights(const AttentionUnit& unit, const float* weights, const float* scales,
+                          ByteWeights* packed) {
+    const __m512i low = _mm512_set1_epi16(0xff);
+    for (uint32_t tile = 0; tile < unit.num_tiles; tile += 4) {
+      for (uint32_t h = 0; h < kHeads; ++h) {
+        const float* from = weights + h * kAttentionUnit + tile * kLanes;
+        __m512i w[4];
+        KVRM_UNROLL
+        for (uint32_t t = 0; t < 4; ++t)
+          w[t] = _mm512_cvtps_epi32(
+              _mm512_mul_ps(_mm512_loadu_ps(from + t * kLanes),
+                            _mm512_load_ps(scales + (tile + t) * size_t{kLanes})));
+        const __m512i w01 = _mm512_packus_epi32(w[0], w[1]);
+        const __m512i w23 = _mm512_packus_epi32(w[2], w[3]);
+        _mm512_store_si512(
+            packed->high[h] + tile * kLanes,
+            _mm512_packus_epi16(_mm512_srli_epi16(w01, 8), _mm512_srli_epi16(w23, 8)));
+        _mm512_store_si512(
+            packed->low[h] + tile * kLanes,
+            _mm512_packus_epi16(_mm512_and_si512(w01, low), _mm512_and_si512(w23, low)));
+      }
+    }
+  }
+
+  // Folds the values of the unit into dimensions [dim, dim + 16 kCount), which lie in one block,
+  // exactly. Lanes that are not attended have a weight of zero, and any byte times that is zero.
+  template <uint32_t kCount>
+  static void FoldBytes(const AttentionArgs& args, const AttentionUnit& unit, uint32_t dim,
+                        const ByteWeights& packed, float step, float* sums) {
+    __m512i high[kHeads][kCount];
+    __m512i low[kHeads][kCount];
+    KVRM_UNROLL
+    for (uint32_t h = 0; h < kHeads; ++h) {
+      KVRM_UNROLL
+      for (uint32_t c = 0; c < kCount; ++c)
+        high[h][c] = low[h][c] = _mm512_setzero_si512();
+    }
+    for (uint32_t tile = 0; tile < unit.num_tiles; ++tile) {
+      const size_t four_tiles = tile / 4 * size_t{64} + tile % 4 * size_t{4};
+      for (size_t quad = 0; quad < 4; ++quad) {
+        const size_t at = (quad * args.head_dim + dim) * 4;
+        __m512i values[kCount];
+        KVRM_UNROLL
+        for (uint32_t c = 0; c < kCount; ++c) {
+          Prefetch(unit.v[tile + 1] + at + c * 64, unit.ahead[unit.num_tiles + tile] + at + c * 64);
+          values[c] = _mm512_loadu_si512(unit.v[tile] + at + c * 64);
+        }
+        KVRM_UNROLL
+        for (uint32_t h = 0; h < kHeads; ++h) {
+          const size_t number = four_tiles + quad * 16;
+          const __m512i upper = _mm512_set1_epi32(LoadAs<int32_t>(packed.high[h] + number));
+          const __m512i lower = _mm512_set1_epi32(LoadAs<int32_t>(packed.low[h] + number));
+          KVRM_UNROLL
+          for (uint32_t c = 0; c < kCount; ++c) {
+            high[h][c] = _mm512_dpbusd_epi32(high[h][c], upper, values[c]);
+            low[h][c] = _mm512_dpbusd_epi32(low[h][c], lower, values[c]);
+          }
+        }
+      }
+    }
+    // Sums of a unit are below 512 * 255 * 127 < 2^24, which floats hold exactly.
+    KVRM_UNROLL
+    for (uint32_t h = 0; h < kHeads; ++h) {
+      KVRM_UNROLL
+      for (uint32_t c = 0; c < kCount; ++c) {
+        const __m512 sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high[h][c]), _mm512_set1_ps(256.0f),
+                                           _mm512_cvtepi32_ps(low[h][c]));
+        _mm512_storeu_ps(sums + h * size_t{args.head_dim} + dim + c * kLanes,
+                         _mm512_mul_ps(sum, _mm512_set1_ps(step)));
+      }
+    }
+  }
+
+  static void FoldUnitBytes(const AttentionArgs& args, const AttentionUnit& unit,
+                            const float* weights, float* sums) {
+    alignas(64) float scales[kAttentionUnit];
+    ByteWeights packed;
+    for (uint32_t dim = 0; dim < args.head_dim; dim += kBlock) {
+      const float step = RelativeScales(args, unit, dim / kBlock, scales);
+      PackWeights(unit, weights, scales, &packed);
+      if constexpr (kHeads > 6) {
+        FoldBytes<1>(args, unit, dim, packed, step, sums);
+        FoldBytes<1>(args, unit, dim + kLanes, packed, step, sums);
+      } else {
+        FoldBytes<2>(args, unit, dim, packed, step, sums);
+      }
+    }
+  }
+
+  static void FoldUnitFloats(const AttentionArgs& args, const AttentionUnit& unit,
+                             const float* weights, float* sums) {
+    __builtin_memset(sums, 0, kHeads * sizeof(float) * args.head_dim);
+    for (uint32_t tile = 0; tile < unit.num_tiles; tile += kFoldTiles) {
+      const uint32_t end = tile + kFoldTiles < unit.num_tiles ? tile + kFoldTiles : unit.num_tiles;
+      uint32_t dim = 0;
+      for (; args.head_dim - dim >= kVectors * kLanes; dim += kVectors * kLanes)
+        Fold<kVectors>(args, unit, tile, end, dim, weights, sums);
+      for (; dim < args.head_dim; dim += kLanes)
+        Fold<1>(args, unit, tile, end, dim, weights, sums);
+    }
+  }
+
+  static void Attend(const AttentionArgs& args, const AttentionUnit& unit, const Queries& queries,
+                     uint32_t head, Between* between, float* partial) {
+    float* weights = AttentionKernelScratch(args);
+    weights += size_t{head} * kAttentionUnit;
+    Score(args, unit, queries, head, weights);
+    float* maximum = partial + size_t{args.group} * args.head_dim + head;
+    for (uint32_t h = 0; h < kHeads; ++h)
+      Weigh(args, unit, weights + size_t{h} * kAttentionUnit, between, maximum + h);
+    float* sums = partial + size_t{head} * args.head_dim;
+    if constexpr (kType == DType::kQ8_0) {
+      FoldUnitBytes(args, unit, weights, sums);
+    } else {
+      FoldUnitFloats(args, unit, weights, sums);
+    }
+  }
+
+  // Scores become weights relative to the greatest; that and their sum are written.
+  //
+  // HAZARD: lanes outside the attended range hold stale or uninitialised slots, NaN and Inf among
+  // them. They are replaced by selection, never by multiplication with zero.
+  static void Weigh(const AttentionArgs& args, const AttentionUnit& unit, float* weights,
+                    Between* between, float* maximum) {
+    const __m512 scale = _mm512_set1_ps(args.scale);
+    const __m512 lowest = _mm512_set1_ps(-kInfinity);
+    const uint32_t last = unit.num_tiles - 1;
+    __m512 greatest = lowest;
+    for (uint32_t i = 0; i <= last; ++i) {
+      const __m512 score = _mm512_mul_ps(_mm512_loadu_ps(weights + i * kLanes), scale);
+      const __m512 chosen = _mm512_mask_mov_ps(lowest, Attended(unit, i), score);
+      _mm512_storeu_ps(weights + i * kLanes, chosen);
+      greatest = _mm512_max_ps(greatest, chosen);
+    }
+    *maximum = _mm512_reduce_max_ps(greatest);
+    const __m512 top = _mm512_set1_ps(*maximum);
+    __m512 total = _mm512_setzero_ps();
+    for (uint32_t i = 0; i <= last; ++i) {
+      const __m512 score = _mm512_loadu_ps(weights + i * kLanes);
+      const __m512 weight = _mm512_maskz_mov_ps(Attended(unit, i), Exp(_mm512_sub_ps(score, top)));
+      _mm512_storeu_ps(weights + i * kLanes, weight);
+      total = _mm512_add_ps(total, weight);
+      between->Ask();
+    }
+    maximum[args.group] = _mm512_reduce_add_ps(total);
   }
 };
 
-template <DType kType>
-void AttendType(const AttentionArgs& args) {
-  Scratch scratch;
-  scratch.weights = args.scratch;
-  scratch.maximum = scratch.weights + size_t{args.group} * kAttentionUnit;
-  scratch.sum = scratch.maximum + args.group;
-  scratch.correction = scratch.sum + args.group;
-  for (uint32_t g = 0; g < args.group; ++g) {
-    scratch.maximum[g] = -kInfinity;
-    scratch.sum[g] = 0;
-  }
-  __builtin_memset(args.out, 0, size_t{args.group} * args.head_dim * sizeof(float));
-  UnitWalk walk = StartUnits(args);
-  AttentionUnit unit;
-  while (NextUnit(&walk, &unit)) {
-    uint32_t g = 0;
-    for (; args.group - g >= 4; g += 4)
-      Heads<kType, 4>::Attend(args, unit, g, scratch);
-    for (; args.group - g >= 2; g += 2)
-      Heads<kType, 2>::Attend(args, unit, g, scratch);
-    if (g < args.group) Heads<kType, 1>::Attend(args, unit, g, scratch);
-  }
-  for (uint32_t g = 0; g < args.group; ++g) {
-    float* out = args.out + size_t{g} * args.head_dim;
-    const __m512 inverse = _mm512_set1_ps(1.0f / scratch.sum[g]);
-    for (uint32_t d = 0; d < args.head_dim; d += kLanes) {
-      const __mmask16 mask = TailMask(args.head_dim - d);
-      _mm512_mask_storeu_ps(out + d, mask,
-                            _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, out + d), inverse));
+// Quantises the queries behind the weights: head_dim bytes and 8 for every 32 of them, which
+// head_dim floats have room for.
+Queries Prepare(const AttentionArgs& args, float* weights) {
+  const size_t stride = size_t{args.head_dim} * sizeof(float);
+  auto* bytes = reinterpret_cast<uint8_t*>(weights + size_t{args.group} * kAttentionUnit);
+  if (args.dtype == DType::kQ8_0) {
+    for (uint32_t g = 0; g < args.group; ++g) {
+      uint8_t* target = bytes + g * stride;
+      for (size_t b = 0; b < args.head_dim / kBlock; ++b) {
+        const Q8Scale block = QuantizeBlock(args.q + size_t{g} * args.head_dim + b * kBlock,
+                                            reinterpret_cast<int8_t*>(target + b * kBlock));
+        const Q8Query query = {block.scale, block.start[kStart128]};
+        __builtin_memcpy(target + args.head_dim + b * sizeof(query), &query, sizeof(query));
+      }
     }
+  }
+  return {args.q, bytes, stride};
+}
+
+template <DType kType>
+void AttendType(const AttentionArgs& args, const AttentionUnit& unit, float* partial) {
+  const Queries queries = Prepare(args, AttentionKernelScratch(args));
+  Between between(args, unit);
+  uint32_t g = 0;
+  for (; args.group - g >= 8; g += 8)
+    Heads<kType, 8>::Attend(args, unit, queries, g, &between, partial);
+  switch (args.group - g) {
+    case 7:
+      return Heads<kType, 7>::Attend(args, unit, queries, g, &between, partial);
+    case 6:
+      return Heads<kType, 6>::Attend(args, unit, queries, g, &between, partial);
+    case 5:
+      return Heads<kType, 5>::Attend(args, unit, queries, g, &between, partial);
+    case 4:
+      return Heads<kType, 4>::Attend(args, unit, queries, g, &between, partial);
+    case 3:
+      return Heads<kType, 3>::Attend(args, unit, queries, g, &between, partial);
+    case 2:
+      return Heads<kType, 2>::Attend(args, unit, queries, g, &between, partial);
+    case 1:
+      return Heads<kType, 1>::Attend(args, unit, queries, g, &between, partial);
+    default:
+      return;
   }
 }
 }  // namespace
 
-void Avx512Attention(const AttentionArgs& args) {
+void Avx512AttentionUnit(const AttentionArgs& args, const AttentionUnit& unit, float* partial) {
   switch (args.dtype) {
     case DType::kF32:
-      return AttendType<DType::kF32>(args);
+      return AttendType<DType::kF32>(args, unit, partial);
     case DType::kF16:
-      return AttendType<DType::kF16>(args);
+      return AttendType<DType::kF16>(args, unit, partial);
+    case DType::kQ8_0:
+      return AttendType<DType::kQ8_0>(args, unit, partial);
     default:
-      return AttendType<DType::kBf16>(args);
+      return AttendType<DType::kBf16>(args, unit, partial);
   }
 }
 

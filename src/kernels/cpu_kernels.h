@@ -125,7 +125,7 @@ struct StoreKvArgs {
   uint32_t lane;      // token within its tile, [0, 16)
   uint32_t num_kv_heads;
   uint32_t head_dim;
-  DType dtype;  // kF32, kF16, kBf16
+  DType dtype;  // kF32, kF16, kBf16; kQ8_0 where head_dim is a multiple of 32
 };
 
 struct AttentionRun {
@@ -135,14 +135,15 @@ struct AttentionRun {
 
 // All query heads of one kv head, for one token. Positions [begin, end) are attended, over the runs
 // in token order (run 0 starts at position 0); without any position in them that is not in a hole,
-// `out` is NaN. Online softmax in units of kAttentionUnit absolute
-// positions, so the result does not depend on how the history is cut into runs or chunks.
+// `out` is NaN. Softmax in units of kAttentionUnit absolute positions, merged in their order, so
+// the result does not depend on how the history is cut into runs or chunks, nor on who computed
+// which unit (docs/decisions/0012).
 // head_dim is any even number up to 512: there are models with 8, so tails are real.
 struct AttentionArgs {
   const float* q;  // [group][head_dim], not yet scaled
   float* out;      // [group][head_dim]
   const AttentionRun* runs;
-  float* scratch;  // [group * (kAttentionUnit + head_dim + 4)] floats, 64-byte aligned
+  float* scratch;  // AttentionScratchFloats(group, head_dim), 64-byte aligned
   size_t block_bytes;
   size_t k_offset;  // bytes from a block's start to this (layer, kv head)'s first K tile
   size_t v_offset;
@@ -155,7 +156,34 @@ struct AttentionArgs {
   float scale;     // 1 / sqrt(head_dim) as a rule
   DType dtype;
 };
-inline constexpr uint32_t kAttentionUnit = 64;
+inline constexpr uint32_t kAttentionUnit = 512;
+
+// The tiles of one attention unit in order of position. Tiles lie in holes as a whole, and a tile
+// without an attended lane is not among them; all lanes of the others are attended, but for those
+// before first_lane of the first and from end_lane of the last.
+inline constexpr uint32_t kUnitTiles = kAttentionUnit / 16;
+// Tiles that a kernel asks for ahead of the one it works on: 32 KiB of F16 at head size 64, which
+// go to the second-level cache.
+inline constexpr uint32_t kTilesAhead = 16;
+// Tiles that it asks for between K and V, where it computes without reading.
+inline constexpr uint32_t kTilesBetween = 8;
+struct AttentionUnit {
+  uint32_t num_tiles;  // at least 1
+  uint32_t first_lane;
+  uint32_t end_lane;
+  // Beyond num_tiles come some that repeat the last tile, so that it may be read and the outcome
+  // ignored: up to a multiple of 4 and 4 more.
+  const uint8_t* k[kUnitTiles + 4];
+  const uint8_t* v[kUnitTiles + 4];
+  // Where reading goes on behind tile i of K (num_tiles of them), then of V: for prefetching, and
+  // never for reading.
+  const uint8_t* ahead[2 * kUnitTiles];
+  // The tiles after those that were asked for with the last tile of K.
+  const uint8_t* between[kTilesBetween];
+};
+
+using AttentionUnitKernel = void (*)(const AttentionArgs& args, const AttentionUnit& unit,
+                                     float* partial);
 
 struct CpuKernels {
   const char* name;               // "scalar", "avx2", "avx512", "reference"
@@ -165,36 +193,30 @@ struct CpuKernels {
   void (*rms_norm)(const float* x, const float* w, float eps, float* y, uint32_t n);
   void (*rope)(const RopeArgs& args);
   void (*store_kv)(const StoreKvArgs& args);
-  void (*attention)(const AttentionArgs& args);
+  void (*attention)(const AttentionArgs& args);  // AttendWhole of the next one
+  // Attention over the positions of one unit alone, whatever args.begin and end say, written as a
+  // partial result (AttentionPartialFloats). args.out is not touched.
+  AttentionUnitKernel attention_unit;
   // y[i] = silu(gate[i]) * up[i]
   void (*swiglu)(const float* gate, const float* up, float* y, uint32_t n);
   // y[i] = e^x[i], relative error below 2e-7 where the result is a normal number
   void (*exp)(const float* x, float* y, uint32_t n);
 };
 
-// The tiles of one attention unit: those of positions [64 n, 64 n + 64), by lanes. Tiles lie in
-// holes as a whole; a unit none of whose lanes is attended is left out.
-inline constexpr uint32_t kUnitTiles = 4;
-struct AttentionUnit {
-  // Lanes [begin, end) of each tile are attended. A tile without any is not looked for: its k is
-  // that of another, so that it may be read and the outcome masked, and its v is null.
-  const uint8_t* k[kUnitTiles];
-  const uint8_t* v[kUnitTiles];
-  uint32_t begin[kUnitTiles];
-  uint32_t end[kUnitTiles];
-};
-
-// A walk over the units of `args`, in the order of the positions, which all tables take.
-struct UnitWalk {
-  const AttentionArgs* args;
-  uint32_t position;  // first attended position of the next unit
-  uint32_t run;       // where its tile is
-  uint32_t block;     // within the run
-  uint32_t tile;      // within the block
-};
-UnitWalk StartUnits(const AttentionArgs& args);
-// False when all positions have been taken. Otherwise at least one lane of the unit is attended.
-bool NextUnit(UnitWalk* walk, AttentionUnit* unit);
+// A partial result: [group][head_dim] weighted sums of values, then [group] greatest scores, then
+// [group] sums of weights, relative to the greatest score. Its size is a multiple of 16 floats.
+size_t AttentionPartialFloats(uint32_t group, uint32_t head_dim);
+size_t AttentionScratchFloats(uint32_t group, uint32_t head_dim);
+// Of the units that [args.begin, args.end) touches, those with index in [begin, end), each to its
+// place in `partials`: unit `begin` first. A unit without attended positions is left empty.
+void AttendUnits(AttentionUnitKernel kernel, const AttentionArgs& args, uint32_t begin,
+                 uint32_t end, float* partials);
+// Merges partial results in their order and writes args.out.
+void MergeUnits(const AttentionArgs& args, const float* partials, uint32_t num_partials);
+// To the bit AttendUnits of all units and MergeUnits, without the memory for the former.
+void AttendWhole(AttentionUnitKernel kernel, const AttentionArgs& args);
+// The part of args.scratch that kernels may use: [group][kAttentionUnit + head_dim] floats.
+float* AttentionKernelScratch(const AttentionArgs& args);
 
 // The layout the vector tables share: rows in tiles of 32, two groups of 16, interleaved so that
 // one load meets 16 or 8 output elements and no sum is ever taken across lanes. A pass reads a

@@ -71,55 +71,56 @@ void RmsNorm(const float* x, const float* w, float eps, float* y, std::uint32_t 
     y[i] = static_cast<float>(static_cast<double>(x[i]) * scale * static_cast<double>(w[i]));
 }
 
-double Score(const AttentionArgs& args, const std::uint8_t* k, std::uint32_t g,
+double Score(const AttentionArgs& args, const std::uint8_t* k_tile, std::uint32_t g,
              std::uint32_t lane) {
   const float* q = args.q + std::size_t{g} * args.head_dim;
   double dot = 0;
   for (std::size_t d = 0; d < args.head_dim; ++d)
     dot += static_cast<double>(q[d]) *
-           static_cast<double>(LoadElement(k, d * kTileTokens + lane, args.dtype));
+           static_cast<double>(LoadKey(k_tile, args.head_dim, d, lane, args.dtype));
   return dot * static_cast<double>(args.scale);
 }
 
-double GreatestScore(const AttentionArgs& args, std::uint32_t g) {
+double GreatestScore(const AttentionArgs& args, const AttentionUnit& unit, std::uint32_t g) {
   double greatest = -std::numeric_limits<double>::infinity();
-  UnitWalk walk = StartUnits(args);
-  AttentionUnit unit;
-  while (NextUnit(&walk, &unit)) {
-    for (std::uint32_t i = 0; i < kUnitTiles; ++i) {
-      for (std::uint32_t lane = unit.begin[i]; lane < unit.end[i]; ++lane)
-        greatest = std::max(greatest, Score(args, unit.k[i], g, lane));
-    }
+  for (std::uint32_t i = 0; i < unit.num_tiles; ++i) {
+    for (std::uint32_t lane = FirstLane(unit, i); lane < EndLane(unit, i); ++lane)
+      greatest = std::max(greatest, Score(args, unit.k[i], g, lane));
   }
   return greatest;
 }
 
-// Two passes, the textbook way: the maximum, then the weighted mean of the values.
-void AttendHead(const AttentionArgs& args, std::uint32_t g) {
-  const double maximum = GreatestScore(args, g);
+// Two passes, the textbook way: the maximum, then the weighted sum of the values. The maximum is
+// rounded first, so that the weights are relative to what is handed on.
+void AttendHead(const AttentionArgs& args, const AttentionUnit& unit, std::uint32_t g,
+                float* partial) {
+  const float maximum = static_cast<float>(GreatestScore(args, unit, g));
   double values[kMaxHeadDim] = {};
   double sum = 0;
-  UnitWalk walk = StartUnits(args);
-  AttentionUnit unit;
-  while (NextUnit(&walk, &unit)) {
-    for (std::uint32_t i = 0; i < kUnitTiles; ++i) {
-      for (std::uint32_t lane = unit.begin[i]; lane < unit.end[i]; ++lane) {
-        const double weight = std::exp(Score(args, unit.k[i], g, lane) - maximum);
-        sum += weight;
-        const std::size_t row = std::size_t{lane} * args.head_dim;
-        for (std::size_t d = 0; d < args.head_dim; ++d)
-          values[d] += weight * static_cast<double>(LoadElement(unit.v[i], row + d, args.dtype));
-      }
+  for (std::uint32_t i = 0; i < unit.num_tiles; ++i) {
+    for (std::uint32_t lane = FirstLane(unit, i); lane < EndLane(unit, i); ++lane) {
+      const double weight =
+          std::exp(Score(args, unit.k[i], g, lane) - static_cast<double>(maximum));
+      sum += weight;
+      for (std::size_t d = 0; d < args.head_dim; ++d)
+        values[d] +=
+            weight * static_cast<double>(LoadValue(unit.v[i], args.head_dim, d, lane, args.dtype));
     }
   }
   for (std::size_t d = 0; d < args.head_dim; ++d)
-    args.out[std::size_t{g} * args.head_dim + d] = static_cast<float>(values[d] / sum);
+    partial[std::size_t{g} * args.head_dim + d] = static_cast<float>(values[d]);
+  partial[std::size_t{args.group} * args.head_dim + g] = maximum;
+  partial[std::size_t{args.group} * (args.head_dim + 1) + g] = static_cast<float>(sum);
+}
+
+void AttendUnit(const AttentionArgs& args, const AttentionUnit& unit, float* partial) {
+  CHECK(args.head_dim <= kMaxHeadDim);
+  for (std::uint32_t g = 0; g < args.group; ++g)
+    AttendHead(args, unit, g, partial);
 }
 
 void Attention(const AttentionArgs& args) {
-  CHECK(args.head_dim <= kMaxHeadDim);
-  for (std::uint32_t g = 0; g < args.group; ++g)
-    AttendHead(args, g);
+  AttendWhole(AttendUnit, args);
 }
 
 void SwiGlu(const float* gate, const float* up, float* y, std::uint32_t n) {
@@ -143,6 +144,7 @@ const CpuKernels kReferenceKernels = {
     .rope = nullptr,
     .store_kv = nullptr,
     .attention = Attention,
+    .attention_unit = AttendUnit,
     .swiglu = SwiGlu,
     .exp = nullptr,
 };

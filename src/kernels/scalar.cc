@@ -207,7 +207,44 @@ void Rope(const RopeArgs& args) {
   }
 }
 
+// d is rounded before q, which then differs from x / d by half at most: the greatest quotient is
+// 127 (1 + 2^-8) and rounds to 127. Returns the bits of d.
+std::uint16_t QuantizeKv(const float* x, std::int8_t* q) {
+  std::uint32_t greatest = 0;
+  for (std::uint32_t i = 0; i < kKvScaleValues; ++i)
+    greatest = std::max(greatest, std::bit_cast<std::uint32_t>(x[i]) & 0x7fffffffu);
+  const float amax = std::bit_cast<float>(greatest);
+  const bool usable = greatest < 0x7f800000u && amax >= 0x1p-100f;
+  std::uint16_t bits = usable ? FloatToBf16(amax / 127.0f) : std::uint16_t{0};
+  if (greatest >= 0x7f800000u) bits = 0x7fc0;
+  const float inverse = usable ? 1.0f / Bf16ToFloat(bits) : 0.0f;
+  for (std::uint32_t i = 0; i < kKvScaleValues; ++i)
+    q[i] = usable ? static_cast<std::int8_t>(std::lrintf(x[i] * inverse)) : std::int8_t{0};
+  return bits;
+}
+
+void StoreKvQ8(const StoreKvArgs& args) {
+  CHECK(args.head_dim % kKvScaleValues == 0);
+  for (std::uint32_t h = 0; h < args.num_kv_heads; ++h) {
+    std::uint8_t* k_tile = args.k_tile + h * args.head_bytes;
+    std::uint8_t* v_tile = args.v_tile + h * args.head_bytes;
+    for (std::size_t d = 0; d < args.head_dim; d += kKvScaleValues) {
+      const std::size_t source = std::size_t{h} * args.head_dim + d;
+      std::int8_t q[kKvScaleValues];
+      const std::uint16_t k_scale = QuantizeKv(args.k + source, q);
+      std::memcpy(k_tile + KvScaleAt(args.head_dim, d, args.lane), &k_scale, sizeof(k_scale));
+      for (std::size_t i = 0; i < kKvScaleValues; ++i)
+        k_tile[KvQ8KeyAt(d + i, args.lane)] = static_cast<std::uint8_t>(q[i] + 128);
+      const std::uint16_t v_scale = QuantizeKv(args.v + source, q);
+      std::memcpy(v_tile + KvScaleAt(args.head_dim, d, args.lane), &v_scale, sizeof(v_scale));
+      for (std::size_t i = 0; i < kKvScaleValues; ++i)
+        v_tile[KvQ8ValueAt(args.head_dim, d + i, args.lane)] = static_cast<std::uint8_t>(q[i]);
+    }
+  }
+}
+
 void StoreKv(const StoreKvArgs& args) {
+  if (args.dtype == DType::kQ8_0) return StoreKvQ8(args);
   for (std::uint32_t h = 0; h < args.num_kv_heads; ++h) {
     const std::size_t source = std::size_t{h} * args.head_dim;
     for (std::uint32_t d = 0; d < args.head_dim; ++d) {
@@ -219,54 +256,80 @@ void StoreKv(const StoreKvArgs& args) {
   }
 }
 
-struct Softmax {
-  float maximum;
-  float sum;
+// The query of Q8_0: bytes, and a scale for every 32 of them.
+struct Q8Query {
+  std::int8_t* bytes;
+  float* scales;
 };
 
-// Folds one unit into head `g`: scores first, then the new maximum, then the values.
-void AttendUnit(const AttentionArgs& args, const AttentionUnit& unit, std::uint32_t g,
-                Softmax* state) {
-  const float* q = args.q + std::size_t{g} * args.head_dim;
-  float* out = args.out + std::size_t{g} * args.head_dim;
-  float* scores = args.scratch;
-  float maximum = state->maximum;
-  for (std::uint32_t i = 0; i < kUnitTiles; ++i) {
-    for (std::uint32_t lane = unit.begin[i]; lane < unit.end[i]; ++lane) {
-      float dot = 0;
-      for (std::size_t d = 0; d < args.head_dim; ++d)
-        dot += q[d] * LoadElement(unit.k[i], d * kTileTokens + lane, args.dtype);
-      scores[i * kTileTokens + lane] = dot * args.scale;
-      maximum = std::max(maximum, dot * args.scale);
-    }
+Q8Query QuantizeQuery(const AttentionArgs& args, const float* q, float* room) {
+  const Q8Query query = {reinterpret_cast<std::int8_t*>(room), room + args.head_dim / 4};
+  for (std::size_t d = 0; d < args.head_dim; d += kKvScaleValues)
+    query.scales[d / kKvScaleValues] = QuantizeBlock(q + d, query.bytes + d).scale;
+  return query;
+}
+
+// Query times key; the sum over 32 is exact.
+float DotBytes(const AttentionArgs& args, const Q8Query& query, const std::uint8_t* k_tile,
+               std::uint32_t lane) {
+  float dot = 0;
+  for (std::size_t d = 0; d < args.head_dim; d += kKvScaleValues) {
+    std::int32_t sum = 0;
+    for (std::size_t i = d; i < d + kKvScaleValues; ++i)
+      sum += query.bytes[i] * (k_tile[KvQ8KeyAt(i, lane)] - 128);
+    dot += static_cast<float>(sum) * LoadKvScale(k_tile, args.head_dim, d, lane) *
+           query.scales[d / kKvScaleValues];
   }
-  const float correction = std::exp(state->maximum - maximum);
-  state->maximum = maximum;
-  state->sum *= correction;
+  return dot;
+}
+
+float DotFloats(const AttentionArgs& args, const float* q, const std::uint8_t* k_tile,
+                std::uint32_t lane) {
+  float dot = 0;
   for (std::size_t d = 0; d < args.head_dim; ++d)
-    out[d] *= correction;
-  for (std::uint32_t i = 0; i < kUnitTiles; ++i) {
-    for (std::size_t lane = unit.begin[i]; lane < unit.end[i]; ++lane) {
-      const float weight = std::exp(scores[i * kTileTokens + lane] - maximum);
-      state->sum += weight;
-      for (std::size_t d = 0; d < args.head_dim; ++d)
-        out[d] += weight * LoadElement(unit.v[i], lane * args.head_dim + d, args.dtype);
+    dot += q[d] * LoadElement(k_tile, d * kTileTokens + lane, args.dtype);
+  return dot;
+}
+
+// Scores first, then the greatest, then the values.
+void AttendHead(const AttentionArgs& args, const AttentionUnit& unit, std::uint32_t g,
+                float* partial) {
+  const float* q = args.q + std::size_t{g} * args.head_dim;
+  float* out = partial + std::size_t{g} * args.head_dim;
+  float* scores = AttentionKernelScratch(args);
+  const bool of_bytes = args.dtype == DType::kQ8_0;
+  const Q8Query query = of_bytes ? QuantizeQuery(args, q, scores + kAttentionUnit) : Q8Query{};
+  float maximum = -INFINITY;
+  for (std::uint32_t i = 0; i < unit.num_tiles; ++i) {
+    for (std::uint32_t lane = FirstLane(unit, i); lane < EndLane(unit, i); ++lane) {
+      const float dot =
+          of_bytes ? DotBytes(args, query, unit.k[i], lane) : DotFloats(args, q, unit.k[i], lane);
+      const float score = dot * args.scale;
+      scores[i * kTileTokens + lane] = score;
+      maximum = std::max(maximum, score);
     }
   }
+  float sum = 0;
+  std::memset(out, 0, args.head_dim * sizeof(float));
+  for (std::uint32_t i = 0; i < unit.num_tiles; ++i) {
+    for (std::uint32_t lane = FirstLane(unit, i); lane < EndLane(unit, i); ++lane) {
+      const float weight = std::exp(scores[i * kTileTokens + lane] - maximum);
+      sum += weight;
+      for (std::size_t d = 0; d < args.head_dim; ++d)
+        out[d] += weight * LoadValue(unit.v[i], args.head_dim, d, lane, args.dtype);
+    }
+  }
+  partial[std::size_t{args.group} * args.head_dim + g] = maximum;
+  partial[std::size_t{args.group} * (args.head_dim + 1) + g] = sum;
+}
+
+void AttendUnit(const AttentionArgs& args, const AttentionUnit& unit, float* partial) {
+  for (std::uint32_t g = 0; g < args.group; ++g)
+    AttendHead(args, unit, g, partial);
 }
 
 void Attention(const AttentionArgs& args) {
-  for (std::uint32_t g = 0; g < args.group; ++g) {
-    float* out = args.out + std::size_t{g} * args.head_dim;
-    std::memset(out, 0, args.head_dim * sizeof(float));
-    Softmax state = {-INFINITY, 0};
-    UnitWalk walk = StartUnits(args);
-    AttentionUnit unit;
-    while (NextUnit(&walk, &unit))
-      AttendUnit(args, unit, g, &state);
-    for (std::size_t d = 0; d < args.head_dim; ++d)
-      out[d] /= state.sum;
-  }
+  AttendWhole(AttendUnit, args);
 }
 
 void SwiGlu(const float* gate, const float* up, float* y, std::uint32_t n) {
@@ -301,6 +364,7 @@ const CpuKernels kScalarKernels = {
     .rope = Rope,
     .store_kv = StoreKv,
     .attention = Attention,
+    .attention_unit = AttendUnit,
     .swiglu = SwiGlu,
     .exp = Exp,
 };

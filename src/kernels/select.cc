@@ -25,6 +25,7 @@ CpuKernels Over(const CpuKernels& better, const CpuKernels& lesser) {
   if (result.rope == nullptr) result.rope = lesser.rope;
   if (result.store_kv == nullptr) result.store_kv = lesser.store_kv;
   if (result.attention == nullptr) result.attention = lesser.attention;
+  if (result.attention_unit == nullptr) result.attention_unit = lesser.attention_unit;
   if (result.swiglu == nullptr) result.swiglu = lesser.swiglu;
   if (result.exp == nullptr) result.exp = lesser.exp;
   return result;
