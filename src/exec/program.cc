@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "exec/program.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -34,6 +36,16 @@ bool Conflict(const Access& a, const Access& b) {
 
 std::size_t OddLines(std::size_t bytes) {
   return ((bytes + 63) / 64 | 1) * 64;
+}
+
+// The file's bytes are not read again: their pages may leave memory now, so that a model is
+// resident once. What reads them after all, another program or this one, finds them in the file.
+// Without effect where the system does not know the advice.
+void GiveBack(std::span<const std::byte> bytes) {
+  constexpr std::size_t kPage = 4096;
+  const auto begin = (reinterpret_cast<std::uintptr_t>(bytes.data()) + kPage - 1) / kPage * kPage;
+  const auto end = reinterpret_cast<std::uintptr_t>(bytes.data() + bytes.size()) / kPage * kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_PAGEOUT);
 }
 
 class Compiler {
@@ -132,6 +144,7 @@ class Compiler {
       if (options_.only_reserve) continue;
       team_.Start(&Pack, &job);
       team_.Join();
+      GiveBack(weight->data);
       packed_bytes += PackedBytes(*weight);
       if (options_.progress) options_.progress(packed_bytes, bytes);
     }
