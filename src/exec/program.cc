@@ -38,14 +38,14 @@ std::size_t OddLines(std::size_t bytes) {
   return ((bytes + 63) / 64 | 1) * 64;
 }
 
-// The file's bytes are not read again: their pages may leave memory now, so that a model is
-// resident once. What reads them after all, another program or this one, finds them in the file.
-// Without effect where the system does not know the advice.
+// The file's bytes are not read again: their pages leave this process, so that a model is resident
+// once. The system keeps them for the next start as long as it has memory; whoever reads them after
+// all finds them there or in the file.
 void GiveBack(std::span<const std::byte> bytes) {
   constexpr std::size_t kPage = 4096;
   const auto begin = (reinterpret_cast<std::uintptr_t>(bytes.data()) + kPage - 1) / kPage * kPage;
   const auto end = reinterpret_cast<std::uintptr_t>(bytes.data() + bytes.size()) / kPage * kPage;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_PAGEOUT);
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 
 class Compiler {
@@ -144,7 +144,7 @@ class Compiler {
       if (options_.only_reserve) continue;
       team_.Start(&Pack, &job);
       team_.Join();
-      GiveBack(weight->data);
+      if (weight->is_mapped) GiveBack(weight->data);
       packed_bytes += PackedBytes(*weight);
       if (options_.progress) options_.progress(packed_bytes, bytes);
     }

@@ -282,7 +282,8 @@ WeightTensor Binder::Matrix(const std::string& tensor_name, std::uint64_t rows,
   return {.data = tensor->data,
           .type = *tensor->type,
           .rows = static_cast<std::uint32_t>(tensor->rows),
-          .cols = static_cast<std::uint32_t>(cols)};
+          .cols = static_cast<std::uint32_t>(cols),
+          .is_mapped = tensor->is_mapped};
 }
 
 WeightTensor Binder::Vector(const std::string& tensor_name, std::uint64_t cols) {

@@ -30,6 +30,7 @@ struct StoredTensor {
   std::uint64_t cols = 1;
   bool is_matrix_or_vector = true;  // false: more than two dimensions
   bool taken = false;
+  bool is_mapped = false;  // from a file, as WeightTensor says
   std::span<const std::byte> data;
 };
 

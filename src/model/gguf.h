@@ -73,6 +73,7 @@ class GgufFile {
   std::uint32_t version() const { return version_; }
   const std::string& name() const { return name_; }
   std::uint64_t file_bytes() const { return bytes_.size(); }
+  bool is_mapped() const { return file_.has_value(); }
 
   // Metadata in file order, for inspection.
   const std::vector<std::pair<std::string_view, GgufValue>>& metadata() const { return metadata_; }

@@ -43,6 +43,7 @@ class SafetensorsFile {
 
   const std::string& name() const { return name_; }
   std::uint64_t file_bytes() const { return bytes_.size(); }
+  bool is_mapped() const { return file_.has_value(); }
   // In order of their names.
   const std::vector<SafetensorsTensor>& tensors() const { return tensors_; }
   const SafetensorsTensor* Find(std::string_view name) const;

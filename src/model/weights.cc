@@ -50,6 +50,7 @@ std::vector<StoredTensor> StoredTensors(const GgufFile& file) {
                    .rows = tensor.dims[1],
                    .cols = tensor.dims[0],
                    .is_matrix_or_vector = tensor.dims[2] == 1 && tensor.dims[3] == 1,
+                   .is_mapped = file.is_mapped(),
                    .data = tensor.data});
   }
   return out;
@@ -73,6 +74,7 @@ std::vector<StoredTensor> StoredTensors(const SafetensorsFolder& folder) {
                      .rows = vector ? 1 : tensor.shape[0],
                      .cols = vector ? tensor.shape[0] : tensor.shape[1],
                      .is_matrix_or_vector = tensor.num_dims <= 2,
+                     .is_mapped = file.is_mapped(),
                      .data = tensor.data});
     }
   }

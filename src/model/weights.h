@@ -32,6 +32,8 @@ struct WeightTensor {
   DType type = DType::kF32;
   std::uint32_t rows = 0;  // outputs
   std::uint32_t cols = 0;  // inputs
+  // In a read-only mapping of a file: its pages may be given back, and come back when read.
+  bool is_mapped = false;
   bool empty() const { return data.empty(); }
 };
 
