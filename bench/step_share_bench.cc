@@ -78,6 +78,9 @@ class TimedExecutor final : public Executor {
   std::span<const float> Logits(std::uint32_t sample) const noexcept override {
     return executor_->Logits(sample);
   }
+  LogitStats Stats(std::uint32_t sample) const noexcept override {
+    return executor_->Stats(sample);
+  }
   std::span<const std::uint64_t> replays() const noexcept override { return executor_->replays(); }
 
  private:

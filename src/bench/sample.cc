@@ -65,11 +65,10 @@ class Rows {
   // Of one row, the mean over all rows and draws.
   double SampleSeconds(const SamplingParams& params, std::uint32_t repetitions) {
     const std::uint64_t count = std::uint64_t{num_rows_} * kDraws;
-    const double seconds =
-        LeastSeconds(SystemClock(), repetitions, count, [&](std::uint64_t i) {
-          const auto row = static_cast<std::uint32_t>(i % num_rows_);
-          CHECK(sampler_.Sample(Row(row), params, static_cast<std::uint32_t>(i)).token >= 0);
-        });
+    const double seconds = LeastSeconds(SystemClock(), repetitions, count, [&](std::uint64_t i) {
+      const auto row = static_cast<std::uint32_t>(i % num_rows_);
+      CHECK(sampler_.Sample(Row(row), params, static_cast<std::uint32_t>(i)).token >= 0);
+    });
     return seconds / static_cast<double>(count);
   }
 

@@ -452,6 +452,9 @@ class CountingExecutor final : public Executor {
     logits_[static_cast<std::size_t>(contexts_[sample])] = 1.0f;
     return logits_;
   }
+  LogitStats Stats(std::uint32_t sample) const noexcept override {
+    return stats_.Compute(0, Logits(sample));
+  }
   std::span<const std::uint64_t> replays() const noexcept override { return {&num_replays_, 1}; }
 
  private:
@@ -459,6 +462,7 @@ class CountingExecutor final : public Executor {
   StepView step_;
   std::array<std::int32_t, 4> contexts_ = {};
   mutable std::array<float, 64> logits_ = {};
+  mutable PlainLogitStats stats_{1, 64};
   std::uint64_t num_replays_ = 0;
 };
 

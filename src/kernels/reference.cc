@@ -145,6 +145,9 @@ const CpuKernels kReferenceKernels = {
     .attention = Attention,
     .swiglu = SwiGlu,
     .exp = nullptr,
+    .logit_stats = nullptr,
+    .logit_weights = nullptr,
+    .select = nullptr,
 };
 
 }  // namespace kvrm
