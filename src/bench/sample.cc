@@ -49,11 +49,17 @@ void FillNormal(std::span<float> logits, Rng* rng) {
 
 class Rows {
  public:
-  Rows(std::uint32_t vocab, std::uint32_t num_rows, bool zipf, std::uint64_t seed)
-      : vocab_(vocab), num_rows_(num_rows), sampler_(vocab) {
+  Rows(std::uint32_t vocab, std::uint32_t num_rows, bool zipf, const BenchOptions& options)
+      : vocab_(vocab),
+        num_rows_(num_rows),
+        kernels_(BenchKernels(options)),
+        num_chunks_(NumLogitChunks(vocab)),
+        sampler_(vocab, kernels_) {
     CheckMemory("the logits", std::uint64_t{vocab} * num_rows * sizeof(float));
     logits_.resize(std::size_t{vocab} * num_rows);
-    Rng rng(seed, "sample");
+    maxima_.resize(std::size_t{num_chunks_} * num_rows);
+    sums_.resize(maxima_.size());
+    Rng rng(options.seed, "sample");
     for (std::uint32_t row = 0; row < num_rows; ++row)
       zipf ? FillZipf(Row(row), &rng) : FillNormal(Row(row), &rng);
   }
@@ -62,12 +68,24 @@ class Rows {
     return std::span(logits_).subspan(std::size_t{row} * vocab_, vocab_);
   }
 
+  double StatsSeconds(std::uint32_t repetitions) {
+    const double seconds =
+        LeastSeconds(SystemClock(), repetitions, num_rows_, [&](std::uint64_t row) {
+          kernels_.logit_stats(Row(static_cast<std::uint32_t>(row)).data(), vocab_,
+                               &maxima_[row * num_chunks_], &sums_[row * num_chunks_]);
+        });
+    return seconds / num_rows_;
+  }
+
   // Of one row, the mean over all rows and draws.
   double SampleSeconds(const SamplingParams& params, std::uint32_t repetitions) {
     const std::uint64_t count = std::uint64_t{num_rows_} * kDraws;
     const double seconds = LeastSeconds(SystemClock(), repetitions, count, [&](std::uint64_t i) {
       const auto row = static_cast<std::uint32_t>(i % num_rows_);
-      CHECK(sampler_.Sample(Row(row), params, static_cast<std::uint32_t>(i)).token >= 0);
+      const LogitStats stats = {
+          .maxima = std::span(maxima_).subspan(std::size_t{row} * num_chunks_, num_chunks_),
+          .sums = std::span(sums_).subspan(std::size_t{row} * num_chunks_, num_chunks_)};
+      CHECK(sampler_.Sample(Row(row), stats, params, static_cast<std::uint32_t>(i)).token >= 0);
     });
     return seconds / static_cast<double>(count);
   }
@@ -75,8 +93,12 @@ class Rows {
  private:
   const std::uint32_t vocab_;
   const std::uint32_t num_rows_;
+  const CpuKernels& kernels_;
+  const std::uint32_t num_chunks_;
   Sampler sampler_;
   std::vector<float> logits_;  // [num_rows][vocab]
+  std::vector<float> maxima_;  // [num_rows][num_chunks]
+  std::vector<float> sums_;
 };
 
 }  // namespace
@@ -86,15 +108,17 @@ void RunSampleBench(const SampleBench& bench, const BenchOptions& options, const
   for (const std::uint32_t vocab : bench.vocabs) {
     for (const std::uint32_t num_rows : bench.rows) {
       for (const bool zipf : {true, false}) {
-        Rows rows(vocab, num_rows, zipf, options.seed);
+        Rows rows(vocab, num_rows, zipf, options);
+        const double stats_seconds = rows.StatsSeconds(options.repetitions);
         for (const Way& way : kWays) {
           sink({{"bench", "sample"},
                 {"vocab", vocab},
                 {"rows", num_rows},
                 {"logits", zipf ? "zipf" : "normal"},
                 {"way", way.name},
-                {"row_microseconds",
-                 Rounded(rows.SampleSeconds(way.params, options.repetitions) * 1e6)}});
+                {"sample_microseconds",
+                 Rounded(rows.SampleSeconds(way.params, options.repetitions) * 1e6)},
+                {"stats_microseconds", Rounded(stats_seconds * 1e6)}});
         }
       }
     }

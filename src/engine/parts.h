@@ -47,6 +47,9 @@ struct HostPartsOptions {
   bool only_reserve = false;  // the executor is asked how much it takes, and never runs
 };
 
+// As HostPartsOptions::kernels. Throws StartError for what this processor cannot run.
+const CpuKernels& KernelsByName(const std::string& name);
+
 // The model's decoder on this machine's processor. Throws StartError for what it cannot have.
 // `model` and `device` outlive what is made of them.
 EngineParts HostParts(const Model& model, Device& device, const HostPartsOptions& options);
