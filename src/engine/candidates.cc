@@ -10,26 +10,41 @@
 namespace kvrm {
 namespace {
 
-constexpr std::size_t kSortAtMost = 512;
-constexpr std::uint32_t kSign = 0x80000000u;
+constexpr float kMaxFloat = std::numeric_limits<float>::max();
+constexpr float kBucketsPerTemperature = 32;
 
-// The logit's bits so turned that they descend with it, over the id.
-std::uint64_t KeyOf(float logit, std::uint32_t id) {
-  const auto bits = std::bit_cast<std::uint32_t>(logit + 0.0f);  // -0 is 0
-  const std::uint32_t descending = (bits & kSign) != 0 ? bits : ~(bits | kSign);
-  return std::uint64_t{descending} << 32 | id;
+bool Reaches(double weight, double target, Reach reach) {
+  return reach == Reach::kAtLeast ? weight >= target : weight > target;
 }
 
-float LogitOf(std::uint64_t key) {
-  const auto descending = static_cast<std::uint32_t>(key >> 32);
-  return std::bit_cast<float>((descending & kSign) != 0 ? descending : ~(descending | kSign));
-}
-
-bool Reaches(double weight, double target, Candidates::Reach reach) {
-  return reach == Candidates::Reach::kAtLeast ? weight >= target : weight > target;
+// The ids of low <= logit < high, ascending, from the chunks that may have any.
+std::uint32_t SelectIds(const CpuKernels& kernels, std::span<const float> logits,
+                        const LogitStats& stats, LogitRange range, std::span<std::uint32_t> ids) {
+  const auto vocab_size = static_cast<std::uint32_t>(logits.size());
+  std::uint32_t count = 0;
+  for (std::uint32_t chunk = 0; chunk < stats.maxima.size(); ++chunk) {
+    if (stats.maxima[chunk] < range.low) continue;
+    const std::uint32_t begin = chunk * kLogitChunk;
+    count += kernels.select({.x = logits.data(),
+                             .begin = begin,
+                             .end = std::min(begin + kLogitChunk, vocab_size),
+                             .low = range.low,
+                             .high = range.high},
+                            &ids[count]);
+  }
+  return count;
 }
 
 }  // namespace
+
+std::uint32_t OrdinalOf(float x) noexcept {
+  const auto bits = std::bit_cast<std::uint32_t>(x + 0.0f);
+  return (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
+}
+
+float OfOrdinal(std::uint32_t ordinal) noexcept {
+  return std::bit_cast<float>((ordinal >> 31) != 0 ? ordinal & 0x7fffffffu : ~ordinal);
+}
 
 void WeighLogits(const CpuKernels& kernels, const LogitWeighting& weighting,
                  std::span<const float> logits, float* weights) noexcept {
@@ -39,129 +54,115 @@ void WeighLogits(const CpuKernels& kernels, const LogitWeighting& weighting,
 }
 
 Candidates::Candidates(std::uint32_t vocab_size, const CpuKernels& kernels)
-    : kernels_(kernels),
-      ids_(vocab_size),
-      keys_(vocab_size),
-      part_(vocab_size),
-      weights_(vocab_size) {}
+    : kernels_(kernels), ids_(vocab_size), keys_(vocab_size), weights_(vocab_size) {}
 
 void Candidates::Start(const LogitWeighting& weighting) noexcept {
   weighting_ = weighting;
   count_ = 0;
-  weight_ = 0;
-  counted_ = false;
 }
 
-void Candidates::Add(std::span<const float> logits, const LogitStats& stats, float low,
-                     float high) noexcept {
-  const std::size_t first = count_;
-  const auto vocab_size = static_cast<std::uint32_t>(logits.size());
-  for (std::uint32_t chunk = 0; chunk < stats.maxima.size(); ++chunk) {
-    if (stats.maxima[chunk] < low) continue;
-    const std::uint32_t begin = chunk * kLogitChunk;
-    const std::uint32_t passed = kernels_.select({.x = logits.data(),
-                                                  .begin = begin,
-                                                  .end = std::min(begin + kLogitChunk, vocab_size),
-                                                  .low = low,
-                                                  .high = high},
-                                                 ids_.data());
-    for (std::uint32_t i = 0; i < passed; ++i)
-      keys_[count_++] = KeyOf(logits[ids_[i]], ids_[i]);
-  }
-  Weigh(std::span(keys_).subspan(first, count_ - first));
-  for (std::size_t i = 0; i < count_ - first; ++i)
-    weight_ += static_cast<double>(weights_[i]);
-  counted_ = false;
+void Candidates::Add(std::span<const float> logits, const LogitStats& stats,
+                     LogitRange range) noexcept {
+  const std::uint32_t passed = SelectIds(kernels_, logits, stats, range, ids_);
+  for (std::uint32_t i = 0; i < passed; ++i)
+    keys_[count_++] = std::uint64_t{~OrdinalOf(logits[ids_[i]])} << 32 | ids_[i];
 }
 
-void Candidates::Keep(std::size_t n) noexcept {
+void Candidates::Rank(std::size_t n) noexcept {
   CHECK(n > 0);
-  if (n >= count_) return;
   const auto begin = keys_.begin();
-  std::nth_element(begin, begin + static_cast<std::ptrdiff_t>(n),
-                   begin + static_cast<std::ptrdiff_t>(count_));
-  count_ = n;
-  counted_ = false;
-  Weigh(std::span(keys_).first(n));
-  weight_ = 0;
-  for (std::size_t i = 0; i < n; ++i)
-    weight_ += static_cast<double>(weights_[i]);
-}
-
-void Candidates::Weigh(std::span<const std::uint64_t> keys) noexcept {
-  for (std::size_t i = 0; i < keys.size(); ++i)
-    weights_[i] = LogitOf(keys[i]);
-  WeighLogits(kernels_, weighting_, std::span(weights_).first(keys.size()), weights_.data());
-}
-
-std::size_t Candidates::Histogram::BucketOf(std::uint64_t key) const noexcept {
-  return static_cast<std::size_t>((origin - static_cast<double>(LogitOf(key))) * scale);
-}
-
-void Candidates::Count(std::span<const std::uint64_t> keys, Histogram* histogram) noexcept {
-  std::uint64_t first = keys[0];
-  std::uint64_t last = keys[0];
-  for (const std::uint64_t key : keys) {
-    first = std::min(first, key);
-    last = std::max(last, key);
+  const auto end = begin + static_cast<std::ptrdiff_t>(count_);
+  if (n < count_) {
+    const auto rest = begin + static_cast<std::ptrdiff_t>(n);
+    std::nth_element(begin, rest, end);
+    count_ = n;
+    std::sort(begin, rest);
+  } else if (!std::is_sorted(begin, end)) {  // Equal logits, however many, are added in order.
+    std::sort(begin, end);
   }
-  histogram->origin = static_cast<double>(LogitOf(first));
-  // In double no difference of two floats overflows or vanishes.
-  const double width = histogram->origin - static_cast<double>(LogitOf(last));
-  histogram->scale = width > 0 ? (kNumBuckets - 1) / width : 0;
-  histogram->last = histogram->BucketOf(last);
-  histogram->weights.fill(0);
-  Weigh(keys);
-  for (std::size_t i = 0; i < keys.size(); ++i)
-    histogram->weights[histogram->BucketOf(keys[i])] += static_cast<double>(weights_[i]);
 }
 
-Candidates::Place Candidates::Find(double target, Reach reach) noexcept {
+double Candidates::Weight() noexcept {
+  for (std::size_t i = 0; i < count_; ++i)
+    weights_[i] = OfOrdinal(~static_cast<std::uint32_t>(keys_[i] >> 32));
+  WeighLogits(kernels_, weighting_, std::span(weights_).first(count_), weights_.data());
+  double weight = 0;
+  for (std::size_t i = 0; i < count_; ++i)
+    weight += static_cast<double>(weights_[i]);
+  return weight;
+}
+
+Candidates::Place Candidates::Find(double target, Reach reach) const noexcept {
   CHECK(count_ > 0);
-  std::span<std::uint64_t> keys = std::span(keys_).first(count_);
-  if (keys.size() > kSortAtMost && !counted_) {
-    Count(keys, &histogram_);
-    counted_ = true;
-  }
-  const Histogram* histogram = &histogram_;
-  double before = 0;
-  while (keys.size() > kSortAtMost && histogram->scale > 0) {
-    std::size_t bucket = 0;
-    while (bucket < histogram->last && !Reaches(before + histogram->weights[bucket], target, reach))
-      before += histogram->weights[bucket++];
-    // What is written of `part_` never overtakes what is read of it.
-    std::size_t count = 0;
-    for (const std::uint64_t key : keys) {
-      if (histogram->BucketOf(key) == bucket) part_[count++] = key;
-    }
-    keys = std::span(part_).first(count);
-    if (count <= kSortAtMost) break;
-    Count(keys, &part_histogram_);
-    histogram = &part_histogram_;
-  }
-  return Walk(keys, before, target, reach);
-}
-
-Candidates::Place Candidates::Walk(std::span<std::uint64_t> keys, double before, double target,
-                                   Reach reach) noexcept {
-  // Equal logits, however many, are in order as they were added.
-  if (!std::is_sorted(keys.begin(), keys.end())) std::sort(keys.begin(), keys.end());
-  Weigh(keys);
-  std::size_t i = 0;
-  double weight = before + static_cast<double>(weights_[0]);
-  while (i + 1 < keys.size() && !Reaches(weight, target, reach))
-    weight += static_cast<double>(weights_[++i]);
-  return {.key = keys[i], .weight = weight};
-}
-
-std::int32_t Candidates::FindAsAdded(double target) noexcept {
-  CHECK(count_ > 0);
-  Weigh(std::span(keys_).first(count_));
   std::size_t i = 0;
   double weight = static_cast<double>(weights_[0]);
-  while (i + 1 < count_ && !Reaches(weight, target, Reach::kMoreThan))
+  while (i + 1 < count_ && !Reaches(weight, target, reach))
     weight += static_cast<double>(weights_[++i]);
-  return Place{.key = keys_[i]}.token();
+  return {.key = keys_[i], .weight = weight};
+}
+
+WeightHistogram::WeightHistogram(std::uint32_t vocab_size, const CpuKernels& kernels)
+    : kernels_(kernels), ids_(vocab_size) {}
+
+void WeightHistogram::Start(const LogitWeighting& weighting) noexcept {
+  weighting_ = weighting;
+  buckets_per_unit_ = std::min(weighting.scale * kBucketsPerTemperature, kMaxFloat);
+  weights_.fill(0);
+}
+
+std::uint32_t WeightHistogram::BucketOf(float logit) const noexcept {
+  const float below = (weighting_.greatest - logit) * buckets_per_unit_;
+  return static_cast<std::uint32_t>(
+      static_cast<std::int32_t>(std::min(below, static_cast<float>(kNumBuckets - 1))));
+}
+
+void WeightHistogram::Add(std::span<const float> logits, const LogitStats& stats,
+                          LogitRange range) noexcept {
+  const std::uint32_t passed = SelectIds(kernels_, logits, stats, range, ids_);
+  for (std::uint32_t begin = 0; begin < passed; begin += kLogitChunk) {
+    const std::uint32_t count = std::min(passed - begin, kLogitChunk);
+    float own[kLogitChunk];
+    float weights[kLogitChunk];
+    std::uint32_t buckets[kLogitChunk];
+    for (std::uint32_t i = 0; i < count; ++i)
+      own[i] = logits[ids_[begin + i]];
+    WeighLogits(kernels_, weighting_, std::span(own).first(count), weights);
+    for (std::uint32_t i = 0; i < count; ++i)
+      buckets[i] = BucketOf(own[i]);
+    for (std::uint32_t i = 0; i < count; ++i)
+      weights_[buckets[i]] += static_cast<double>(weights[i]);
+  }
+}
+
+WeightHistogram::Bucket WeightHistogram::Find(double target, Reach reach) const noexcept {
+  Bucket last;
+  double before = 0;
+  for (std::size_t number = 0; number < kNumBuckets; ++number) {
+    if (weights_[number] <= 0) continue;
+    last = {.number = number, .before = before};
+    before += weights_[number];
+    if (Reaches(before, target, reach)) break;
+  }
+  return last;
+}
+
+double WeightHistogram::WeightAbove(float logit) const noexcept {
+  double weight = 0;
+  for (std::uint32_t number = 0; number < BucketOf(logit); ++number)
+    weight += weights_[number];
+  return weight;
+}
+
+double WeightHistogram::Weight() const noexcept {
+  double weight = 0;
+  for (const double own : weights_)
+    weight += own;
+  return weight;
+}
+
+float WeightHistogram::LeastOf(std::size_t bucket) const noexcept {
+  return LeastThat(-kMaxFloat, weighting_.greatest,
+                   [&](float logit) { return BucketOf(logit) <= bucket; });
 }
 
 }  // namespace kvrm

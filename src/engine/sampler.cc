@@ -15,6 +15,7 @@ namespace {
 
 constexpr float kMaxFloat = std::numeric_limits<float>::max();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr double kMaxDepth = 110.0;  // Temperatures below the greatest logit that leave no weight.
 
 double DrawUniform(std::uint64_t seed, std::uint32_t output_idx) noexcept {
   return Rng(Mix64(seed) ^ output_idx, "sample").Uniform();
@@ -49,32 +50,13 @@ std::int32_t LowestGreatest(std::span<const float> logits, const LogitStats& sta
   return static_cast<std::int32_t>(std::find(begin, logits.end(), greatest) - logits.begin());
 }
 
-// Floats as integers that ascend with them, and back.
-std::uint32_t OrdinalOf(float x) noexcept {
-  const auto bits = std::bit_cast<std::uint32_t>(x + 0.0f);
-  return (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
-}
-float OfOrdinal(std::uint32_t ordinal) noexcept {
-  return std::bit_cast<float>((ordinal >> 31) != 0 ? ordinal & 0x7fffffffu : ~ordinal);
-}
-
 // The least logit that min_p keeps: whose weight, in double, is at least min_p of the greatest's.
 float LeastKept(float greatest, const SamplingParams& params) noexcept {
   if (params.min_p <= 0.0f) return -kMaxFloat;
-  const auto keeps = [&](float logit) {
+  return LeastThat(-kMaxFloat, greatest, [&](float logit) {  // whose own weight is 1
     return std::exp(static_cast<double>(logit - greatest) /
                     static_cast<double>(params.temperature)) >= static_cast<double>(params.min_p);
-  };
-  std::uint32_t low = OrdinalOf(-kMaxFloat);
-  std::uint32_t high = OrdinalOf(greatest);  // its weight is 1
-  while (low < high) {
-    const std::uint32_t middle = low + (high - low) / 2;
-    if (keeps(OfOrdinal(middle)))
-      high = middle;
-    else
-      low = middle + 1;
-  }
-  return OfOrdinal(high);
+  });
 }
 
 }  // namespace
@@ -93,7 +75,8 @@ Sampler::Sampler(std::uint32_t vocab_size, const CpuKernels& kernels)
       kernels_(kernels),
       chunk_weights_(NumLogitChunks(vocab_size)),
       chunk_scratch_(chunk_weights_.size()),
-      candidates_(vocab_size, kernels) {}
+      candidates_(vocab_size, kernels),
+      histogram_(vocab_size, kernels) {}
 
 Sampled Sampler::Sample(std::span<const float> logits, const LogitStats& stats,
                         const SamplingParams& params, std::uint32_t output_idx) noexcept {
@@ -174,58 +157,75 @@ std::int32_t Sampler::DrawFromSome(const Input& input) noexcept {
   const SamplingParams& params = input.params;
   const float floor = LeastKept(input.weighting.greatest, params);
   candidates_.Start(input.weighting);
-  if (params.top_k > 0 || params.top_p >= 1.0f) {
-    Gather(input, floor, kInfinity);
-    if (params.top_k > 0) candidates_.Keep(static_cast<std::size_t>(params.top_k));
-    const bool ranked = params.top_k > 0;
-    return ranked ? DrawFromRanked(input, candidates_.weight())
-                  : candidates_.FindAsAdded(input.uniform * candidates_.weight());
+  if (params.top_k > 0) {
+    AddTop(input, floor, std::min(static_cast<std::uint32_t>(params.top_k), vocab_size_));
+    candidates_.Rank(static_cast<std::size_t>(params.top_k));
+  } else if (params.top_p < 1.0f) {
+    return DrawFromShare(input, floor);
+  } else {
+    candidates_.Add(input.logits, input.stats, {.low = floor, .high = kInfinity});
   }
-  // top_p is a share of what min_p has left: all of it, or what is above the floor.
-  if (params.min_p > 0.0f) {
-    candidates_.Add(input.logits, input.stats, floor, kInfinity);
-    return DrawFromRanked(input, candidates_.weight());
+  // In order after top_k, as a share of it is then taken; else by ids.
+  double weight = candidates_.Weight();
+  if (params.top_p < 1.0f) {
+    weight = candidates_.Find(static_cast<double>(params.top_p) * weight, Reach::kAtLeast).weight;
   }
-  const double total = TotalWeight(input);
-  Gather(input, floor, static_cast<double>(params.top_p) * total);
-  return DrawFromRanked(input, total);
+  return candidates_.Find(input.uniform * weight, Reach::kMoreThan).token();
 }
 
-// From the shortest prefix of the order that has top_p of the weight.
-std::int32_t Sampler::DrawFromRanked(const Input& input, double total) noexcept {
-  if (input.params.top_p >= 1.0f) {
-    return candidates_.Find(input.uniform * total, Candidates::Reach::kMoreThan).token();
+// From the shortest prefix of the order, down to `floor`, that has top_p of the weight.
+std::int32_t Sampler::DrawFromShare(const Input& input, float floor) noexcept {
+  const bool has_floor = input.params.min_p > 0.0f;
+  const double total = has_floor ? 0.0 : TotalWeight(input);
+  const double share = static_cast<double>(input.params.top_p);
+  histogram_.Start(input.weighting);
+  // By falling bounds, until what lies below cannot matter. A floor is taken at once: the total is
+  // of all above it.
+  LogitRange range = {.low = kInfinity, .high = kInfinity};
+  for (double depth = has_floor ? 2 * kMaxDepth : 2.0; range.low > floor; depth *= 1.5) {
+    range = {.low = Bound(input, depth, {.low = floor, .high = range.low}), .high = range.low};
+    histogram_.Add(input.logits, input.stats, range);
+    if (!has_floor && histogram_.WeightAbove(range.low) >= share * total) break;
   }
-  const double wanted = static_cast<double>(input.params.top_p) * total;
-  const Candidates::Place end = candidates_.Find(wanted, Candidates::Reach::kAtLeast);
+  const double wanted = share * (has_floor ? histogram_.Weight() : total);
+  const Candidates::Place end = FindInShare(input, floor, {wanted, Reach::kAtLeast});
   const Candidates::Place drawn =
-      candidates_.Find(input.uniform * end.weight, Candidates::Reach::kMoreThan);
+      FindInShare(input, floor, {input.uniform * end.weight, Reach::kMoreThan});
   return drawn.key < end.key ? drawn.token() : end.token();
 }
 
-// Takes all candidates above a falling bound, until top_k of them or `wanted_weight` are there.
-void Sampler::Gather(const Input& input, float floor, double wanted_weight) noexcept {
-  const std::uint32_t top_k =
-      input.params.top_k > 0 ? std::min(static_cast<std::uint32_t>(input.params.top_k), vocab_size_)
-                             : 0;
-  const double greatest = static_cast<double>(input.weighting.greatest);
-  const double temperature = static_cast<double>(input.params.temperature);
-  float high = kInfinity;
-  // Where nothing bounds the number from above there is one pass.
-  double depth = 2.0;  // below the greatest, in temperatures; beyond 110 no weight is left
-  bool enough = false;
-  while (!enough && high > floor) {
-    double low = depth > 110.0 ? -static_cast<double>(kMaxFloat) : greatest - depth * temperature;
-    if (top_k == 0 && !std::isfinite(wanted_weight)) low = static_cast<double>(floor);
-    if (top_k > 0 && high == kInfinity) {
-      low = static_cast<double>(GreatestChunksBound(input.stats, top_k));
-    }
-    const auto bound = static_cast<float>(std::max(low, static_cast<double>(floor)));
-    candidates_.Add(input.logits, input.stats, bound, high);
-    high = std::min(high, bound);
-    depth *= 1.5;
-    enough = top_k > 0 ? candidates_.count() >= top_k : candidates_.weight() >= wanted_weight;
+// In the order of all that the histogram has, which is nothing below `floor`.
+Candidates::Place Sampler::FindInShare(const Input& input, float floor,
+                                       const Target& target) noexcept {
+  const WeightHistogram::Bucket bucket = histogram_.Find(target.weight, target.reach);
+  const float low = std::max(floor, histogram_.LeastOf(bucket.number));
+  const float high = bucket.number == 0 ? kInfinity : histogram_.LeastOf(bucket.number - 1);
+  candidates_.Start(input.weighting);
+  candidates_.Add(input.logits, input.stats, {.low = low, .high = high});
+  candidates_.Rank(candidates_.count());
+  candidates_.Weight();
+  Candidates::Place place = candidates_.Find(target.weight - bucket.before, target.reach);
+  place.weight += bucket.before;
+  return place;
+}
+
+// Adds all candidates above a falling bound, until there are top_k of them or no more.
+void Sampler::AddTop(const Input& input, float floor, std::uint32_t top_k) noexcept {
+  LogitRange range = {.low = std::max(floor, GreatestChunksBound(input.stats, top_k)),
+                      .high = kInfinity};
+  candidates_.Add(input.logits, input.stats, range);
+  for (double depth = 2.0; candidates_.count() < top_k && range.low > floor; depth *= 1.5) {
+    range = {.low = Bound(input, depth, {.low = floor, .high = range.low}), .high = range.low};
+    candidates_.Add(input.logits, input.stats, range);
   }
+}
+
+// `depth` temperatures below the greatest logit, within the range.
+float Sampler::Bound(const Input& input, double depth, LogitRange range) noexcept {
+  if (depth > kMaxDepth) return range.low;
+  const double bound = static_cast<double>(input.weighting.greatest) -
+                       depth * static_cast<double>(input.params.temperature);
+  return static_cast<float>(std::clamp(bound, double{range.low}, double{range.high}));
 }
 
 // A logit that at least top_k tokens reach, if there are so many chunks.

@@ -45,13 +45,19 @@ class Sampler {
     LogitWeighting weighting;  // at the temperature
     double uniform = 0;        // the draw
   };
+  struct Target {
+    double weight = 0;  // from the greatest logit on
+    Reach reach{};
+  };
   double WeighChunks(const LogitStats& stats, float greatest) noexcept;
   double TotalWeight(const Input& input) noexcept;
   std::int32_t DrawFromAll(const Input& input) noexcept;
   std::int32_t DrawFromChunk(const Input& input, std::uint32_t chunk, double target) noexcept;
   std::int32_t DrawFromSome(const Input& input) noexcept;
-  std::int32_t DrawFromRanked(const Input& input, double total) noexcept;
-  void Gather(const Input& input, float floor, double wanted_weight) noexcept;
+  std::int32_t DrawFromShare(const Input& input, float floor) noexcept;
+  Candidates::Place FindInShare(const Input& input, float floor, const Target& target) noexcept;
+  void AddTop(const Input& input, float floor, std::uint32_t top_k) noexcept;
+  static float Bound(const Input& input, double depth, LogitRange range) noexcept;
   float GreatestChunksBound(const LogitStats& stats, std::uint32_t top_k) noexcept;
 
   const std::uint32_t vocab_size_;
@@ -59,6 +65,7 @@ class Sampler {
   std::vector<float> chunk_weights_;  // [chunks] at temperature 1, later at the request's
   std::vector<float> chunk_scratch_;  // [chunks]
   Candidates candidates_;
+  WeightHistogram histogram_;
 };
 
 // ln softmax(logits)[token], summed in double in the order of ids. Logits must be finite.
