@@ -110,25 +110,23 @@ void WeightHistogram::Start(const LogitWeighting& weighting) noexcept {
   weights_.fill(0);
 }
 
-std::uint32_t WeightHistogram::BucketOf(float logit) const noexcept {
-  const float below = (weighting_.greatest - logit) * buckets_per_unit_;
-  return static_cast<std::uint32_t>(
-      static_cast<std::int32_t>(std::min(below, static_cast<float>(kNumBuckets - 1))));
-}
-
 void WeightHistogram::Add(std::span<const float> logits, const LogitStats& stats,
                           LogitRange range) noexcept {
   const std::uint32_t passed = SelectIds(kernels_, logits, stats, range, ids_);
   for (std::uint32_t begin = 0; begin < passed; begin += kLogitChunk) {
     const std::uint32_t count = std::min(passed - begin, kLogitChunk);
+    // Loops of fixed length, which the compiler makes into vectors.
     float own[kLogitChunk];
     float weights[kLogitChunk];
     std::uint32_t buckets[kLogitChunk];
     for (std::uint32_t i = 0; i < count; ++i)
       own[i] = logits[ids_[begin + i]];
-    WeighLogits(kernels_, weighting_, std::span(own).first(count), weights);
-    for (std::uint32_t i = 0; i < count; ++i)
+    std::fill(own + count, std::end(own), weighting_.greatest);
+    for (std::uint32_t i = 0; i < kLogitChunk; ++i)
+      weights[i] = (own[i] - weighting_.greatest) * weighting_.scale;
+    for (std::uint32_t i = 0; i < kLogitChunk; ++i)
       buckets[i] = BucketOf(own[i]);
+    kernels_.exp(weights, weights, kLogitChunk);
     for (std::uint32_t i = 0; i < count; ++i)
       weights_[buckets[i]] += static_cast<double>(weights[i]);
   }

@@ -96,7 +96,12 @@ class WeightHistogram {
   float LeastOf(std::size_t bucket) const noexcept;
 
  private:
-  std::uint32_t BucketOf(float logit) const noexcept;
+  // Never rises with the logit.
+  std::uint32_t BucketOf(float logit) const noexcept {
+    const float below = (weighting_.greatest - logit) * buckets_per_unit_;
+    constexpr auto kLast = static_cast<float>(kNumBuckets - 1);
+    return static_cast<std::uint32_t>(static_cast<std::int32_t>(below < kLast ? below : kLast));
+  }
 
   const CpuKernels& kernels_;
   LogitWeighting weighting_;

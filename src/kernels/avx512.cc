@@ -217,7 +217,6 @@ uint32_t Select(const LogitSelection& selection, uint32_t* ids) {
     const __m512 values = _mm512_maskz_loadu_ps(mask, selection.x + i);
     const __mmask16 above = _mm512_mask_cmp_ps_mask(mask, values, low, _CMP_GE_OQ);
     const __mmask16 pass = _mm512_mask_cmp_ps_mask(above, values, high, _CMP_LT_OQ);
-    if (pass == 0) continue;
     const auto passed = static_cast<uint32_t>(__builtin_popcount(pass));
     const __m512i own = _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(i)));
     _mm512_mask_storeu_epi32(ids + count, TailMask(passed), _mm512_maskz_compress_epi32(pass, own));
