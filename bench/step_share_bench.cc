@@ -78,6 +78,9 @@ class TimedExecutor final : public Executor {
   std::span<const float> Logits(std::uint32_t sample) const noexcept override {
     return executor_->Logits(sample);
   }
+  LogitStats Stats(std::uint32_t sample) const noexcept override {
+    return executor_->Stats(sample);
+  }
   std::span<const std::uint64_t> replays() const noexcept override { return executor_->replays(); }
 
  private:
@@ -157,7 +160,7 @@ class ShareBench {
       : vocab_size_(config.vocab_size),
         num_rows_(num_rows),
         loop_(Parts(config, weights), Options(num_rows)),
-        sampler_(config.vocab_size),
+        sampler_(config.vocab_size, SelectCpuKernels()),
         tokens_(num_rows),
         keys_(num_rows),
         root_(PrefixRoot("bench", loop_.cache().options().layout, "")),
@@ -291,7 +294,10 @@ class ShareBench {
     executor_ns_.push_back(run_ns_);
     for (std::uint32_t s = 0; s < num_rows_ && run_executor_; ++s) {
       const auto output_idx = static_cast<std::uint32_t>(tokens_[s].size());
-      next_[s] = sampler_.Sample(loop_.executor().Logits(s), sampling_, output_idx).token;
+      next_[s] =
+          sampler_
+              .Sample(loop_.executor().Logits(s), loop_.executor().Stats(s), sampling_, output_idx)
+              .token;
       CHECK(next_[s] >= 0);
     }
     sampler_ns_.push_back(NowNs() - end);

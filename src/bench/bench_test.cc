@@ -17,6 +17,7 @@
 #include "bench/matmul.h"
 #include "bench/peak.h"
 #include "bench/pinned_threads.h"
+#include "bench/sample.h"
 #include "bench/steps.h"
 #include "exec/worker_team.h"
 
@@ -162,6 +163,19 @@ TEST(Bench, StepsOfTheDemoModel) {
   // Three chunks read the weights three times.
   EXPECT_EQ(lines[3].at("weight_bytes").to_number<double>(),
             3 * lines[0].at("weight_bytes").to_number<double>());
+}
+
+TEST(Bench, SamplingGivesALineForEachWayAndKindOfLogits) {
+  const std::vector<json::object> lines = Lines([](const BenchSink& sink) {
+    RunSampleBench({.vocabs = {1, 300}, .rows = {1, 2}}, kOptions, sink);
+  });
+  std::set<std::string> ways;
+  for (const json::object& line : lines) {
+    ways.emplace(line.at("way").as_string());
+    ExpectPositive(line, {"vocab", "rows", "sample_microseconds", "stats_microseconds"});
+  }
+  EXPECT_GE(ways.size(), 5u);
+  EXPECT_EQ(lines.size(), 2 * 2 * 2 * ways.size());
 }
 
 TEST(Bench, TheTableNamesItsColumnsWhereTheyChange) {

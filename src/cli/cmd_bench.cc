@@ -11,6 +11,7 @@
 #include "bench/matmul.h"
 #include "bench/peak.h"
 #include "bench/pinned_threads.h"
+#include "bench/sample.h"
 #include "bench/steps.h"
 #include "cli/commands.h"
 #include "cli/options.h"
@@ -202,6 +203,25 @@ void AddPrefillCommand(CLI::App& bench) {
   });
 }
 
+struct SampleFlags : BenchFlags {
+  std::string vocabs = "49152,151936";
+  std::string rows = "1,8,64";
+};
+
+void AddSampleCommand(CLI::App& bench) {
+  auto flags = std::make_shared<SampleFlags>();
+  CLI::App* command = bench.add_subcommand("sample", "logits to tokens on the engine's thread");
+  command->add_option("--vocab", flags->vocabs, "tokens of the vocabulary")->capture_default_str();
+  command->add_option("--rows", flags->rows, "rows, one after the other")->capture_default_str();
+  AddCommonFlags(*command, flags.get());
+  command->callback([flags] {
+    const SampleBench sample = {.vocabs = ParseCounts("--vocab", flags->vocabs, kMaxBenchVocab),
+                                .rows = ParseCounts("--rows", flags->rows, kMaxBenchRows)};
+    const PinnedThreads pinned;
+    RunSampleBench(sample, flags->options, Sink(*flags));
+  });
+}
+
 }  // namespace
 
 void AddBenchCommand(CLI::App& app) {
@@ -213,6 +233,7 @@ void AddBenchCommand(CLI::App& app) {
   AddAttentionCommand(*bench);
   AddDecodeCommand(*bench);
   AddPrefillCommand(*bench);
+  AddSampleCommand(*bench);
 }
 
 }  // namespace kvrm

@@ -169,7 +169,7 @@ struct Engine::State {
                    .headroom_tokens = HeadroomTokens(options),
                    .log = loop.log()},
                   loop.cache()),
-        sampler(vocab_size),
+        sampler(vocab_size, KernelsByName(options.kernels)),
         commands(2 * (std::size_t{options.max_queued} + options.max_rows)),
         events(16 * (EventsOfOneStep() + AbortsOfStop())),
         finished(std::size_t{options.max_queued} + options.max_rows) {
@@ -382,8 +382,9 @@ struct Engine::State {
   }
 
   void TakeToken(Sequence& sequence, std::uint32_t sample) noexcept {
-    const Sampled sampled = sampler.Sample(loop.executor().Logits(sample), sequence.sampling,
-                                           sequence.num_output_tokens());
+    const Sampled sampled =
+        sampler.Sample(loop.executor().Logits(sample), loop.executor().Stats(sample),
+                       sequence.sampling, sequence.num_output_tokens());
     // Samples that were forked off share the logits of their parent's.
     if (loop.log() != nullptr && sampled_tokens.size() == sample)
       sampled_tokens.push_back(sampled.token);

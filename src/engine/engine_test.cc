@@ -224,10 +224,18 @@ TEST(Engine, AStepAllocatesNothing) {
   options.kv_tokens = 320;  // Preempts as well.
   Engine engine(Demo(), options, kClock);
   Rng rng(3);
-  for (int i = 0; i < 8; ++i) {
+  const SamplingParams ways[] = {{.top_p = 0.9f, .top_k = 20},
+                                 {.temperature = 0.8f},
+                                 {.top_p = 0.9f},
+                                 {.temperature = 0.7f, .top_p = 0.8f, .min_p = 0.01f},
+                                 {.top_k = 300},
+                                 {.min_p = 0.05f},
+                                 {.temperature = 0.0f}};
+  for (std::size_t i = 0; i < 8; ++i) {
     Request request = Story(60);
     request.prompt.resize(20 + rng.Below(60), 9);
-    request.sampling = {.temperature = 1.0f, .top_p = 0.9f, .top_k = 20, .seed = rng.Next()};
+    request.sampling = ways[i % std::size(ways)];
+    request.sampling.seed = rng.Next();
     ASSERT_TRUE(engine.Submit(request));
   }
   std::uint64_t num_allocations = 0;
@@ -452,6 +460,9 @@ class CountingExecutor final : public Executor {
     logits_[static_cast<std::size_t>(contexts_[sample])] = 1.0f;
     return logits_;
   }
+  LogitStats Stats(std::uint32_t sample) const noexcept override {
+    return stats_.Compute(0, Logits(sample));
+  }
   std::span<const std::uint64_t> replays() const noexcept override { return {&num_replays_, 1}; }
 
  private:
@@ -459,6 +470,7 @@ class CountingExecutor final : public Executor {
   StepView step_;
   std::array<std::int32_t, 4> contexts_ = {};
   mutable std::array<float, 64> logits_ = {};
+  mutable PlainLogitStats stats_{1, 64};
   std::uint64_t num_replays_ = 0;
 };
 

@@ -13,15 +13,6 @@ namespace {
 
 constexpr std::uint32_t kMaxThreads = 1024;
 
-const CpuKernels* KernelsByName(const std::string& name) {
-  if (name.empty()) return &SelectCpuKernels();
-  const CpuKernels* kernels = FindCpuKernels(name.c_str());
-  if (kernels == nullptr) {
-    throw StartError("kernels '" + name + "' are unknown or not supported by this processor");
-  }
-  return kernels;
-}
-
 std::uint32_t NumWorkers(std::uint32_t num_threads) {
   if (num_threads > kMaxThreads) {
     throw StartError("threads must be at most " + std::to_string(kMaxThreads) + ", not " +
@@ -68,10 +59,19 @@ std::optional<DType> FindKvDType(const std::string& name) {
   return std::nullopt;
 }
 
+const CpuKernels& KernelsByName(const std::string& name) {
+  if (name.empty()) return SelectCpuKernels();
+  const CpuKernels* kernels = FindCpuKernels(name.c_str());
+  if (kernels == nullptr) {
+    throw StartError("kernels '" + name + "' are unknown or not supported by this processor");
+  }
+  return *kernels;
+}
+
 EngineParts HostParts(const Model& model, Device& device, const HostPartsOptions& options) {
   const ModelConfig& config = model.config();
   CheckKvDType(config, options.kv_dtype);
-  const CpuKernels* kernels = KernelsByName(options.kernels);
+  const CpuKernels& kernels = KernelsByName(options.kernels);
   const std::uint32_t num_workers = NumWorkers(options.num_threads);
   return {.layout = {.num_layers = config.num_layers,
                      .num_kv_heads = config.num_kv_heads,
@@ -81,9 +81,9 @@ EngineParts HostParts(const Model& model, Device& device, const HostPartsOptions
           .vocab_size = config.vocab_size,
           .max_context = config.max_context,
           .attention_window = config.sliding_window,
-          .model_digest = DigestOf(model, *kernels),
+          .model_digest = DigestOf(model, kernels),
           .device = &device,
-          .make_executor = [&model, &device, kernels, num_workers, progress = options.progress,
+          .make_executor = [&model, &device, &kernels, num_workers, progress = options.progress,
                             only_reserve = options.only_reserve](
                                const ExecutorNeeds& needs) -> std::unique_ptr<Executor> {
             return std::make_unique<CpuExecutor>(
@@ -91,7 +91,7 @@ EngineParts HostParts(const Model& model, Device& device, const HostPartsOptions
                 CpuExecutorOptions{.limits = needs.limits,
                                    .layout = needs.layout,
                                    .num_workers = num_workers,
-                                   .kernels = kernels,
+                                   .kernels = &kernels,
                                    .layer_buffers = needs.layer_buffers,
                                    .progress = progress,
                                    .only_reserve = only_reserve},

@@ -53,6 +53,9 @@ inline constexpr DType kKvDTypes[] = {DType::kF16, DType::kBf16, DType::kF32, DT
 const char* KvDTypeName(DType type);
 std::optional<DType> FindKvDType(const std::string& name);
 
+// As HostPartsOptions::kernels. Throws StartError for what this processor cannot run.
+const CpuKernels& KernelsByName(const std::string& name);
+
 // The model's decoder on this machine's processor. Throws StartError for what it cannot have.
 // `model` and `device` outlive what is made of them.
 EngineParts HostParts(const Model& model, Device& device, const HostPartsOptions& options);

@@ -2,7 +2,10 @@
 #include "engine/sampler.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <functional>
+#include <limits>
 
 #include "base/check.h"
 #include "base/rng.h"
@@ -10,91 +13,228 @@
 namespace kvrm {
 namespace {
 
-double LogSumExp(std::span<const float> logits, float max_logit) noexcept {
-  double sum = 0.0;
-  for (const float logit : logits)
-    sum += static_cast<double>(std::exp(logit - max_logit));
-  return static_cast<double>(max_logit) + std::log(sum);
-}
+constexpr float kMaxFloat = std::numeric_limits<float>::max();
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr double kMaxDepth = 110.0;  // Temperatures below the greatest logit that leave no weight.
 
 double DrawUniform(std::uint64_t seed, std::uint32_t output_idx) noexcept {
   return Rng(Mix64(seed) ^ output_idx, "sample").Uniform();
 }
 
+double Sum(std::span<const float> values) noexcept {
+  double sum = 0;
+  for (const float value : values)
+    sum += static_cast<double>(value);
+  return sum;
+}
+
+// In eight lanes: a comparison waits for the one before.
+float Greatest(std::span<const float> values) noexcept {
+  float lanes[8];
+  std::fill(std::begin(lanes), std::end(lanes), values[0]);
+  std::size_t i = 0;
+  for (; i + 8 <= values.size(); i += 8) {
+    for (std::size_t lane = 0; lane < 8; ++lane)
+      lanes[lane] = values[i + lane] > lanes[lane] ? values[i + lane] : lanes[lane];
+  }
+  for (; i < values.size(); ++i)
+    lanes[0] = std::max(lanes[0], values[i]);
+  return *std::max_element(std::begin(lanes), std::end(lanes));
+}
+
+// The lowest id of the greatest logit.
+std::int32_t LowestGreatest(std::span<const float> logits, const LogitStats& stats,
+                            float greatest) noexcept {
+  const auto chunk = std::find(stats.maxima.begin(), stats.maxima.end(), greatest);
+  const auto begin = logits.begin() + (chunk - stats.maxima.begin()) * std::ptrdiff_t{kLogitChunk};
+  return static_cast<std::int32_t>(std::find(begin, logits.end(), greatest) - logits.begin());
+}
+
+// The least logit that min_p keeps: whose weight, in double, is at least min_p of the greatest's.
+float LeastKept(float greatest, const SamplingParams& params) noexcept {
+  if (params.min_p <= 0.0f) return -kMaxFloat;
+  return LeastThat(-kMaxFloat, greatest, [&](float logit) {  // whose own weight is 1
+    return std::exp(static_cast<double>(logit - greatest) /
+                    static_cast<double>(params.temperature)) >= static_cast<double>(params.min_p);
+  });
+}
+
 }  // namespace
 
 float LogProb(std::span<const float> logits, std::int32_t token) noexcept {
-  const float max_logit = *std::max_element(logits.begin(), logits.end());
+  const float greatest = *std::max_element(logits.begin(), logits.end());
+  double sum = 0.0;
+  for (const float logit : logits)
+    sum += static_cast<double>(std::exp(logit - greatest));
   const double logit = static_cast<double>(logits[static_cast<std::size_t>(token)]);
-  return static_cast<float>(logit - LogSumExp(logits, max_logit));
+  return static_cast<float>(logit - (static_cast<double>(greatest) + std::log(sum)));
 }
 
-Sampler::Sampler(std::uint32_t vocab_size) : candidates_(vocab_size) {}
+Sampler::Sampler(std::uint32_t vocab_size, const CpuKernels& kernels)
+    : vocab_size_(vocab_size),
+      kernels_(kernels),
+      chunk_weights_(NumLogitChunks(vocab_size)),
+      chunk_scratch_(chunk_weights_.size()),
+      candidates_(vocab_size, kernels),
+      histogram_(vocab_size, kernels) {}
 
-Sampled Sampler::Sample(std::span<const float> logits, const SamplingParams& params,
-                        std::uint32_t output_idx) noexcept {
-  CHECK(logits.size() == candidates_.size());
-  std::size_t best = 0;
-  bool finite = true;
-  for (std::size_t i = 0; i < logits.size(); ++i) {
-    finite = finite && std::isfinite(logits[i]);
-    if (logits[i] > logits[best]) best = i;
-  }
-  if (!finite) return {};
-  const std::int32_t token = params.temperature <= 0.0f || params.top_k == 1
-                                 ? static_cast<std::int32_t>(best)
-                                 : Draw(logits, params, logits[best], output_idx);
-  const double logit = static_cast<double>(logits[static_cast<std::size_t>(token)]);
-  return {.token = token, .logprob = static_cast<float>(logit - LogSumExp(logits, logits[best]))};
-}
-
-std::int32_t Sampler::Draw(std::span<const float> logits, const SamplingParams& params,
-                           float max_logit, std::uint32_t output_idx) noexcept {
-  const auto weight = [&](float logit) {
-    return std::exp(static_cast<double>(logit - max_logit) /
-                    static_cast<double>(params.temperature));
-  };
-  const double min_weight = static_cast<double>(params.min_p);  // The largest weight is 1.
-  std::size_t count = 0;
-  for (std::size_t i = 0; i < logits.size(); ++i) {
-    if (min_weight > 0.0 && weight(logits[i]) < min_weight) continue;
-    candidates_[count++] = {.logit = logits[i], .token = static_cast<std::int32_t>(i)};
-  }
-  const auto better = [](const Candidate& a, const Candidate& b) {
-    return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
-  };
-  const auto begin = candidates_.begin();
-  if (params.top_k > 0 && static_cast<std::size_t>(params.top_k) < count) {
-    std::nth_element(begin, begin + params.top_k, begin + static_cast<std::ptrdiff_t>(count),
-                     better);
-    count = static_cast<std::size_t>(params.top_k);
-  }
-  // min_p keeps a prefix of the order by weight, as top_k and top_p do, so taking it first changes
-  // nothing but the total that top_p is a share of; that total is of all that top_k left.
-  double total = 0.0;
-  if (params.top_p < 1.0f) {
-    std::sort(begin, begin + static_cast<std::ptrdiff_t>(count), better);
-    double kept = 0.0;
-    for (std::size_t i = 0; i < count; ++i)
-      total += weight(candidates_[i].logit);
-    std::size_t num_kept = 0;
-    while (num_kept < count && kept < static_cast<double>(params.top_p) * total) {
-      kept += weight(candidates_[num_kept++].logit);
-    }
-    count = std::max<std::size_t>(num_kept, 1);
-    total = kept;
+Sampled Sampler::Sample(std::span<const float> logits, const LogitStats& stats,
+                        const SamplingParams& params, std::uint32_t output_idx) noexcept {
+  CHECK(logits.size() == vocab_size_);
+  CHECK(stats.maxima.size() == chunk_weights_.size() && stats.sums.size() == chunk_weights_.size());
+  const float greatest = Greatest(stats.maxima);
+  const double sum = WeighChunks(stats, greatest);
+  if (!std::isfinite(sum)) return {};
+  std::int32_t token = 0;
+  if (params.temperature <= 0.0f || params.top_k == 1) {
+    token = LowestGreatest(logits, stats, greatest);
   } else {
-    // nth_element leaves an order that depends on the input alone, but not one to build on.
-    std::sort(begin, begin + static_cast<std::ptrdiff_t>(params.top_k > 0 ? count : 0), better);
-    for (std::size_t i = 0; i < count; ++i)
-      total += weight(candidates_[i].logit);
+    const Input input = {.logits = logits,
+                         .stats = stats,
+                         .params = params,
+                         .weighting = {.greatest = greatest,
+                                       .scale = std::min(1.0f / params.temperature, kMaxFloat)},
+                         .uniform = DrawUniform(params.seed, output_idx)};
+    const bool from_all = params.top_k <= 0 && params.top_p >= 1.0f && params.min_p <= 0.0f;
+    token = from_all ? DrawFromAll(input) : DrawFromSome(input);
   }
-  double left = DrawUniform(params.seed, output_idx) * total;
-  for (std::size_t i = 0; i + 1 < count; ++i) {
-    left -= weight(candidates_[i].logit);
-    if (left < 0.0) return candidates_[i].token;
+  const double logit = static_cast<double>(logits[static_cast<std::size_t>(token)]);
+  return {.token = token,
+          .logprob = static_cast<float>(logit - (static_cast<double>(greatest) + std::log(sum)))};
+}
+
+// The sum of e^(logit - greatest) over all ids, at temperature 1; not finite if a logit is not.
+double Sampler::WeighChunks(const LogitStats& stats, float greatest) noexcept {
+  const std::size_t num_chunks = stats.maxima.size();
+  WeighLogits(kernels_, {.greatest = greatest}, stats.maxima, chunk_weights_.data());
+  for (std::size_t i = 0; i < num_chunks; ++i)
+    chunk_weights_[i] *= stats.sums[i];
+  return Sum(chunk_weights_);
+}
+
+// At the request's temperature.
+double Sampler::TotalWeight(const Input& input) noexcept {
+  const float scale = input.weighting.scale;
+  if (scale < 1.0f || scale > 1.0f) {
+    kernels_.logit_weights(input.logits.data(), vocab_size_, input.weighting.greatest, scale,
+                           chunk_weights_.data());
   }
-  return candidates_[count - 1].token;
+  return Sum(chunk_weights_);
+}
+
+// In the order of ids.
+std::int32_t Sampler::DrawFromAll(const Input& input) noexcept {
+  const double target = input.uniform * TotalWeight(input);
+  const auto num_chunks = static_cast<std::uint32_t>(chunk_weights_.size());
+  std::uint32_t last = 0;  // with a weight: where it ends if rounding leaves a rest
+  double before = 0;
+  for (std::uint32_t chunk = 0; chunk < num_chunks; ++chunk) {
+    const double weight = static_cast<double>(chunk_weights_[chunk]);
+    if (before + weight > target) return DrawFromChunk(input, chunk, target - before);
+    before += weight;
+    if (weight > 0) last = chunk;
+  }
+  return DrawFromChunk(input, last, kInfinity);
+}
+
+std::int32_t Sampler::DrawFromChunk(const Input& input, std::uint32_t chunk,
+                                    double target) noexcept {
+  const std::uint32_t begin = chunk * kLogitChunk;
+  const std::uint32_t count = std::min(kLogitChunk, vocab_size_ - begin);
+  float weights[kLogitChunk];
+  WeighLogits(kernels_, input.weighting, input.logits.subspan(begin, count), weights);
+  std::uint32_t last = 0;
+  double weight = 0;
+  for (std::uint32_t i = 0; i < count; ++i) {
+    weight += static_cast<double>(weights[i]);
+    if (weights[i] > 0) last = i;
+    if (weight > target) break;
+  }
+  return static_cast<std::int32_t>(begin + last);
+}
+
+std::int32_t Sampler::DrawFromSome(const Input& input) noexcept {
+  const SamplingParams& params = input.params;
+  const float floor = LeastKept(input.weighting.greatest, params);
+  candidates_.Start(input.weighting);
+  if (params.top_k > 0) {
+    AddTop(input, floor, std::min(static_cast<std::uint32_t>(params.top_k), vocab_size_));
+    candidates_.Rank(static_cast<std::size_t>(params.top_k));
+  } else if (params.top_p < 1.0f) {
+    return DrawFromShare(input, floor);
+  } else {
+    candidates_.Add(input.logits, input.stats, {.low = floor, .high = kInfinity});
+  }
+  // In order after top_k, as a share of it is then taken; else by ids.
+  double weight = candidates_.Weight();
+  if (params.top_p < 1.0f) {
+    weight = candidates_.Find(static_cast<double>(params.top_p) * weight, Reach::kAtLeast).weight;
+  }
+  return candidates_.Find(input.uniform * weight, Reach::kMoreThan).token();
+}
+
+// From the shortest prefix of the order, down to `floor`, that has top_p of the weight.
+std::int32_t Sampler::DrawFromShare(const Input& input, float floor) noexcept {
+  const bool has_floor = input.params.min_p > 0.0f;
+  const double total = has_floor ? 0.0 : TotalWeight(input);
+  const double share = static_cast<double>(input.params.top_p);
+  histogram_.Start(input.weighting);
+  // By falling bounds, until what lies below cannot matter. A floor is taken at once: the total is
+  // of all above it.
+  LogitRange range = {.low = kInfinity, .high = kInfinity};
+  for (double depth = has_floor ? 2 * kMaxDepth : 2.0; range.low > floor; depth *= 1.5) {
+    range = {.low = Bound(input, depth, {.low = floor, .high = range.low}), .high = range.low};
+    histogram_.Add(input.logits, input.stats, range);
+    if (!has_floor && histogram_.WeightAbove(range.low) >= share * total) break;
+  }
+  const double wanted = share * (has_floor ? histogram_.Weight() : total);
+  const Candidates::Place end = FindInShare(input, floor, {wanted, Reach::kAtLeast});
+  const Candidates::Place drawn =
+      FindInShare(input, floor, {input.uniform * end.weight, Reach::kMoreThan});
+  return drawn.key < end.key ? drawn.token() : end.token();
+}
+
+// In the order of all that the histogram has, which is nothing below `floor`.
+Candidates::Place Sampler::FindInShare(const Input& input, float floor,
+                                       const Target& target) noexcept {
+  const WeightHistogram::Bucket bucket = histogram_.Find(target.weight, target.reach);
+  const float low = std::max(floor, histogram_.LeastOf(bucket.number));
+  const float high = bucket.number == 0 ? kInfinity : histogram_.LeastOf(bucket.number - 1);
+  candidates_.Start(input.weighting);
+  candidates_.Add(input.logits, input.stats, {.low = low, .high = high});
+  candidates_.Rank(candidates_.count());
+  candidates_.Weight();
+  Candidates::Place place = candidates_.Find(target.weight - bucket.before, target.reach);
+  place.weight += bucket.before;
+  return place;
+}
+
+// Adds all candidates above a falling bound, until there are top_k of them or no more.
+void Sampler::AddTop(const Input& input, float floor, std::uint32_t top_k) noexcept {
+  LogitRange range = {.low = std::max(floor, GreatestChunksBound(input.stats, top_k)),
+                      .high = kInfinity};
+  candidates_.Add(input.logits, input.stats, range);
+  for (double depth = 2.0; candidates_.count() < top_k && range.low > floor; depth *= 1.5) {
+    range = {.low = Bound(input, depth, {.low = floor, .high = range.low}), .high = range.low};
+    candidates_.Add(input.logits, input.stats, range);
+  }
+}
+
+// `depth` temperatures below the greatest logit, within the range.
+float Sampler::Bound(const Input& input, double depth, LogitRange range) noexcept {
+  if (depth > kMaxDepth) return range.low;
+  const double bound = static_cast<double>(input.weighting.greatest) -
+                       depth * static_cast<double>(input.params.temperature);
+  return static_cast<float>(std::clamp(bound, double{range.low}, double{range.high}));
+}
+
+// A logit that at least top_k tokens reach, if there are so many chunks.
+float Sampler::GreatestChunksBound(const LogitStats& stats, std::uint32_t top_k) noexcept {
+  const std::size_t rank = std::min<std::size_t>(top_k, stats.maxima.size());
+  std::copy(stats.maxima.begin(), stats.maxima.end(), chunk_scratch_.begin());
+  const auto at = chunk_scratch_.begin() + static_cast<std::ptrdiff_t>(rank) - 1;
+  std::nth_element(chunk_scratch_.begin(), at, chunk_scratch_.end(), std::greater<>());
+  return *at;
 }
 
 }  // namespace kvrm

@@ -3,6 +3,12 @@
 //
 // Order: temperature, top_k, top_p, min_p. Ties in the logits go to the lower id. The draw uses a
 // number mixed from the seed and the output index alone, so it does not depend on what else runs.
+//
+// The logits come with their statistics by chunks (exec/logit_stats.h), so that greedy sampling and
+// the log-probability cost a pass over the chunks, a draw at temperature 1 one chunk more, and
+// truncation only those chunks that hold a candidate. Other temperatures weigh the vocabulary once
+// more, unless top_k or min_p bounds the candidates. All sums have one fixed order.
+//
 // Threading: engine thread only. Memory: scratch for the vocabulary is reserved by the constructor.
 #pragma once
 
@@ -10,7 +16,9 @@
 #include <span>
 #include <vector>
 
+#include "engine/candidates.h"
 #include "engine/request.h"
+#include "exec/logit_stats.h"
 
 namespace kvrm {
 
@@ -21,19 +29,43 @@ struct Sampled {
 
 class Sampler {
  public:
-  explicit Sampler(std::uint32_t vocab_size);
-  // `output_idx`: how many output tokens came before. Requires: logits.size() == vocab_size.
-  Sampled Sample(std::span<const float> logits, const SamplingParams& params,
-                 std::uint32_t output_idx) noexcept;
+  // `kernels` outlives the sampler.
+  Sampler(std::uint32_t vocab_size, const CpuKernels& kernels);
+  // `output_idx`: how many output tokens came before. Requires: logits.size() == vocab_size, and
+  // statistics of these logits; at most the last bits depend on who made them.
+  Sampled Sample(std::span<const float> logits, const LogitStats& stats,
+                 const SamplingParams& params, std::uint32_t output_idx) noexcept;
 
  private:
-  struct Candidate {
-    float logit;
-    std::int32_t token;
+  // One sample's logits and what is wanted of them.
+  struct Input {
+    std::span<const float> logits;
+    const LogitStats& stats;
+    const SamplingParams& params;
+    LogitWeighting weighting;  // at the temperature
+    double uniform = 0;        // the draw
   };
-  std::int32_t Draw(std::span<const float> logits, const SamplingParams& params, float max_logit,
-                    std::uint32_t output_idx) noexcept;
-  std::vector<Candidate> candidates_;  // [vocab]
+  struct Target {
+    double weight = 0;  // from the greatest logit on
+    Reach reach{};
+  };
+  double WeighChunks(const LogitStats& stats, float greatest) noexcept;
+  double TotalWeight(const Input& input) noexcept;
+  std::int32_t DrawFromAll(const Input& input) noexcept;
+  std::int32_t DrawFromChunk(const Input& input, std::uint32_t chunk, double target) noexcept;
+  std::int32_t DrawFromSome(const Input& input) noexcept;
+  std::int32_t DrawFromShare(const Input& input, float floor) noexcept;
+  Candidates::Place FindInShare(const Input& input, float floor, const Target& target) noexcept;
+  void AddTop(const Input& input, float floor, std::uint32_t top_k) noexcept;
+  static float Bound(const Input& input, double depth, LogitRange range) noexcept;
+  float GreatestChunksBound(const LogitStats& stats, std::uint32_t top_k) noexcept;
+
+  const std::uint32_t vocab_size_;
+  const CpuKernels& kernels_;
+  std::vector<float> chunk_weights_;  // [chunks] at temperature 1, later at the request's
+  std::vector<float> chunk_scratch_;  // [chunks]
+  Candidates candidates_;
+  WeightHistogram histogram_;
 };
 
 // ln softmax(logits)[token], summed in double in the order of ids. Logits must be finite.

@@ -260,6 +260,8 @@ struct CpuExecutor::State {
         return Stage(i.layer, worker);
       case Code::kAttention:
         return Attention(i, worker);
+      case Code::kLogitStats:
+        return Stats(i, worker, num_rows);
       default:
         break;
     }
@@ -314,6 +316,7 @@ struct CpuExecutor::State {
       case Code::kMatMul:
       case Code::kStage:
       case Code::kAttention:
+      case Code::kLogitStats:
         CHECK(false);
     }
   }
@@ -366,8 +369,7 @@ struct CpuExecutor::State {
 
   void MatMul(const Instruction& i, std::uint32_t worker, std::uint32_t num_rows) const noexcept {
     if (num_rows == 0) return;
-    const std::uint32_t tiles = (i.matrix.rows + kOutTile - 1) / kOutTile;
-    const Range share = Share(tiles, worker, options.num_workers);
+    const Range share = ShareOutputs(i.matrix.rows, i.share_outputs, worker);
     if (share.begin == share.end) return;
     i.kernel->matmul(
         {.w = i.matrix,
@@ -377,10 +379,27 @@ struct CpuExecutor::State {
          .y_stride = i.out_stride,
          .bias = i.vector,
          .num_tokens = num_rows,
-         .out_begin = share.begin * kOutTile,
-         .out_end = std::min(share.end * kOutTile, i.matrix.rows),
+         .out_begin = share.begin,
+         .out_end = share.end,
          .accumulate = i.accumulate,
          .scratch = matmul_scratch.data() + std::size_t{worker} * kMatMulScratchBytes});
+  }
+
+  // Of `n` outputs, in multiples of `unit`.
+  Range ShareOutputs(std::uint32_t n, std::uint32_t unit, std::uint32_t worker) const noexcept {
+    const Range units = Share((n + unit - 1) / unit, worker, options.num_workers);
+    return {std::min(units.begin * unit, n), std::min(units.end * unit, n)};
+  }
+
+  // Of the chunks that this worker's share of the logits' product is made of.
+  void Stats(const Instruction& i, std::uint32_t worker, std::uint32_t num_rows) const noexcept {
+    const Range share = ShareOutputs(i.width, kLogitChunk, worker);
+    if (share.begin == share.end) return;
+    for (std::uint32_t row = 0; row < num_rows; ++row) {
+      float* maxima = i.out + row * i.out_stride + share.begin / kLogitChunk;
+      options.kernels->logit_stats(i.in + row * i.in_stride + share.begin, share.end - share.begin,
+                                   maxima, maxima + i.out_stride / 2);
+    }
   }
 
   // Gathers the layer of every block that the step shows, as it was before the step, into this
@@ -518,6 +537,14 @@ std::span<const float> CpuExecutor::Logits(std::uint32_t sample) const noexcept 
   const State& s = *state_;
   CHECK(!s.running && sample < s.step.header->num_samples);
   return {s.program.logits + sample * s.program.logits_stride, s.graph.logits.width};
+}
+
+LogitStats CpuExecutor::Stats(std::uint32_t sample) const noexcept {
+  const State& s = *state_;
+  CHECK(!s.running && sample < s.step.header->num_samples);
+  const float* maxima = s.program.stats + 2 * s.program.stats_stride * sample;
+  const std::size_t num_chunks = NumLogitChunks(s.graph.logits.width);
+  return {.maxima = {maxima, num_chunks}, .sums = {maxima + s.program.stats_stride, num_chunks}};
 }
 
 std::span<const std::uint64_t> CpuExecutor::replays() const noexcept {

@@ -83,6 +83,7 @@ class CpuExecutor final : public Executor {
   void Run(const StepView& step) noexcept override;
   void Wait() noexcept override;
   std::span<const float> Logits(std::uint32_t sample) const noexcept override;
+  LogitStats Stats(std::uint32_t sample) const noexcept override;
   std::span<const std::uint64_t> replays() const noexcept override;
 
   // Barriers of one step, the final one included.

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <span>
 
+#include "exec/logit_stats.h"
 #include "step/ids.h"
 #include "step/step.h"
 
@@ -38,6 +39,8 @@ class Executor {
   virtual void Wait() noexcept = 0;
   // Logits of the last step's sample `i`, [vocab], valid until the next Run.
   virtual std::span<const float> Logits(std::uint32_t sample) const noexcept = 0;
+  // Of the same logits, as long. Depends on them alone, as they do on their own row.
+  virtual LogitStats Stats(std::uint32_t sample) const noexcept = 0;
   // How often each bucket ran. Captures after start are always zero on this executor family.
   virtual std::span<const std::uint64_t> replays() const noexcept = 0;
 };

@@ -13,6 +13,7 @@
 
 #include "device/host_device.h"
 #include "exec/cpu_executor.h"
+#include "exec/program.h"
 #include "exec/small_decoder_for_test.h"
 #include "step/step_builder.h"
 
@@ -26,18 +27,30 @@ constexpr std::array<std::int32_t, 20> kTokens = {3, 1, 4, 1, 5, 9, 2, 6, 5, 3,
 // A decoder over a few blocks, and one step of it.
 class Rig {
  public:
+  struct Options {
+    ModelConfig config = SmallDecoderConfig();
+    const CpuKernels& kernels;
+    bool layer_buffers = false;
+    std::uint32_t num_workers = 1;
+  };
+
   explicit Rig(const CpuKernels& kernels, bool layer_buffers = false)
-      : decoder_(SmallDecoderConfig()),
+      : Rig({.kernels = kernels, .layer_buffers = layer_buffers}) {}
+  explicit Rig(const Options& options)
+      : decoder_(options.config),
         layout_(decoder_.layout(16, DType::kF16)),
         builder_(kLimits, 2),
         memory_(device_.Reserve(kNumBlocks * layout_.block_bytes(), "kv")) {
     std::span<std::byte> buffers;
-    if (layer_buffers) buffers = device_.Reserve(2 * 6 * layout_.layer_bytes(), "layer buffers");
-    executor_ = std::make_unique<CpuExecutor>(
-        decoder_.graph(),
-        CpuExecutorOptions{
-            .limits = kLimits, .layout = layout_, .kernels = &kernels, .layer_buffers = buffers},
-        device_, memory_);
+    if (options.layer_buffers)
+      buffers = device_.Reserve(2 * 6 * layout_.layer_bytes(), "layer buffers");
+    executor_ = std::make_unique<CpuExecutor>(decoder_.graph(),
+                                              CpuExecutorOptions{.limits = kLimits,
+                                                                 .layout = layout_,
+                                                                 .num_workers = options.num_workers,
+                                                                 .kernels = &options.kernels,
+                                                                 .layer_buffers = buffers},
+                                              device_, memory_);
     CHECK(builder_.Begin());
   }
 
@@ -107,6 +120,36 @@ TEST(CpuExecutor, LayerBuffersAddNoBarrierToStepsThatReadTheHome) {
   for (Rig* rig : {&with, &without})
     rig->AddRow({{BlockId{1}, 2}});
   EXPECT_EQ(with.Run(), without.Run());
+}
+
+// Decoders whose logits are less than a chunk, a few of them, and more than there are workers.
+TEST(CpuExecutor, LogitStatsAreThoseOfTheLogitsWithAnyNumberOfWorkers) {
+  for (const std::uint32_t vocab_size : {32u, 160u, 700u}) {
+    for (const std::uint32_t num_workers : {1u, 2u, 3u, 7u}) {
+      ModelConfig config = SmallDecoderConfig();
+      config.vocab_size = vocab_size;
+      Rig rig({.config = config, .kernels = Scalar(), .num_workers = num_workers});
+      rig.AddRow({{BlockId{1}, 2}});
+      const std::vector<float> logits = rig.Run();
+      PlainLogitStats plain(1, vocab_size);
+      const LogitStats expected = plain.Compute(0, logits);
+      const LogitStats actual = rig.executor().Stats(0);
+      EXPECT_TRUE(std::ranges::equal(actual.maxima, expected.maxima)) << vocab_size;
+      EXPECT_TRUE(std::ranges::equal(actual.sums, expected.sums)) << vocab_size;
+    }
+  }
+}
+
+TEST(Program, LogitStatsNeedNoBarrier) {
+  const SmallDecoder decoder(SmallDecoderConfig());
+  HostDevice device;
+  WorkerTeam team(2);
+  for (const CpuKernels* kernels : {&Scalar(), &SelectCpuKernels()}) {
+    const Program program = CompileProgram(
+        decoder.graph(), {.kernels = kernels, .max_tokens = 4, .max_samples = 4}, device, team);
+    EXPECT_EQ(program.code.back().code, Code::kLogitStats);
+    EXPECT_FALSE(program.code.back().barrier);
+  }
 }
 
 // How many tiles the calls of the kernel went over. The executor has one worker here.

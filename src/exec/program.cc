@@ -11,9 +11,12 @@
 
 #include "base/check.h"
 #include "base/result.h"
+#include "exec/logit_stats.h"
 
 namespace kvrm {
 namespace {
+
+static_assert(kLogitChunk % kOutTile == 0, "shares of the logits are whole tiles and whole chunks");
 
 // What instructions touch, for deciding barriers: buffers of the graph, then the prepared operand
 // of each format, then the cache by layers, then the two layer buffers.
@@ -25,13 +28,13 @@ struct Access {
   Split split;
 };
 
-bool SameWorkerRows(Split a, Split b) {
-  return a == b && (a == Split::kToken || a == Split::kSample);
+bool SameWorker(Split a, Split b) {
+  return a == b && (a == Split::kToken || a == Split::kSample || a == Split::kChunk);
 }
 
 bool Conflict(const Access& a, const Access& b) {
   return a.resource == b.resource && a.begin < b.end && b.begin < a.end && (a.write || b.write) &&
-         !SameWorkerRows(a.split, b.split);
+         !SameWorker(a.split, b.split);
 }
 
 std::size_t OddLines(std::size_t bytes) {
@@ -59,6 +62,7 @@ class Compiler {
     EmitStage(0);
     for (const Op& op : graph_.ops)
       Emit(op);
+    EmitLogitStats();
     program_.logits = Address(graph_.logits);
     program_.logits_stride = Stride(graph_.logits);
     program_.num_barriers = 1;  // Join.
@@ -351,7 +355,9 @@ class Compiler {
     const bool direct = kernel.act == ActFormat::kF32;
     if (!direct) Prepare(op, kernel.act);
     Instruction i = Basic(op, Code::kMatMul);
-    i.split = Split::kOutput;
+    const bool is_logits = op.out.buffer == graph_.logits.buffer;
+    i.split = is_logits ? Split::kChunk : Split::kOutput;
+    if (is_logits) i.share_outputs = kLogitChunk;
     i.accumulate = op.accumulate;
     i.kernel = &kernel;
     i.vector = Vector(op.bias);
@@ -361,13 +367,32 @@ class Compiler {
                 .type = op.weight->type};
     if (direct) {
       i.prepared = nullptr;
-      return Append(i, {Write(op.out, Split::kOutput), Read(op.in, Split::kOutput)});
+      return Append(i, {Write(op.out, i.split), Read(op.in, Split::kOutput)});
     }
     i.prepared = PreparedMemory(kernel.act);
     i.prepared_stride =
         OddLines(options_.kernels->act[static_cast<std::size_t>(kernel.act)].bytes(op.in.width));
-    Append(i, {Write(op.out, Split::kOutput),
+    Append(i, {Write(op.out, i.split),
                Access{PreparedResource(kernel.act), 0, 1, false, Split::kOutput}});
+  }
+
+  // Every worker takes the chunks whose logits it has just written: no barrier.
+  void EmitLogitStats() {
+    program_.stats_stride =
+        OddLines(NumLogitChunks(graph_.logits.width) * sizeof(float)) / sizeof(float);
+    const std::size_t floats = 2 * program_.stats_stride * options_.max_samples;
+    program_.stats = reinterpret_cast<float*>(
+        device_.Reserve(floats * sizeof(float), "logit statistics").data());
+    Instruction i;
+    i.code = Code::kLogitStats;
+    i.split = Split::kChunk;
+    i.per_sample = true;
+    i.width = graph_.logits.width;
+    i.in = Address(graph_.logits);
+    i.in_stride = Stride(graph_.logits);
+    i.out = program_.stats;
+    i.out_stride = 2 * program_.stats_stride;
+    Append(i, {Read(graph_.logits, Split::kChunk)});
   }
 
   struct PreparedSlice {

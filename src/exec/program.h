@@ -18,8 +18,9 @@
 namespace kvrm {
 
 // How an instruction is divided among the workers. Two instructions divided by token (or both by
-// sample) touch the same rows from the same worker, so no barrier is needed between them.
-enum class Split : std::uint8_t { kToken, kSample, kOutput, kItem, kBlock };
+// sample, or by chunk of the logits) touch the same memory from the same worker, so no barrier is
+// needed between them.
+enum class Split : std::uint8_t { kToken, kSample, kOutput, kItem, kBlock, kChunk };
 
 enum class Code : std::uint8_t {
   kEmbed,
@@ -34,6 +35,7 @@ enum class Code : std::uint8_t {
   kAttention,
   kSwiGlu,
   kGather,
+  kLogitStats,
 };
 
 struct Instruction {
@@ -46,8 +48,9 @@ struct Instruction {
   bool needs_layer = false;  // it may be the first to touch `layer` of the cache
   std::uint32_t layer = 0;
   std::uint32_t num_heads = 0;
-  std::uint32_t width = 0;  // floats per row
-  float* out = nullptr;     // row 0; rows are out_stride floats apart
+  std::uint32_t share_outputs = kOutTile;  // kMatMul: shares of outputs are multiples of this
+  std::uint32_t width = 0;                 // floats per row
+  float* out = nullptr;                    // row 0; rows are out_stride floats apart
   const float* in = nullptr;
   const float* in2 = nullptr;
   std::size_t out_stride = 0;
@@ -65,6 +68,8 @@ struct Program {
   std::vector<Instruction> code;
   float* logits = nullptr;        // [max_samples][logits_stride]
   std::size_t logits_stride = 0;  // floats
+  float* stats = nullptr;         // [max_samples][maxima, sums][stats_stride]
+  std::size_t stats_stride = 0;   // floats, at least the number of chunks
   std::uint32_t num_barriers = 0;
 };
 

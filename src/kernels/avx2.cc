@@ -56,6 +56,55 @@ void ExpRow(const float* x, float* y, uint32_t n) {
   }
 }
 
+uint32_t ChunkEnd(uint32_t begin, uint32_t n) {
+  return n - begin < kLogitChunk ? n : begin + kLogitChunk;
+}
+
+// x, and in the lanes beyond the mask `other`.
+__m256 LoadOr(const float* x, __m256i mask, __m256 other) {
+  return _mm256_blendv_ps(other, _mm256_maskload_ps(x, mask), _mm256_castsi256_ps(mask));
+}
+
+// e^x in the lanes of the mask, else 0.
+__m256 MaskedExp(__m256 x, __m256i mask) {
+  return _mm256_and_ps(Exp(x), _mm256_castsi256_ps(mask));
+}
+
+void LogitStats(const float* x, uint32_t n, float* maxima, float* sums) {
+  for (uint32_t begin = 0; begin < n; begin += kLogitChunk) {
+    const uint32_t end = ChunkEnd(begin, n);
+    __m256 most = _mm256_set1_ps(x[begin]);
+    for (uint32_t i = begin; i < end; i += kLanes)
+      most = _mm256_max_ps(most, LoadOr(x + i, TailMask(end - i), most));
+    const float greatest = MaxOf(most);
+    const __m256 all = _mm256_set1_ps(greatest);
+    __m256 sum = _mm256_setzero_ps();
+    for (uint32_t i = begin; i < end; i += kLanes) {
+      const __m256i mask = TailMask(end - i);
+      const __m256 values = _mm256_maskload_ps(x + i, mask);
+      sum = _mm256_add_ps(sum, MaskedExp(_mm256_sub_ps(values, all), mask));
+      sum = _mm256_fmadd_ps(values, _mm256_setzero_ps(), sum);  // NaN unless finite
+    }
+    *maxima++ = greatest;
+    *sums++ = SumOf(sum);
+  }
+}
+
+void LogitWeights(const float* x, uint32_t n, float greatest, float scale, float* sums) {
+  const __m256 all = _mm256_set1_ps(greatest);
+  const __m256 factor = _mm256_set1_ps(scale);
+  for (uint32_t begin = 0; begin < n; begin += kLogitChunk) {
+    const uint32_t end = ChunkEnd(begin, n);
+    __m256 sum = _mm256_setzero_ps();
+    for (uint32_t i = begin; i < end; i += kLanes) {
+      const __m256i mask = TailMask(end - i);
+      const __m256 below = _mm256_sub_ps(_mm256_maskload_ps(x + i, mask), all);
+      sum = _mm256_add_ps(sum, MaskedExp(_mm256_mul_ps(below, factor), mask));
+    }
+    *sums++ = SumOf(sum);
+  }
+}
+
 template <DType kType, ActFormat kAct>
 constexpr MatKernel kMat = {.act = kAct,
                             .packed_bytes = TiledBytes<kType>,
@@ -80,6 +129,9 @@ const CpuKernels kAvx2Kernels = {
     .attention_unit = Avx2AttentionUnit,
     .swiglu = SwiGlu,
     .exp = ExpRow,
+    .logit_stats = LogitStats,
+    .logit_weights = LogitWeights,
+    .select = nullptr,
 };
 
 }  // namespace kvrm

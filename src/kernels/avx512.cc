@@ -191,6 +191,66 @@ void ExpRow(const float* x, float* y, uint32_t n) {
   }
 }
 
+uint32_t ChunkEnd(uint32_t begin, uint32_t n) {
+  return n - begin < kLogitChunk ? n : begin + kLogitChunk;
+}
+
+void LogitStats(const float* x, uint32_t n, float* maxima, float* sums) {
+  for (uint32_t begin = 0; begin < n; begin += kLogitChunk) {
+    const uint32_t end = ChunkEnd(begin, n);
+    __m512 most = _mm512_set1_ps(x[begin]);
+    for (uint32_t i = begin; i < end; i += kLanes) {
+      const __mmask16 mask = TailMask(end - i);
+      most = _mm512_mask_max_ps(most, mask, most, _mm512_maskz_loadu_ps(mask, x + i));
+    }
+    const float greatest = _mm512_reduce_max_ps(most);
+    const __m512 all = _mm512_set1_ps(greatest);
+    __m512 sum = _mm512_setzero_ps();
+    for (uint32_t i = begin; i < end; i += kLanes) {
+      const __mmask16 mask = TailMask(end - i);
+      const __m512 values = _mm512_maskz_loadu_ps(mask, x + i);
+      sum = _mm512_mask_add_ps(sum, mask, sum, Exp(_mm512_sub_ps(values, all)));
+      sum = _mm512_fmadd_ps(values, _mm512_setzero_ps(), sum);  // NaN unless finite
+    }
+    *maxima++ = greatest;
+    *sums++ = _mm512_reduce_add_ps(sum);
+  }
+}
+
+void LogitWeights(const float* x, uint32_t n, float greatest, float scale, float* sums) {
+  const __m512 all = _mm512_set1_ps(greatest);
+  const __m512 factor = _mm512_set1_ps(scale);
+  for (uint32_t begin = 0; begin < n; begin += kLogitChunk) {
+    const uint32_t end = ChunkEnd(begin, n);
+    __m512 sum = _mm512_setzero_ps();
+    for (uint32_t i = begin; i < end; i += kLanes) {
+      const __mmask16 mask = TailMask(end - i);
+      const __m512 values = _mm512_maskz_loadu_ps(mask, x + i);
+      const __m512 weights = Exp(_mm512_mul_ps(_mm512_sub_ps(values, all), factor));
+      sum = _mm512_mask_add_ps(sum, mask, sum, weights);
+    }
+    *sums++ = _mm512_reduce_add_ps(sum);
+  }
+}
+
+uint32_t Select(const LogitSelection& selection, uint32_t* ids) {
+  const __m512 low = _mm512_set1_ps(selection.low);
+  const __m512 high = _mm512_set1_ps(selection.high);
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  uint32_t count = 0;
+  for (uint32_t i = selection.begin; i < selection.end; i += kLanes) {
+    const __mmask16 mask = TailMask(selection.end - i);
+    const __m512 values = _mm512_maskz_loadu_ps(mask, selection.x + i);
+    const __mmask16 above = _mm512_mask_cmp_ps_mask(mask, values, low, _CMP_GE_OQ);
+    const __mmask16 pass = _mm512_mask_cmp_ps_mask(above, values, high, _CMP_LT_OQ);
+    const auto passed = static_cast<uint32_t>(__builtin_popcount(pass));
+    const __m512i own = _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(i)));
+    _mm512_mask_storeu_epi32(ids + count, TailMask(passed), _mm512_maskz_compress_epi32(pass, own));
+    count += passed;
+  }
+  return count;
+}
+
 template <DType kType, ActFormat kAct>
 constexpr MatKernel kMat = {.act = kAct,
                             .packed_bytes = TiledBytes<kType>,
@@ -215,6 +275,9 @@ const CpuKernels kAvx512Kernels = {
     .attention_unit = Avx512AttentionUnit,
     .swiglu = SwiGlu,
     .exp = ExpRow,
+    .logit_stats = LogitStats,
+    .logit_weights = LogitWeights,
+    .select = Select,
 };
 
 }  // namespace kvrm

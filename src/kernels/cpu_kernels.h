@@ -185,6 +185,17 @@ struct AttentionUnit {
 using AttentionUnitKernel = void (*)(const AttentionArgs& args, const AttentionUnit& unit,
                                      float* partial);
 
+// Logits are taken in chunks of fixed size, so that no number depends on who computes it.
+inline constexpr uint32_t kLogitChunk = 128;
+
+struct LogitSelection {
+  const float* x;
+  uint32_t begin;  // ids [begin, end) are looked at
+  uint32_t end;
+  float low;  // low <= x[id] < high
+  float high;
+};
+
 struct CpuKernels {
   const char* name;               // "scalar", "avx2", "avx512", "reference"
   MatKernel mat[kNumDTypes];      // by DType
@@ -201,6 +212,14 @@ struct CpuKernels {
   void (*swiglu)(const float* gate, const float* up, float* y, uint32_t n);
   // y[i] = e^x[i], relative error below 2e-7 where the result is a normal number
   void (*exp)(const float* x, float* y, uint32_t n);
+  // Of every chunk of x[0, n): the greatest, and the sum of e^(x - greatest). A chunk with an Inf
+  // or NaN has a NaN sum, and any maximum.
+  void (*logit_stats)(const float* x, uint32_t n, float* maxima, float* sums);
+  // Of every chunk, the sum of e^((x - greatest) * scale). Requires: x finite, x <= greatest,
+  // 0 < scale < Inf.
+  void (*logit_weights)(const float* x, uint32_t n, float greatest, float scale, float* sums);
+  // Writes the ids that pass, ascending, returns how many.
+  uint32_t (*select)(const LogitSelection& selection, uint32_t* ids);
 };
 
 // A partial result: [group][head_dim] weighted sums of values, then [group] greatest scores, then

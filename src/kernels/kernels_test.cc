@@ -333,7 +333,9 @@ TEST(Select, UnknownNamesHaveNoTableAndEveryEntryOfATableIsFilled) {
       EXPECT_TRUE(act.bytes != nullptr && act.prepare != nullptr);
     EXPECT_TRUE(table->rms_norm != nullptr && table->rope != nullptr &&
                 table->store_kv != nullptr && table->attention != nullptr &&
-                table->swiglu != nullptr && table->exp != nullptr)
+                table->swiglu != nullptr && table->exp != nullptr &&
+                table->logit_stats != nullptr && table->logit_weights != nullptr &&
+                table->select != nullptr)
         << table->name;
   }
 }

@@ -147,6 +147,9 @@ const CpuKernels kReferenceKernels = {
     .attention_unit = AttendUnit,
     .swiglu = SwiGlu,
     .exp = nullptr,
+    .logit_stats = nullptr,
+    .logit_weights = nullptr,
+    .select = nullptr,
 };
 
 }  // namespace kvrm

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "kernels/test_weights.h"
 
@@ -150,6 +151,94 @@ TEST(Exp, EndsAreExact) {
     EXPECT_EQ(y[4], INFINITY) << table->name;
     EXPECT_TRUE(std::isnan(y[5])) << table->name;
     EXPECT_EQ(y[6], 1.0f) << table->name;
+  }
+}
+
+// Sums of at most 128 weights, each off by 2e-7 and the rounding of its exponent, which matters
+// most where (x - greatest) scale is 1; up to 16 additions in float.
+constexpr double kSumBound = 2e-7 + 18 * kRounding;
+
+TEST(LogitStats, EveryLengthHasItsMaximaAndSums) {
+  for (const CpuKernels* table : Tables()) {
+    for (std::uint32_t n = 1; n <= 3 * kLogitChunk + 1; n += n < 40 ? 1 : 29) {
+      Rng rng(n);
+      std::vector<float> x = Normals(rng, n);
+      for (float& value : x)
+        value = 6 * value - 100;
+      const std::size_t num_chunks = (n + kLogitChunk - 1) / kLogitChunk;
+      std::vector<float> maxima(num_chunks + 1, kGuard), sums(num_chunks + 1, kGuard);
+      std::vector<float> weights(num_chunks + 1, kGuard);
+      table->logit_stats(x.data(), n, maxima.data(), sums.data());
+      const float greatest = *std::max_element(x.begin(), x.end());
+      table->logit_weights(x.data(), n, greatest, 0.7f, weights.data());
+      for (std::size_t c = 0; c < num_chunks; ++c) {
+        const auto begin = x.begin() + static_cast<std::ptrdiff_t>(c * kLogitChunk);
+        const auto end = c + 1 == num_chunks ? x.end() : begin + kLogitChunk;
+        ASSERT_EQ(maxima[c], *std::max_element(begin, end)) << table->name << ' ' << n;
+        double sum = 0, weight = 0;
+        for (auto i = begin; i != end; ++i) {
+          sum += std::exp(static_cast<double>(*i) - static_cast<double>(maxima[c]));
+          weight += std::exp((static_cast<double>(*i) - static_cast<double>(greatest)) *
+                             static_cast<double>(0.7f));
+        }
+        ExpectNear(sums[c], sum, kSumBound * sum, table->name, n);
+        // Exponents down to -40 lose so many more units.
+        ExpectNear(weights[c], weight, (kSumBound + 80 * kRounding) * weight, table->name, n);
+      }
+      EXPECT_EQ(maxima[num_chunks], kGuard) << table->name;
+      EXPECT_EQ(sums[num_chunks], kGuard) << table->name;
+      EXPECT_EQ(weights[num_chunks], kGuard) << table->name;
+    }
+  }
+}
+
+TEST(LogitStats, WhatIsNotFiniteShowsInItsChunkAlone) {
+  for (const CpuKernels* table : Tables()) {
+    for (const float bad : {NAN, INFINITY, -INFINITY}) {
+      for (std::uint32_t at = 0; at < 300; at += 13) {
+        std::vector<float> x(300, -1.0f);
+        x[at] = bad;
+        float maxima[3], sums[3];
+        table->logit_stats(x.data(), 300, maxima, sums);
+        for (std::uint32_t c = 0; c < 3; ++c)
+          EXPECT_EQ(std::isnan(sums[c]), c == at / kLogitChunk) << table->name << ' ' << at;
+      }
+    }
+  }
+}
+
+TEST(LogitStats, ExtremeLogitsAndScalesGiveFiniteWeights) {
+  constexpr float kMax = std::numeric_limits<float>::max();
+  const std::vector<float> x = {kMax, -kMax, 0.0f, kMax};
+  for (const CpuKernels* table : Tables()) {
+    float maximum = 0, sum = 0, weight = 0;
+    table->logit_stats(x.data(), 4, &maximum, &sum);
+    EXPECT_EQ(maximum, kMax) << table->name;
+    EXPECT_EQ(sum, 2.0f) << table->name;
+    table->logit_weights(x.data(), 4, kMax, kMax, &weight);
+    EXPECT_EQ(weight, 2.0f) << table->name;
+    table->logit_weights(x.data() + 2, 1, 0.0f, 1e-40f, &weight);
+    EXPECT_EQ(weight, 1.0f) << table->name;
+  }
+}
+
+TEST(LogitSelection, TakesTheIdsOfTheHalfOpenRangeInOrder) {
+  for (const CpuKernels* table : Tables()) {
+    for (std::uint32_t n = 1; n <= 130; ++n) {
+      Rng rng(n);
+      std::vector<float> x = Normals(rng, n);
+      const float low = x[n / 2];
+      const float high = x[n / 3];
+      std::vector<std::uint32_t> ids(n + 1, 77777), expected;
+      for (std::uint32_t id = n / 5; id < n; ++id) {
+        if (x[id] >= low && x[id] < high) expected.push_back(id);
+      }
+      const std::uint32_t count = table->select(
+          {.x = x.data(), .begin = n / 5, .end = n, .low = low, .high = high}, ids.data());
+      ASSERT_EQ(count, expected.size()) << table->name << ' ' << n;
+      expected.resize(n + 1, 77777);
+      EXPECT_EQ(ids, expected) << table->name << ' ' << n;
+    }
   }
 }
 

@@ -342,6 +342,43 @@ void Exp(const float* x, float* y, std::uint32_t n) {
     y[i] = std::exp(x[i]);
 }
 
+// Zero for finite numbers, else NaN, which no sum loses.
+float NanUnlessFinite(float x) {
+  return x * 0.0f;
+}
+
+void LogitStats(const float* x, std::uint32_t n, float* maxima, float* sums) {
+  for (std::uint32_t begin = 0; begin < n; begin += kLogitChunk) {
+    const std::uint32_t end = std::min(n, begin + kLogitChunk);
+    float greatest = x[begin];
+    for (std::uint32_t i = begin; i < end; ++i)
+      greatest = std::max(greatest, x[i]);
+    double sum = 0;
+    for (std::uint32_t i = begin; i < end; ++i)
+      sum += static_cast<double>(std::exp(x[i] - greatest) + NanUnlessFinite(x[i]));
+    *maxima++ = greatest;
+    *sums++ = static_cast<float>(sum);
+  }
+}
+
+void LogitWeights(const float* x, std::uint32_t n, float greatest, float scale, float* sums) {
+  for (std::uint32_t begin = 0; begin < n; begin += kLogitChunk) {
+    const std::uint32_t end = std::min(n, begin + kLogitChunk);
+    double sum = 0;
+    for (std::uint32_t i = begin; i < end; ++i)
+      sum += static_cast<double>(std::exp((x[i] - greatest) * scale));
+    *sums++ = static_cast<float>(sum);
+  }
+}
+
+std::uint32_t Select(const LogitSelection& selection, std::uint32_t* ids) {
+  std::uint32_t count = 0;
+  for (std::uint32_t id = selection.begin; id < selection.end; ++id) {
+    if (selection.x[id] >= selection.low && selection.x[id] < selection.high) ids[count++] = id;
+  }
+  return count;
+}
+
 constexpr MatKernel kFloat = {.act = ActFormat::kF32,
                               .packed_bytes = nullptr,
                               .pack = nullptr,
@@ -367,6 +404,9 @@ const CpuKernels kScalarKernels = {
     .attention_unit = AttendUnit,
     .swiglu = SwiGlu,
     .exp = Exp,
+    .logit_stats = LogitStats,
+    .logit_weights = LogitWeights,
+    .select = Select,
 };
 
 }  // namespace kvrm

@@ -28,6 +28,9 @@ CpuKernels Over(const CpuKernels& better, const CpuKernels& lesser) {
   if (result.attention_unit == nullptr) result.attention_unit = lesser.attention_unit;
   if (result.swiglu == nullptr) result.swiglu = lesser.swiglu;
   if (result.exp == nullptr) result.exp = lesser.exp;
+  if (result.logit_stats == nullptr) result.logit_stats = lesser.logit_stats;
+  if (result.logit_weights == nullptr) result.logit_weights = lesser.logit_weights;
+  if (result.select == nullptr) result.select = lesser.select;
   return result;
 }
 

@@ -96,7 +96,8 @@ EngineWorld::EngineWorld(const EngineScenario& scenario, SimTrace trace)
       device_(scenario.device),
       log_fd_(scenario.has_log ? ::memfd_create("descriptor log", MFD_CLOEXEC) : -1),
       engine_(std::in_place, Parts(), Options(), clock_),
-      sampler_(kVocab),
+      sampler_(kVocab, kScalarKernels),
+      stats_(1, kVocab),
       logits_(kVocab) {
   device_.Use(&device_rng_);
   Note(ToString(scenario));
@@ -104,6 +105,7 @@ EngineWorld::EngineWorld(const EngineScenario& scenario, SimTrace trace)
 
 EngineOptions EngineWorld::Options() const {
   EngineOptions options = scenario_.engine;
+  options.kernels = "scalar";  // The sampler's: the same draws on every machine.
   if (log_fd_ >= 0) options.descriptor_log = "/proc/self/fd/" + std::to_string(log_fd_);
   return options;
 }
@@ -239,8 +241,8 @@ void EngineWorld::Take(const TokenEvent& event) {
   }
   CHECK(event.finish != FinishReason::kError);
   FillLogits(served.history.digest(), logits_);
-  const Sampled expected =
-      sampler_.Sample(logits_, served.sampling, served.history.length() - served.num_prompt_tokens);
+  const Sampled expected = sampler_.Sample(logits_, stats_.Compute(0, logits_), served.sampling,
+                                           served.history.length() - served.num_prompt_tokens);
   CHECK(event.token == expected.token);                                            // R8
   CHECK(!(event.logprob < expected.logprob || event.logprob > expected.logprob));  // R8
   served.history.Append(event.token);

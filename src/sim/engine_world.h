@@ -87,6 +87,7 @@ class EngineWorld {
   std::optional<Engine> engine_;
   SimTotals totals_;
   Sampler sampler_;
+  PlainLogitStats stats_;
   std::vector<float> logits_;
   std::map<RequestId, Served> served_;
   std::uint32_t num_open_ = 0;      // accepted and not seen to end

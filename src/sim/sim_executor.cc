@@ -21,6 +21,7 @@ SimExecutor::SimExecutor(const ExecutorNeeds& needs, SimDevice& device, std::uin
       num_pool_blocks_(needs.memory.size() / needs.layout.block_bytes()),
       seen_(needs.limits.max_tokens),
       logits_(std::size_t{needs.limits.max_samples} * vocab_size),
+      stats_(needs.limits.max_samples, vocab_size),
       vocab_size_(vocab_size) {
   CHECK(needs.layout.layer_bytes() == needs.layout.block_tokens * sizeof(std::uint64_t));
   CHECK(needs.layout.num_layers == kSimLayers);
@@ -128,6 +129,7 @@ void SimExecutor::Wait() noexcept {
   for (std::uint32_t s = 0; s < step_.header->num_samples; ++s) {
     FillLogits(seen_[step_.sample_token[s]],
                std::span(logits_).subspan(std::size_t{s} * vocab_size_, vocab_size_));
+    stats_.Compute(s, Logits(s));
   }
 }
 

@@ -33,6 +33,7 @@ class SimExecutor final : public Executor {
   void Run(const StepView& step) noexcept override;
   void Wait() noexcept override;
   std::span<const float> Logits(std::uint32_t sample) const noexcept override;
+  LogitStats Stats(std::uint32_t sample) const noexcept override { return stats_.Of(sample); }
   std::span<const std::uint64_t> replays() const noexcept override { return replays_; }
 
   void Start(const StepView& step);
@@ -58,6 +59,7 @@ class SimExecutor final : public Executor {
   std::vector<std::uint64_t> replays_;
   std::vector<std::uint64_t> seen_;  // [max_tokens] by the last layer that has run
   std::vector<float> logits_;        // [max_samples, vocab]
+  PlainLogitStats stats_;
   std::uint32_t vocab_size_;
   StepView step_;
 };
