@@ -139,6 +139,7 @@ void Transport::MergeAdjacent() noexcept {
       last.num_blocks += move.num_blocks;
       last.num_bridged += move.num_bridged;
       last.priority = std::min(last.priority, move.priority);
+      if (IsMutant(Mutant::kMergedTwice)) moves_[++kept] = move;
     } else if (CanBridge(last, move)) {
       const std::uint32_t gap = Index(move.source) - Index(last.source) - last.num_blocks;
       num_planned_blocks_ += gap;
