@@ -20,7 +20,7 @@ enum class Mutant : std::uint8_t {
   kTokensInPlace,  // all entries of the ring have one array of tokens
   kStalePadding,   // rows of padding keep what the entry's step before had there
   kLoseLastRun,    // a row of several runs is told without its last one
-  kMergedTwice,    // a move that was merged into another is made by itself as well
+  kTargetTwice,    // the second of two moves goes where the first one goes
   // Blocks and fences.
   kNoLimbo,        // blocks of an ended or shortened sequence are free at once
   kEarlyRetire,    // limbo waits for one epoch less than it must

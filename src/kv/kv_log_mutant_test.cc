@@ -94,7 +94,7 @@ INSTANTIATE_TEST_SUITE_P(
     All, KvLogMutant,
     testing::Values(
         KVRM_PLANTED(kOverrunRing), KVRM_PLANTED(kStaleEpoch), KVRM_PLANTED(kTokensInPlace),
-        KVRM_PLANTED(kStalePadding), KVRM_PLANTED(kLoseLastRun), KVRM_PLANTED(kMergedTwice),
+        KVRM_PLANTED(kStalePadding), KVRM_PLANTED(kLoseLastRun), KVRM_PLANTED(kTargetTwice),
         KVRM_PLANTED(kNoLimbo), KVRM_PLANTED(kEarlyRetire), KVRM_PLANTED(kMoveUnsettled),
         KVRM_PLANTED(kFreePlanned), KVRM_PLANTED(kMissedCopy), KVRM_PLANTED(kCopyWithoutTokens),
         KVRM_PLANTED(kForkForgetsRef), KVRM_PLANTED(kTruncateKeepsName),

@@ -139,7 +139,6 @@ void Transport::MergeAdjacent() noexcept {
       last.num_blocks += move.num_blocks;
       last.num_bridged += move.num_bridged;
       last.priority = std::min(last.priority, move.priority);
-      if (IsMutant(Mutant::kMergedTwice)) moves_[++kept] = move;
     } else if (CanBridge(last, move)) {
       const std::uint32_t gap = Index(move.source) - Index(last.source) - last.num_blocks;
       num_planned_blocks_ += gap;
@@ -148,6 +147,7 @@ void Transport::MergeAdjacent() noexcept {
       last.priority = std::min(last.priority, move.priority);
     } else {
       moves_[++kept] = move;
+      if (IsMutant(Mutant::kTargetTwice)) moves_[kept].target = last.target;
     }
   }
   num_moves_ = kept + 1;

@@ -27,7 +27,7 @@ constexpr std::array kNames = {
     "tokens-in-place",
     "stale-padding",
     "lose-last-run",
-    "merged-twice",
+    "target-twice",
     "no-limbo",
     "early-retire",
     "move-unsettled",

@@ -467,7 +467,7 @@ void StepBuilder::Ring::CheckTargets(std::span<const TransferGroup> groups,
   }
   std::sort(targets.get(), targets.get() + num_targets);
   const std::span<const Interval> to(targets.get(), num_targets);
-  CHECK(!AnyOverlap(to) || IsMutant(Mutant::kMergedTwice));  // D6
+  CHECK(!AnyOverlap(to) || IsMutant(Mutant::kTargetTwice));  // D6
   CHECK(!AnyOverlap(from, to));                              // D6
 }
 
