@@ -14,6 +14,13 @@ namespace kvrm {
 
 enum class Mutant : std::uint8_t {
   kNone,
+  // Descriptors.
+  kOverrunRing,    // the ring takes one step more than it has entries
+  kStaleEpoch,     // an entry that is used again keeps the epoch it had
+  kTokensInPlace,  // all entries of the ring have one array of tokens
+  kStalePadding,   // rows of padding keep what the entry's step before had there
+  kLoseLastRun,    // a row of several runs is told without its last one
+  kTargetTwice,    // the second of two moves goes where the first one goes
   // Blocks and fences.
   kNoLimbo,        // blocks of an ended or shortened sequence are free at once
   kEarlyRetire,    // limbo waits for one epoch less than it must

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The negative control of StepVerifier: planted bugs in the cache (base/mutant.h) that descriptors
-// show. The verifier is told what a log would hold and must object; the model's own checks are off.
+// The negative control of StepVerifier: planted bugs in cache and ring (base/mutant.h) that
+// descriptors show. The verifier is told what a log would hold and must object; the model's own
+// checks are off.
 //
 // Not among them, for
 //   no descriptor shows it   books that do not add up (kIgnoreCredit, kLoseBlock), copies
@@ -91,16 +92,17 @@ TEST_P(KvLogMutant, IsFoundInItsDescriptors) {
   }
 INSTANTIATE_TEST_SUITE_P(
     All, KvLogMutant,
-    testing::Values(KVRM_PLANTED(kNoLimbo), KVRM_PLANTED(kEarlyRetire),
-                    KVRM_PLANTED(kMoveUnsettled), KVRM_PLANTED(kFreePlanned),
-                    KVRM_PLANTED(kMissedCopy), KVRM_PLANTED(kCopyWithoutTokens),
-                    KVRM_PLANTED(kForkForgetsRef), KVRM_PLANTED(kTruncateKeepsName),
-                    KVRM_PLANTED(kTrimOneTooMany), KVRM_PLANTED(kKeyWithoutTokens),
-                    KVRM_PLANTED(kFreeKeepsName), KVRM_PLANTED(kNoLand),
-                    KVRM_PLANTED(kMergeAcrossGap), KVRM_PLANTED(kForgetAbandoned),
-                    KVRM_PLANTED(kMirrorMissing), KVRM_PLANTED(kStagedSurvivesOpen),
-                    KVRM_PLANTED(kStageWrongBlock), KVRM_PLANTED(kMapStale),
-                    KVRM_PLANTED(kWindowTooEarly), KVRM_PLANTED(kRunsSwapped)),
+    testing::Values(
+        KVRM_PLANTED(kOverrunRing), KVRM_PLANTED(kStaleEpoch), KVRM_PLANTED(kTokensInPlace),
+        KVRM_PLANTED(kStalePadding), KVRM_PLANTED(kLoseLastRun), KVRM_PLANTED(kTargetTwice),
+        KVRM_PLANTED(kNoLimbo), KVRM_PLANTED(kEarlyRetire), KVRM_PLANTED(kMoveUnsettled),
+        KVRM_PLANTED(kFreePlanned), KVRM_PLANTED(kMissedCopy), KVRM_PLANTED(kCopyWithoutTokens),
+        KVRM_PLANTED(kForkForgetsRef), KVRM_PLANTED(kTruncateKeepsName),
+        KVRM_PLANTED(kTrimOneTooMany), KVRM_PLANTED(kKeyWithoutTokens),
+        KVRM_PLANTED(kFreeKeepsName), KVRM_PLANTED(kNoLand), KVRM_PLANTED(kMergeAcrossGap),
+        KVRM_PLANTED(kForgetAbandoned), KVRM_PLANTED(kMirrorMissing),
+        KVRM_PLANTED(kStagedSurvivesOpen), KVRM_PLANTED(kStageWrongBlock), KVRM_PLANTED(kMapStale),
+        KVRM_PLANTED(kWindowTooEarly), KVRM_PLANTED(kRunsSwapped)),
     [](const auto& test) { return std::string(test.param.name + 1); });
 
 TEST(KvLogMutant, NoneIsFoundWhereNoneIsPlanted) {

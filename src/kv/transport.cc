@@ -147,6 +147,7 @@ void Transport::MergeAdjacent() noexcept {
       last.priority = std::min(last.priority, move.priority);
     } else {
       moves_[++kept] = move;
+      if (IsMutant(Mutant::kTargetTwice)) moves_[kept].target = last.target;
     }
   }
   num_moves_ = kept + 1;

@@ -22,6 +22,12 @@ constexpr std::uint64_t kSeedsApart = 10'000'000;
 
 constexpr std::array kNames = {
     "none",
+    "overrun-ring",
+    "stale-epoch",
+    "tokens-in-place",
+    "stale-padding",
+    "lose-last-run",
+    "target-twice",
     "no-limbo",
     "early-retire",
     "move-unsettled",

@@ -9,6 +9,7 @@
 #include <new>
 
 #include "base/check.h"
+#include "base/mutant.h"
 
 namespace kvrm {
 namespace {
@@ -146,6 +147,7 @@ struct StepBuilder::Ring {
   }
   template <typename T>
   T* Array(std::uint64_t step, std::size_t offset) const {
+    if (IsMutant(Mutant::kTokensInPlace) && offset == offsets.token_ids) step = 0;
     return reinterpret_cast<T*>(Entry(step) + offset);
   }
   StepView View(std::uint64_t step) const;
@@ -221,14 +223,16 @@ StepId StepBuilder::building() const noexcept {
 bool StepBuilder::Begin() noexcept {
   CHECK(!ring_->building);
   const std::uint64_t step = Index(building());
-  if (step - ring_->retired > ring_->num_entries) return false;
+  const std::uint32_t too_many = IsMutant(Mutant::kOverrunRing) ? 1 : 0;
+  if (step - ring_->retired > ring_->num_entries + too_many) return false;
   ring_->building = true;
   ring_->num_writes = 0;
   ring_->last_deadline = 0;
   StepHeader& header = ring_->Header(step);
   header = StepHeader{};
   header.version = kStepVersion;
-  header.step = StepId{step};
+  const bool is_stale = IsMutant(Mutant::kStaleEpoch) && step > ring_->num_entries;
+  header.step = StepId{is_stale ? step - ring_->num_entries : step};
   ring_->Array<std::uint32_t>(step, ring_->offsets.row_start)[0] = 0;
   return true;
 }
@@ -265,8 +269,9 @@ void StepBuilder::AddRow(const StepRow& row) noexcept {
   ring.AppendWrites(row, home);
   if (row.mirror) ring.AppendWrites(row, row.runs);
   ring.Array<SeqId>(step, ring.offsets.row_seq)[r] = row.seq;
+  const std::size_t num_lost = IsMutant(Mutant::kLoseLastRun) && row.runs.size() > 1 ? 1 : 0;
   ring.Array<std::uint32_t>(step, ring.offsets.num_runs)[r] =
-      static_cast<std::uint32_t>(row.runs.size());
+      static_cast<std::uint32_t>(row.runs.size() - num_lost);
   std::copy(row.runs.begin(), row.runs.end(),
             ring.Array<Extent>(step, ring.offsets.runs) + std::size_t{r} * ring.limits.max_runs);
   ring.Array<std::uint32_t>(step, ring.offsets.row_start)[r + 1] = header.num_tokens;
@@ -385,7 +390,7 @@ StepView StepBuilder::Commit(std::uint32_t bucket, std::uint32_t bucket_rows) no
   const std::uint64_t step = Index(building());
   StepHeader& header = ring.Header(step);
   CHECK(header.num_rows <= bucket_rows && bucket_rows <= ring.limits.max_rows);
-  CHECK(header.step == StepId{step});  // D1
+  CHECK(header.step == StepId{step} || IsMutant(Mutant::kStaleEpoch));  // D1
 
   std::sort(ring.writes.get(), ring.writes.get() + ring.num_writes);
   CHECK(!AnyOverlap({ring.writes.get(), ring.num_writes}));  // D3
@@ -396,6 +401,7 @@ StepView StepBuilder::Commit(std::uint32_t bucket, std::uint32_t bucket_rows) no
   header.bucket_rows = bucket_rows;
   Extent* const runs = ring.Array<Extent>(step, ring.offsets.runs);
   for (std::uint32_t r = header.num_rows; r < bucket_rows; ++r) {
+    if (IsMutant(Mutant::kStalePadding)) break;
     ring.Array<std::uint32_t>(step, ring.offsets.num_runs)[r] = 1;
     runs[std::size_t{r} * ring.limits.max_runs] = {kSentinelBlock, 1};  // D4
   }
@@ -461,8 +467,8 @@ void StepBuilder::Ring::CheckTargets(std::span<const TransferGroup> groups,
   }
   std::sort(targets.get(), targets.get() + num_targets);
   const std::span<const Interval> to(targets.get(), num_targets);
-  CHECK(!AnyOverlap(to));        // D6
-  CHECK(!AnyOverlap(from, to));  // D6
+  CHECK(!AnyOverlap(to) || IsMutant(Mutant::kTargetTwice));  // D6
+  CHECK(!AnyOverlap(from, to));                              // D6
 }
 
 void StepBuilder::Abandon() noexcept {
