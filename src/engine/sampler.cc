@@ -134,7 +134,7 @@ std::int32_t Sampler::DrawFromAll(const Input& input) noexcept {
     before += weight;
     if (weight > 0) last = chunk;
   }
-  return DrawFromChunk(input, last, kInfinity);
+  return DrawFromChunk(input, last, static_cast<double>(kInfinity));
 }
 
 std::int32_t Sampler::DrawFromChunk(const Input& input, std::uint32_t chunk,
@@ -225,7 +225,8 @@ float Sampler::Bound(const Input& input, double depth, LogitRange range) noexcep
   if (depth > kMaxDepth) return range.low;
   const double bound = static_cast<double>(input.weighting.greatest) -
                        depth * static_cast<double>(input.params.temperature);
-  return static_cast<float>(std::clamp(bound, double{range.low}, double{range.high}));
+  return static_cast<float>(
+      std::clamp(bound, static_cast<double>(range.low), static_cast<double>(range.high)));
 }
 
 // A logit that at least top_k tokens reach, if there are so many chunks.
