@@ -25,7 +25,7 @@ namespace kvrm {
 namespace {
 
 constexpr std::uint32_t kWorkers = 2;
-constexpr BenchOptions kOptions = {.num_workers = kWorkers, .repetitions = 1};
+const BenchOptions kOptions = {.num_workers = kWorkers, .repetitions = 1};
 
 // Numbers of a machine on which everything takes a second a GB or GMAC.
 Peaks UnitPeaks() {

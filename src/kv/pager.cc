@@ -271,9 +271,12 @@ void Pager::Abandoned() noexcept {
     first = next;
   }
   if (!has_fence_) return;
-  for (Block& block : blocks_)
-    block.shared_until = std::min(block.shared_until, committed_);
   has_fence_ = false;
+  for (Block& block : blocks_) {
+    // A planned copy travels with the next step, which has the number of the abandoned one.
+    if (block.planned == 0) block.shared_until = std::min(block.shared_until, committed_);
+    has_fence_ = has_fence_ || block.shared_until > committed_;
+  }
 }
 
 void Pager::Retired(StepId step) noexcept {
