@@ -13,6 +13,7 @@
 #include "base/rng.h"
 #include "base/system_memory.h"
 #include "device/host_device.h"
+#include "exec/program.h"
 #include "model/random_blocks.h"
 
 namespace kvrm {
@@ -151,8 +152,7 @@ class Product {
 
  private:
   void PrepareRows(std::uint64_t seed, std::uint32_t max_rows) {
-    // An odd number of cache lines, as the executor places them.
-    x_stride_ = (act_.bytes(shape_.inputs) / 64 | 1) * 64;
+    x_stride_ = OddLines(act_.bytes(shape_.inputs));
     x_ = device_.Reserve(x_stride_ * max_rows, "prepared rows");
     scratch_ =
         device_.Reserve(std::size_t{kMatMulScratchBytes} * team_.num_workers(), "matmul scratch");

@@ -37,10 +37,6 @@ bool Conflict(const Access& a, const Access& b) {
          !SameWorker(a.split, b.split);
 }
 
-std::size_t OddLines(std::size_t bytes) {
-  return ((bytes + 63) / 64 | 1) * 64;
-}
-
 // The file's bytes are not read again: their pages leave this process, so that a model is resident
 // once. The system keeps them for the next start as long as it has memory; whoever reads them after
 // all finds them there or in the file.
@@ -90,9 +86,7 @@ class Compiler {
     std::vector<std::size_t> offsets;
     for (const Buffer& buffer : graph_.buffers) {
       offsets.push_back(floats);
-      // Rows start on cache lines, so that workers on neighbouring tokens never share one, an odd
-      // number of them apart: products read one column of many rows, and rows a power of two apart
-      // would share a few places of the caches.
+      // Rows start on cache lines, so that workers on neighbouring tokens never share one.
       strides_.push_back(OddLines(std::size_t{buffer.width} * sizeof(float)) / sizeof(float));
       floats += strides_.back() * Rows(buffer);
     }
@@ -415,6 +409,10 @@ class Compiler {
 };
 
 }  // namespace
+
+std::size_t OddLines(std::size_t bytes) {
+  return ((bytes + 63) / 64 | 1) * 64;
+}
 
 Program CompileProgram(const Graph& graph, const ProgramOptions& options, Device& device,
                        WorkerTeam& team) {

@@ -73,6 +73,11 @@ struct Program {
   std::uint32_t num_barriers = 0;
 };
 
+// The least odd number of cache lines that holds so many bytes: the distance between rows of
+// activations. Products read one column of many rows, and rows a power of two apart would share a
+// few places of the caches (docs/decisions/0020).
+std::size_t OddLines(std::size_t bytes);
+
 // Called while weights are packed, with bytes done and in all.
 using LoadProgress = std::function<void(std::uint64_t done, std::uint64_t total)>;
 

@@ -33,7 +33,7 @@ constexpr size_t kAhead = 4096;
 // kTokens tokens by one tile.
 template <DType kType, uint32_t kTokens>
 struct FloatTile {
-  // 4 columns of F16, one of F32, a pair of BF16.
+  // That one load gives: BF16 lies in pairs.
   static constexpr uint32_t kColumns = kType == DType::kBf16 ? 2 : 1;
 
   const uint8_t* x[kTokens];
