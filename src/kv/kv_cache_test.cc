@@ -396,6 +396,28 @@ TEST(KvCache, ABlockUnderAPlannedCopyIsNotKeptToBeWrittenAnew) {
   bench.cache.CheckInvariants();
 }
 
+TEST(KvCache, ABlockThatACopyOfAnAbandonedPlanReadsWaitsForTheStepThatMakesIt) {
+  Bench bench(Options(16));
+  ASSERT_TRUE(bench.cache.Open(kA, 2 * kBlockTokens));
+  bench.Write(kA, kBlockTokens + 8);
+  ASSERT_TRUE(bench.cache.Fork(kB, kA, kBlockTokens + 5, 0));
+  bench.lengths[Index(kB)] = kBlockTokens + 5;
+  ASSERT_TRUE(bench.cache.Extend(kB, kBlockTokens + 6) && bench.builder.Begin());
+  bench.cache.Plan(bench.builder, bench.builder.building());
+  bench.builder.Abandon();
+  bench.cache.Abandon();
+  const StepView copies = bench.Commit({});
+  ASSERT_EQ(copies.groups.size(), 1u);
+  const std::uint32_t source = Index(copies.groups[0].source);
+  // The step is in flight: A, alone with the block by now, may not begin it anew (P13).
+  bench.cache.Truncate(kA, kBlockTokens);
+  bench.lengths[Index(kA)] = kBlockTokens;
+  ASSERT_TRUE(bench.cache.Extend(kA, kBlockTokens + 1));
+  const StepView view = bench.Commit({{kA, kBlockTokens + 1}});
+  EXPECT_NE(Index(view.slots[0]) / kBlockTokens, source);
+  bench.cache.CheckInvariants();
+}
+
 TEST(KvCache, SequenceAloneInHalfThePoolIsMovedTogetherWithinItsBudget) {
   for (std::uint64_t seed = 1; seed <= 50; ++seed) {
     KvCacheOptions options = Options(65, 4);
