@@ -15,6 +15,7 @@
 #include "base/check.h"
 #include "base/mutant.h"
 #include "base/snapshot.h"
+#include "engine/request_checks.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
 #include "engine/sequence.h"
@@ -382,14 +383,19 @@ struct Engine::State {
   }
 
   void TakeToken(Sequence& sequence, std::uint32_t sample) noexcept {
-    const Sampled sampled =
-        sampler.Sample(loop.executor().Logits(sample), loop.executor().Stats(sample),
-                       sequence.sampling, sequence.num_output_tokens());
+    const Sampled sampled = sampler.Sample(loop.executor().Logits(sample),
+                                           loop.executor().Stats(sample), sequence.sampling,
+                                           {.rules = &sequence.rules,
+                                            .tokens = sequence.tokens,
+                                            .num_prompt_tokens = sequence.num_prompt_tokens,
+                                            .stop_ids = sequence.stop_ids});
     // Samples that were forked off share the logits of their parent's.
     if (loop.log() != nullptr && sampled_tokens.size() == sample)
       sampled_tokens.push_back(sampled.token);
     if (sampled.token < 0) {
-      Emit({.request = sequence.id, .finish = FinishReason::kError});
+      Emit({.request = sequence.id,
+            .finish =
+                sampled.nothing_allowed ? FinishReason::kNothingAllowed : FinishReason::kError});
       return Finish(sequence.id);
     }
     Publish(sequence);
@@ -423,6 +429,7 @@ struct Engine::State {
       auto sequence = std::make_unique<Sequence>();
       sequence->sampling = request.sampling;
       sequence->sampling.seed += i;
+      sequence->rules = request.rules;
       sequence->stop_ids = request.stop_ids;
       sequence->num_prompt_tokens = num_prompt_tokens;
       sequence->max_length = num_prompt_tokens + std::min(request.max_tokens, max_output);
@@ -578,15 +585,11 @@ Result<RequestId> Engine::Submit(Request request) {
                      std::to_string(s.vocab_size));
     }
   }
-  const SamplingParams& sampling = request.sampling;
   if (request.max_tokens == 0) return Invalid("max_tokens must be at least 1");
-  if (!std::isfinite(sampling.temperature) || sampling.temperature < 0.0f) {
-    return Invalid("temperature must be finite and at least 0");
-  }
-  if (!(sampling.top_p > 0.0f && sampling.top_p <= 1.0f)) return Invalid("top_p must be in (0, 1]");
-  if (!(sampling.min_p >= 0.0f && sampling.min_p <= 1.0f))
-    return Invalid("min_p must be in [0, 1]");
-  if (sampling.top_k < 0) return Invalid("top_k must be at least 0");
+  if (std::optional<Error> error = ErrorIn(request.sampling)) return *std::move(error);
+  if (std::optional<Error> error = ErrorIn(request.rules, s.vocab_size)) return *std::move(error);
+  if (request.grammar.kind != GrammarKind::kNone)
+    return Error{ErrorCode::kUnsupported, "grammars are not supported yet"};
   if (request.num_samples == 0 || request.num_samples > kMaxSamples) {
     return Invalid("samples must be 1 to " + std::to_string(kMaxSamples) + ", not " +
                    std::to_string(request.num_samples));

@@ -21,6 +21,7 @@ namespace kvrm {
 struct Sequence {
   RequestId id{};
   SamplingParams sampling;
+  LogitRules rules;
   std::vector<std::int32_t> stop_ids;
   std::vector<std::int32_t> tokens;  // prompt, then output; capacity for all of max_length
   std::uint32_t num_prompt_tokens = 0;
