@@ -2,7 +2,9 @@
 // What a request asks of the engine, and what comes back.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -54,6 +56,12 @@ struct GrammarSpec {
 inline constexpr std::uint32_t kMaxSamples = 128;
 inline constexpr std::size_t kMaxSaltBytes = 256;
 
+// What becomes of the hidden states of the prompt, behind the last norm. A request with pooling has
+// no output tokens: it ends with kStop, and its Embedding waits by then.
+enum class Pooling : std::uint8_t { kNone, kLast, kMean };
+
+inline constexpr std::uint32_t kMaxTopLogprobs = 20;
+
 struct Request {
   std::vector<std::int32_t> prompt = {};  // 1 .. max_context - 1 tokens, ids < vocab
   std::uint32_t max_tokens = 16;          // at least 1; cut to the rest of the context
@@ -64,6 +72,13 @@ struct Request {
   // Outputs of the same prompt, 1 to kMaxSamples. The prompt is computed once and shared. They are
   // requests of their own, whose ids follow one another; the seed of output i is seed + i.
   std::uint32_t num_samples = 1;
+  // Log-probabilities of the likeliest tokens at each output token, at most kMaxTopLogprobs.
+  std::uint32_t num_top_logprobs = 0;
+  // Those of the prompt's tokens, from the second one on, with so many of the likeliest. Given
+  // once, whatever num_samples is. The logits of every prompt token are computed for it, so that
+  // nothing is taken from the prefix cache.
+  std::optional<std::uint32_t> num_prompt_logprobs = {};
+  Pooling pooling = Pooling::kNone;  // without samples and logprobs of any kind
   // Cached prefixes are found only by requests with the same salt. At most kMaxSaltBytes.
   std::string cache_salt = {};
 };
@@ -88,6 +103,27 @@ struct TokenEvent {
   FinishReason finish = FinishReason::kNone;
   // Prompt tokens whose KV was there already when the request was first admitted.
   std::uint32_t num_cached_tokens = 0;
+};
+
+struct TokenLogprob {
+  std::int32_t token = -1;
+  float logprob = 0.0f;
+};
+
+// The likeliest tokens at one position, and the one that is there. They wait before the event that
+// they belong to: those of the prompt before its first output token.
+struct TopLogprobs {
+  RequestId request{};
+  std::uint32_t position = 0;  // in prompt and output, of `token`
+  TokenLogprob token = {};
+  std::uint32_t rank = 0;                                 // of `token`; 1: the likeliest
+  std::uint32_t num_top = 0;                              // as asked for, or the vocabulary
+  std::array<TokenLogprob, kMaxTopLogprobs> likeliest{};  // [num_top] descending, ties by lower id
+};
+
+struct Embedding {
+  RequestId request{};
+  std::vector<float> values;  // [hidden_dim] pooled, not normalised
 };
 
 }  // namespace kvrm

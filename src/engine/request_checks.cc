@@ -79,4 +79,17 @@ std::optional<Error> ErrorIn(const LogitRules& rules, std::uint32_t vocab_size) 
   return std::nullopt;
 }
 
+std::optional<Error> ErrorInResults(const Request& request) {
+  const std::string most = std::to_string(kMaxTopLogprobs);
+  if (request.num_top_logprobs > kMaxTopLogprobs)
+    return Invalid("top_logprobs must be at most " + most);
+  if (request.num_prompt_logprobs.value_or(0) > kMaxTopLogprobs)
+    return Invalid("prompt_logprobs must be at most " + most);
+  if (request.pooling != Pooling::kNone &&
+      (request.num_samples > 1 || request.num_top_logprobs > 0 || request.num_prompt_logprobs)) {
+    return Invalid("an embedding has neither samples nor log-probabilities");
+  }
+  return std::nullopt;
+}
+
 }  // namespace kvrm

@@ -13,5 +13,7 @@ namespace kvrm {
 
 std::optional<Error> ErrorIn(const SamplingParams& sampling);
 std::optional<Error> ErrorIn(const LogitRules& rules, std::uint32_t vocab_size);
+// In what is wanted beside the tokens.
+std::optional<Error> ErrorInResults(const Request& request);
 
 }  // namespace kvrm

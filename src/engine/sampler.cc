@@ -66,6 +66,20 @@ float LogProbOf(std::span<const float> logits, std::int32_t token, float greates
   return static_cast<float>(logit - (static_cast<double>(greatest) + std::log(sum)));
 }
 
+// How many logits are greater.
+std::uint32_t NumAbove(std::span<const float> logits, const LogitStats& stats,
+                       float logit) noexcept {
+  std::uint32_t count = 0;
+  for (std::size_t chunk = 0; chunk < stats.maxima.size(); ++chunk) {
+    if (stats.maxima[chunk] <= logit) continue;
+    const std::size_t begin = chunk * kLogitChunk;
+    const std::size_t end = std::min<std::size_t>(begin + kLogitChunk, logits.size());
+    for (std::size_t i = begin; i < end; ++i)
+      count += logits[i] > logit ? 1u : 0u;
+  }
+  return count;
+}
+
 }  // namespace
 
 float LogProb(std::span<const float> logits, std::int32_t token) noexcept {
@@ -114,6 +128,29 @@ Sampled Sampler::Sample(std::span<const float> logits, const LogitStats& stats,
   if (editor_.logits()[static_cast<std::size_t>(token)] <= kBannedLogit)
     token = LowestGreatest(editor_.logits(), editor_.stats(), greatest_left);
   return {.token = token, .logprob = LogProbOf(logits, token, greatest, sum)};
+}
+
+bool Sampler::Rank(std::span<const float> logits, const LogitStats& stats, std::uint32_t num_top,
+                   TopLogprobs* out) noexcept {
+  CHECK(logits.size() == vocab_size_ && num_top <= kMaxTopLogprobs);
+  const float greatest = Greatest(stats.maxima);
+  const double sum = WeighChunks(stats, greatest);
+  if (!std::isfinite(sum)) return false;
+  out->token.logprob = LogProbOf(logits, out->token.token, greatest, sum);
+  out->rank = NumAbove(logits, stats, logits[static_cast<std::size_t>(out->token.token)]) + 1;
+  out->num_top = std::min(num_top, vocab_size_);
+  if (out->num_top == 0) return true;
+  const SamplingParams plain;
+  const Input input = {
+      .logits = logits, .stats = stats, .params = plain, .weighting = {.greatest = greatest}};
+  candidates_.Start(input.weighting);
+  AddTop(input, -kMaxFloat, out->num_top);
+  candidates_.Rank(out->num_top);
+  for (std::uint32_t i = 0; i < out->num_top; ++i) {
+    const std::int32_t token = candidates_.token(i);
+    out->likeliest[i] = {.token = token, .logprob = LogProbOf(logits, token, greatest, sum)};
+  }
+  return true;
 }
 
 // Requires: chunk_weights_ are those of `stats`.

@@ -43,6 +43,10 @@ class Sampler {
   // With edits. Without any, to the bit as above. Requires: as LogitEditor::Edit.
   Sampled Sample(std::span<const float> logits, const LogitStats& stats,
                  const SamplingParams& params, const LogitEdits& edits) noexcept;
+  // Fills in the log-probability and the rank of out->token, and the `num_top` likeliest, at most
+  // kMaxTopLogprobs: of these logits as they are. False: they are not all finite.
+  bool Rank(std::span<const float> logits, const LogitStats& stats, std::uint32_t num_top,
+            TopLogprobs* out) noexcept;
 
  private:
   // One sample's logits and what is wanted of them.
