@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Limits, origins, prefixes and counters of the whole server on a loopback socket; what the API
 // says is in server_test.cc.
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+
+#include <array>
 
 #include "base/log.h"
 #include "server/api.h"
@@ -38,6 +42,7 @@ class ServerLimitsTest : public testing::Test {
     return response.head.find("\r\n" + line + "\r\n") != std::string::npos;
   }
 
+  std::vector<int> fillers_;
   FakeClock clock_;
   FakeEngine engine_;
   std::unique_ptr<Server> server_;
@@ -127,6 +132,45 @@ TEST_F(ServerLimitsTest, ConnectionsOfOneAddressAreLimited) {
     return again.Send(GetText("/health")) && again.ReadResponse().status == 200;
   }));
   EXPECT_GE(Stop().http.num_turned_away, 1u);
+}
+
+// Whoever cannot be served is turned away with the descriptor kept for that, and others are served
+// when there are some again.
+TEST_F(ServerLimitsTest, WithoutDescriptorsClientsAreTurnedAway) {
+  Start();
+  EXPECT_EQ(Ask(GetText("/health")).status, 200);
+  std::array<int, 5> sockets{};
+  for (int& fd : sockets)
+    fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  // Numbers below the limit that are free would still be given out.
+  rlimit none = before;
+  none.rlim_cur = static_cast<rlim_t>(sockets[0]);
+  for (int fd = ::open("/dev/null", O_RDONLY | O_CLOEXEC); fd >= 0 && fd < sockets[0];
+       fd = ::open("/dev/null", O_RDONLY | O_CLOEXEC)) {
+    fillers_.push_back(fd);
+  }
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(port_);
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  for (const int fd : sockets)
+    EXPECT_EQ(::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
+  for (const int fd : sockets) {
+    pollfd ended{.fd = fd, .events = POLLIN, .revents = 0};
+    EXPECT_EQ(::poll(&ended, 1, 10000), 1);
+    char byte = 0;
+    EXPECT_LE(::recv(fd, &byte, 1, 0), 0);
+  }
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+  for (const int fd : sockets)
+    ::close(fd);
+  for (const int fd : fillers_)
+    ::close(fd);
+  EXPECT_TRUE(WaitFor([&] { return Ask(GetText("/health")).status == 200; }));
+  EXPECT_EQ(Stop().http.num_turned_away, 5u);
 }
 
 TEST_F(ServerLimitsTest, OldConnectionsEndWithTheirNextAnswer) {
