@@ -587,6 +587,7 @@ struct Engine::State {
   std::atomic<std::uint64_t> next_id{1};
   std::atomic<std::uint32_t> num_accepted{0};  // accepted and not ended
   std::atomic<std::uint32_t> signal{0};        // counts reasons to look again
+  std::atomic<std::uint64_t> num_rounds{0};
   std::atomic<bool> stop{false};
 };
 
@@ -779,12 +780,21 @@ void Engine::Run() {
   State& s = *state_;
   static_cast<void>(NextPrefixKey({}, {}));  // What this thread hashes with is made now.
   while (!s.stop.load()) {
+    s.num_rounds.fetch_add(1, std::memory_order_relaxed);
     const std::uint32_t seen = s.signal.load(std::memory_order_acquire);
     if (!Step()) s.signal.wait(seen, std::memory_order_acquire);
   }
   s.AbortAll();
   s.PublishStats();
   if (s.wake) s.wake();
+}
+
+void Engine::Ping() {
+  state_->Wake();
+}
+
+std::uint64_t Engine::num_rounds() const {
+  return state_->num_rounds.load(std::memory_order_relaxed);
 }
 
 void Engine::Stop() {

@@ -120,6 +120,10 @@ class Engine {
   bool Step() noexcept;
   // Engine thread. Steps until Stop, sleeping while idle.
   void Run();
+  // Any thread. Run goes around once more, work or not.
+  void Ping();
+  // Any thread. How often Run has gone around: stands still when a step never ends.
+  std::uint64_t num_rounds() const;
   // Any thread. Run returns after the current step; what still runs ends with kAborted.
   void Stop();
 

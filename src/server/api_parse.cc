@@ -9,6 +9,7 @@
 
 #include "engine/request.h"
 #include "server/json_fields.h"
+#include "server/request_json.h"
 
 namespace kvrm {
 namespace {
@@ -207,7 +208,7 @@ void ReadShared(JsonFields& fields, const ApiLimits& limits, GenerationFields& r
 }
 
 ApiResult<json::object> ParseBody(std::string_view body) {
-  Result<json::value> parsed = ParseJson(body);
+  Result<json::value> parsed = ParseRequestJson(body);
   if (!parsed) return ApiError{.status = 400, .message = parsed.error().message};
   if (!parsed->is_object()) {
     return ApiError{.status = 400, .message = "the request body must be a JSON object"};

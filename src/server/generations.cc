@@ -133,18 +133,21 @@ void Generations::OnEvent(const TokenEvent& event) {
     return;
   }
   const Place place = found->second;
-  if (event.finish == FinishReason::kError) {
-    return Fail(*place.generation,
-                {.status = 500, .message = "the model gave a non-finite result"});
-  }
-  if (event.finish == FinishReason::kAborted) {
-    return Fail(*place.generation, {.status = 503, .message = "the server is shutting down"});
-  }
+  Generation& generation = *place.generation;
+  const ExchangeId exchange = generation.exchange;
   try {
-    Advance(*place.generation, place.choice_idx, event);
+    if (event.finish == FinishReason::kError) {
+      Fail(generation, {.status = 500, .message = "the model gave a non-finite result"});
+    } else if (event.finish == FinishReason::kAborted) {
+      Fail(generation, {.status = 503, .message = "the server is shutting down"});
+    } else {
+      Advance(generation, place.choice_idx, event);
+    }
   } catch (const std::exception& error) {  // Memory, above all: one request's failure (R7).
     Log(LogLevel::kError, "generation_exception", {{"what", error.what()}});
-    Fail(*place.generation, {.status = 500, .message = "the answer could not be built"});
+    const auto left = generations_.find(static_cast<std::uint64_t>(exchange));
+    if (left == generations_.end()) return;
+    Fail(*left->second, {.status = 500, .message = "the answer could not be built"});
   }
 }
 
@@ -244,6 +247,15 @@ void Generations::OnGone(ExchangeId exchange) {
   ++stats_.num_abandoned;
   reply_.account(exchange, found->second->usage);
   Release(*found->second);
+}
+
+void Generations::AbortWaiting() {
+  std::vector<Generation*> waiting;
+  for (const auto& entry : generations_) {
+    if (entry.second->usage.num_output_tokens == 0) waiting.push_back(entry.second.get());
+  }
+  for (Generation* generation : waiting)
+    Fail(*generation, {.status = 503, .message = "the server is shutting down"});
 }
 
 void Generations::AbortAll() {

@@ -63,6 +63,9 @@ class Generations {
   void Start(ExchangeId exchange, const std::string& request_id, GenerationPlan plan);
   void OnEvent(const TokenEvent& event);
   void OnGone(ExchangeId exchange);
+  // As AbortAll, but only of those whose first token has not come: their clients have seen nothing
+  // and may ask another server.
+  void AbortWaiting();
   // Cancels everything and answers with 503.
   void AbortAll();
 
