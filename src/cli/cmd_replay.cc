@@ -7,14 +7,20 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "base/clock.h"
+#include "base/file.h"
 #include "base/result.h"
 #include "cli/commands.h"
 #include "cli/options.h"
+#include "device/host_device.h"
+#include "engine/engine.h"
+#include "replay/device_profile.h"
 #include "replay/driver.h"
+#include "replay/engine_target.h"
 #include "replay/record.h"
 #include "replay/report.h"
 #include "replay/url_target.h"
@@ -39,6 +45,9 @@ struct ReplayFlags {
   double stop_s = 0.0;
   std::string url;
   UrlTargetOptions target;
+  std::string profile;
+  ModelFlags model;
+  EngineOptions engine = {.max_queued = 4096};
   std::string record;
   std::vector<std::string> goodput;
   bool json = false;
@@ -193,9 +202,98 @@ void RunUrl(const ReplayFlags& flags) {
           [&clock, begin_ns] { return clock.NowNs() - begin_ns; });
 }
 
+// What tells one configuration of an engine from another.
+std::vector<std::pair<std::string, std::string>> ConfigOf(const Engine& engine) {
+  const EngineOptions& options = engine.options();
+  const KvStats kv = engine.kv_stats();
+  return {{"view", KvViewName(options.view)},
+          {"placement", PlacementPolicyName(options.placement)},
+          {"kv dtype", KvDTypeName(options.kv_dtype)},
+          {"rows", std::to_string(options.max_rows)},
+          {"context", std::to_string(engine.max_context())},
+          {"step tokens", std::to_string(options.max_step_tokens)},
+          {"block tokens", std::to_string(options.block_tokens)},
+          {"blocks", std::to_string(kv.num_blocks)},
+          {"max runs", std::to_string(options.max_runs)},
+          {"prefix cache", options.prefix_cache ? "on" : "off"}};
+}
+
+// What the engine of a replay stands on.
+struct EngineReplay {
+  Engine& engine;
+  const StepProbe& probe;
+  const Clock& clock;
+  EngineTargetOptions options;
+};
+
+void RunEngine(const ReplayFlags& flags, const EngineReplay& replay, RecordHeader header) {
+  Engine& engine = replay.engine;
+  const std::uint64_t pool_tokens =
+      std::uint64_t{engine.kv_stats().num_blocks} * engine.options().block_tokens;
+  const Workload workload =
+      flags.victims ? VictimWorkload(flags, pool_tokens, engine.max_context()) : WorkloadOf(flags);
+  for (auto& each : ConfigOf(engine))
+    header.config.push_back(std::move(each));
+  EngineTarget target(engine, replay.probe, replay.clock, replay.options);
+  const std::int64_t begin_ns = replay.clock.NowNs();
+  Replay(flags, std::move(header))
+      .Run(
+          workload, [&target](ReplayRun& run) { target.Run(run); },
+          [&replay, begin_ns] { return replay.clock.NowNs() - begin_ns; });
+}
+
+void RunModel(const ReplayFlags& flags) {
+  const SystemClock clock;
+  const LoadedModel loaded(flags.model);
+  const Model& model = loaded.model();
+  const EngineOptions& options = flags.engine;
+  HostDevice device({.copy_thread = options.num_threads != 0 &&
+                                    options.num_threads < std::thread::hardware_concurrency()});
+  StepProbe probe;
+  const EngineParts parts = HostParts(model, device,
+                                      {.num_threads = options.num_threads,
+                                       .kernels = options.kernels,
+                                       .kv_dtype = options.kv_dtype,
+                                       .progress = ShowLoading()});
+  Engine engine(Probed(parts, &probe), options, clock);
+  const EngineTargetOptions target = {
+      .vocab = {.first_id = 0, .vocab_size = model.config().vocab_size}, .wait = SleepUntil};
+  RunEngine(flags, {engine, probe, clock, target},
+            {.target = "engine",
+             .clock = "real",
+             .config = {{"model", flags.model.dummy.empty() ? model.config().name
+                                                            : "dummy " + flags.model.dummy},
+                        {"threads", std::to_string(options.num_threads)}}});
+}
+
+void RunProfile(const ReplayFlags& flags) {
+  DeviceProfile profile;
+  if (flags.profile != "example")
+    profile = OrThrow(ParseDeviceProfile(OrThrow(ReadFile(flags.profile, 1u << 16))));
+  SimClock clock;
+  HostDevice device;
+  StepProbe probe;
+  EngineOptions options = flags.engine;
+  options.kernels = "scalar";  // The sampler's: the same on every machine.
+  const std::uint64_t scale = ProfileBytesScale(profile);
+  // The budget is one of the device's bytes.
+  options.max_move_bytes_per_step =
+      std::max(options.max_move_bytes_per_step / scale, std::uint64_t{1});
+  Engine engine(ProfileParts(profile, device, &probe, &clock), options, clock);
+  const EngineTargetOptions target = {
+      .vocab = {.first_id = 0, .vocab_size = kProfileVocab},
+      .bytes_scale = scale,
+      .wait = [&clock](std::int64_t now_ns, std::int64_t until_ns) {
+        if (until_ns != kNever) clock.Advance(std::max<std::int64_t>(until_ns - now_ns, 0));
+      }};
+  RunEngine(flags, {engine, probe, clock, target},
+            {.target = "sim", .clock = "virtual", .config = {{"profile", profile.name}}});
+}
+
 void RunReplay(const ReplayFlags& flags) {
-  if (flags.url.empty()) throw StartError("give --url");
-  RunUrl(flags);
+  if (!flags.url.empty()) return RunUrl(flags);
+  if (!flags.profile.empty()) return RunProfile(flags);
+  RunModel(flags);
 }
 
 template <typename Kind>
@@ -293,6 +391,31 @@ void AddUrlFlags(CLI::App& command, ReplayFlags* flags) {
   command.add_option("--pid", target.pid, "of a server on this machine, for its resident memory");
 }
 
+void AddEngineTargetFlags(CLI::App& command, ReplayFlags* flags) {
+  EngineOptions& engine = flags->engine;
+  AddModelFlags(command, &flags->model);
+  command.add_option("--profile", flags->profile,
+                     "no model, but virtual time on the device that this file describes; "
+                     "'example': a made-up one");
+  command.add_option("-c,--ctx-size,--max-model-len", engine.max_context,
+                     "tokens of context; 0: the model's");
+  command.add_option("-p,--parallel,--max-num-seqs", engine.max_rows, "sequences decoded at once")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  command
+      .add_option("-b,--batch-size,--max-num-batched-tokens", engine.max_step_tokens,
+                  "tokens of one step")
+      ->capture_default_str();
+  command.add_option("-t,--threads", engine.num_threads, "worker threads; 0: all cores");
+  command.add_option("--block-size", engine.block_tokens, "tokens of one KV block")
+      ->capture_default_str();
+  command.add_option("--kv-tokens", engine.kv_tokens, "tokens the KV pool holds; 0: as kvrm serve");
+  command.add_option("--max-num-queued-reqs", engine.max_queued, "requests that may wait")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
+  AddKvFlags(command, &engine);
+}
+
 std::string CommandOf(const CLI::App& app) {
   std::string command = "kvrm replay";
   for (const CLI::Option* option : app.get_options()) {
@@ -313,6 +436,7 @@ void AddReplayCommand(CLI::App& app) {
   CLI::App* command =
       app.add_subcommand("replay", "run a trace or a generated workload and record every token");
   AddUrlFlags(*command, flags.get());
+  AddEngineTargetFlags(*command, flags.get());
   AddWorkloadFlags(*command, flags.get());
   AddShapeFlags(*command, flags.get());
   AddVictimFlags(*command, flags.get());

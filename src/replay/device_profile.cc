@@ -93,8 +93,9 @@ Result<DeviceProfile> ParseDeviceProfile(std::string_view text) {
     } else if (name == "max_context" && number >= 64 && number <= kMaxContext) {
       profile.max_context = static_cast<std::uint32_t>(number);
     } else {
-      return Bad(name + " is unknown or out of range (kv_token_bytes 8 to 2^26, max_context 64 to "
-                        "2^24)");
+      return Bad(name +
+                 " is unknown or out of range (kv_token_bytes 8 to 2^26, max_context 64 to "
+                 "2^24)");
     }
   }
   if (!object->contains("name")) return Bad("name is missing");
@@ -103,8 +104,8 @@ Result<DeviceProfile> ParseDeviceProfile(std::string_view text) {
 
 std::int64_t StepCostNs(const DeviceProfile& profile, const StepProbe& step,
                         std::uint64_t bytes_scale) {
-  const double us = profile.step_us + profile.row_us * step.num_rows +
-                    profile.token_us * step.num_tokens;
+  const double us =
+      profile.step_us + profile.row_us * step.num_rows + profile.token_us * step.num_tokens;
   const double attended = static_cast<double>(step.attended_tokens) * profile.kv_token_bytes;
   const double moved = static_cast<double>(step.moved_bytes * bytes_scale);
   const double ns = us * 1e3 + attended * profile.kv_byte_ns + moved * profile.move_byte_ns;

@@ -40,7 +40,8 @@ EngineParts Probed(EngineParts parts, StepProbe* probe);
 
 struct EngineTargetOptions {
   PromptVocab vocab;
-  // What the pool's bytes are multiplied by: the simulator's blocks are smaller than they stand for.
+  // What the pool's bytes are multiplied by: the simulator's blocks are smaller than they stand
+  // for.
   std::uint64_t bytes_scale = 1;
   // Waits until the clock says so, or a little less. Virtual time: moves it there.
   std::function<void(std::int64_t now_ns, std::int64_t until_ns)> wait = {};
