@@ -123,7 +123,7 @@ std::vector<MemoryRecord> MemoryOf(const Record& record) {
   if (record.steps.empty()) return record.memory;
   std::vector<MemoryRecord> memory;
   for (const StepRecord& step : record.steps)
-    memory.push_back({.at_ns = step.at_ns,
+    memory.push_back({.at_ns = step.at_ns + step.ns,
                       .reserved_bytes = step.reserved_bytes,
                       .mapped_bytes = step.mapped_bytes,
                       .live_bytes = step.live_bytes});

@@ -12,7 +12,9 @@
 //
 //   step time   CV = standard deviation / mean; a spike is a step of more than 3 times the median;
 //               spike area is the time of spikes beyond the median, as a share of all step time
-//   memory      time-weighted means of the samples, from the first to the last
+//   memory      time-weighted means of the samples, from the first to the last; a step's is as of
+//   its
+//               end
 //
 // tools/metrics_check.py computes the same on its own. Threading: pure functions.
 #pragma once

@@ -64,6 +64,7 @@ struct StepRecord {
   std::uint32_t num_tokens = 0;
   std::uint64_t moved_bytes = 0;
   std::uint32_t num_groups = 0;
+  // Of KV memory, as of its end.
   std::uint64_t reserved_bytes = 0;
   std::uint64_t mapped_bytes = 0;
   std::uint64_t live_bytes = 0;
