@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 
@@ -22,6 +23,7 @@
 #include "cli/options.h"
 #include "engine/engine.h"
 #include "server/api.h"
+#include "server/recording_port.h"
 
 namespace kvrm {
 namespace {
@@ -35,6 +37,7 @@ struct ServeFlags {
   std::string alias;
   std::string host = "127.0.0.1";
   std::string api_key;
+  std::string record_trace;
   std::uint16_t port = 8080;
   std::uint32_t drain_seconds = 30;
   bool verbose = false;
@@ -212,7 +215,13 @@ void RunServe(const ServeFlags& flags) {
   model_port.created_unix = clock.UnixSeconds();
   const std::string name = model_port.served_name;
 
-  Server server(PortOf(engine), std::move(model_port), OptionsOf(flags, clock), clock);
+  std::optional<TraceWriter> trace;
+  EnginePort engine_port = PortOf(engine);
+  if (!flags.record_trace.empty()) {
+    trace.emplace(flags.record_trace, DrawSalt());
+    engine_port = Recording(std::move(engine_port), *trace, clock);
+  }
+  Server server(std::move(engine_port), std::move(model_port), OptionsOf(flags, clock), clock);
   const std::uint16_t port = server.Listen();
   std::printf("%s: %s, %.1f million parameters, context %u\n", name.c_str(),
               ArchitectureName(model.config().architecture),
@@ -266,6 +275,9 @@ void AddServeCommand(CLI::App& app) {
                    "key that clients must send; needed beyond this machine")
       ->envname("KVRM_ARG_API_KEY");
   AddEngineFlags(*command, flags->engine);
+  command->add_option("--record-trace", flags->record_trace,
+                      "new file for the traffic as a Mooncake trace: lengths, times and salted "
+                      "hashes of prefixes, no content");
   command
       ->add_option("--shutdown-timeout", flags->drain_seconds,
                    "seconds running requests get to finish after a signal")
