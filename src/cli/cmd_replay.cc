@@ -370,6 +370,8 @@ void AddVictimFlags(CLI::App& command, ReplayFlags* flags) {
                    "streams that decode steadily while a long prompt, a burst and more than the "
                    "pool holds arrive");
   command.add_option("--num-victims", victim.num_victims)->capture_default_str();
+  command.add_option("--victim-output", victim.victim_output,
+                     "tokens of a victim before it begins anew; 0: as many as fit");
   command.add_option("--phase", victim.phase_s, "seconds of each phase")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

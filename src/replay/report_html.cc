@@ -34,7 +34,7 @@ constexpr const char* kStyle = R"(
 font:15px/1.5 system-ui,sans-serif}main{max-width:1360px;margin:0 auto;padding:20px 16px 48px}
 h1{font-size:1.4rem;margin:.2em 0}h2{font-size:1.1rem;margin:1.8em 0 .5em}
 h3{font-size:.95rem;margin:0 0 .3em}p{color:var(--mut);margin:.3em 0}
-.grid{display:grid;gap:14px;grid-template-columns:repeat(auto-fit,minmax(min(100%,430px),1fr))}
+.grid{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(min(100%,430px),1fr))}
 figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:10px}
 svg{width:100%;height:auto;display:block}svg text{fill:var(--mut);font:12px system-ui,sans-serif}
 .scroll{overflow-x:auto;border:1px solid var(--line);border-radius:8px}
@@ -46,7 +46,7 @@ pre{background:var(--card);border:1px solid var(--line);border-radius:8px;paddin
 overflow-x:auto;font-size:13px;white-space:pre-wrap;overflow-wrap:anywhere}
 .legend{display:flex;flex-wrap:wrap;gap:4px 16px;margin:.4em 0;font-size:14px;color:var(--mut)}
 .legend i{display:inline-block;width:14px;height:3px;margin-right:6px;vertical-align:middle}
-.grid line{stroke:var(--line)}
+.axes line{stroke:var(--line)}
 )";
 
 template <typename... Values>
@@ -149,8 +149,8 @@ class Axes {
   }
 
   std::string Svg() const {
-    std::string svg = "<g class=\"grid\">";
-    const double y_step = NiceStep(y_high_, 4);
+    std::string svg = "<g class=\"axes\">";
+    const double y_step = NiceStep(y_high_, 5);
     for (double y = 0.0; y <= y_high_ * 1.0001; y += y_step) {
       svg += Format("<line x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>", kLeft,
                     kWidth - kRight, Y(y), Y(y));
