@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -26,6 +27,7 @@
 #include "cli/serve_flags.h"
 #include "engine/engine.h"
 #include "server/api.h"
+#include "server/recording_port.h"
 
 namespace kvrm {
 namespace {
@@ -237,7 +239,13 @@ void RunServe(const ServeFlags& flags) {
   model_port.created_unix = clock.UnixSeconds();
   const std::string name = model_port.served_name;
 
-  Server server(PortOf(engine), std::move(model_port), server_options, clock);
+  std::optional<TraceWriter> trace;
+  EnginePort engine_port = PortOf(engine);
+  if (!flags.record_trace.empty()) {
+    trace.emplace(flags.record_trace, DrawSalt());
+    engine_port = Recording(std::move(engine_port), *trace, clock);
+  }
+  Server server(std::move(engine_port), std::move(model_port), server_options, clock);
   const std::uint16_t port = server.Listen();
   std::printf("%s: %s, %.1f million parameters, context %u\n", name.c_str(),
               ArchitectureName(model.config().architecture),

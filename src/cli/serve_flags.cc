@@ -146,6 +146,9 @@ void AddLogGroup(CLI::App& command, ServeFlags* flags) {
                 });
   command.add_flag("--no-access-log,--disable-access-log", flags->no_access_log,
                    "no line for each request");
+  command.add_option("--record-trace", flags->record_trace,
+                     "new file for the traffic as a Mooncake trace: lengths, times and salted "
+                     "hashes of prefixes, no content");
   command.add_flag("-v,--verbose", flags->verbose, "as --log-level debug");
   Group(command, "Logs");
 }
