@@ -19,6 +19,7 @@ struct Generations::Choice {
   std::string text;          // of an answer that is not streamed
   const char* finish_reason = nullptr;
   bool begun = false;          // its first chunk is out
+  bool has_token = false;
   bool counts_cached = false;  // its next event says what was cached of its prompt
 };
 
@@ -140,6 +141,14 @@ void Generations::OnEvent(const TokenEvent& event) {
   if (event.finish == FinishReason::kAborted) {
     return Fail(*place.generation, {.status = 503, .message = "the server is shutting down"});
   }
+  if (event.finish == FinishReason::kWaited) {
+    return Fail(*place.generation, {.status = 503, .message = "the request waited too long"});
+  }
+  // An answer that has begun is cut, as by max_tokens.
+  if (event.finish == FinishReason::kTimeout &&
+      !place.generation->choices[place.choice_idx].has_token) {
+    return Fail(*place.generation, {.status = 503, .message = "the request's time is over"});
+  }
   try {
     Advance(*place.generation, place.choice_idx, event);
   } catch (const std::exception& error) {  // Memory, above all: one request's failure (R7).
@@ -151,6 +160,7 @@ void Generations::OnEvent(const TokenEvent& event) {
 void Generations::Advance(Generation& generation, std::size_t choice_idx, const TokenEvent& event) {
   Choice& choice = generation.choices[choice_idx];
   if (event.token >= 0) ++generation.usage.num_output_tokens;
+  choice.has_token = choice.has_token || event.token >= 0;
   if (std::exchange(choice.counts_cached, false)) {
     generation.usage.num_cached_tokens += event.num_cached_tokens;
   }
