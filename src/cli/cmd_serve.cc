@@ -38,6 +38,7 @@ struct ServeFlags {
   std::uint16_t port = 8080;
   std::uint32_t drain_seconds = 30;
   bool verbose = false;
+  std::string metrics_compat;
   EngineOptions engine;
 };
 
@@ -170,6 +171,7 @@ ServerOptions OptionsOf(const ServeFlags& flags, const Clock& clock) {
   options.host = flags.host;
   options.port = flags.port;
   options.api_key = flags.api_key;
+  options.vllm_metrics = flags.metrics_compat == "vllm";
   options.seed = Mix64(static_cast<std::uint64_t>(clock.NowNs())) ^
                  static_cast<std::uint64_t>(clock.UnixSeconds());
   return options;
@@ -229,6 +231,32 @@ void RunServe(const ServeFlags& flags) {
   ServeUntilSignal(server, engine_thread, signals, clock, flags);
 }
 
+void AddPaceFlags(CLI::App& command, EngineOptions& engine) {
+  command
+      .add_option_function<double>(
+          "--queue-timeout",
+          [&engine](const double& seconds) {
+            engine.max_wait_ms = static_cast<std::uint32_t>(seconds * 1000);
+          },
+          "seconds a request may wait for its first step; 0: for ever")
+      ->check(CLI::Range(0, 86400))
+      ->default_str("60");
+  command
+      .add_option("--itl-factor", engine.pace.itl_factor,
+                  "a step with prompts takes at most so many times a step without; 0: no limit")
+      ->capture_default_str();
+  command
+      .add_option_function<double>(
+          "--max-step-ms",
+          [&engine](const double& ms) { engine.pace.max_step_seconds = ms / 1000; },
+          "the same as a time, in place of --itl-factor")
+      ->check(CLI::Range(0.0, 3'600'000.0));
+  command
+      .add_option("--min-step-prompt-tokens", engine.pace.min_prompt_tokens,
+                  "prompt tokens that a step takes at least")
+      ->capture_default_str();
+}
+
 void AddEngineFlags(CLI::App& command, EngineOptions& engine) {
   command.add_option("-c,--ctx-size,--max-model-len", engine.max_context,
                      "tokens of context; 0: the model's");
@@ -247,6 +275,11 @@ void AddEngineFlags(CLI::App& command, EngineOptions& engine) {
   command.add_option("--max-num-queued-reqs", engine.max_queued, "requests that may wait")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
+  command
+      .add_option("--max-num-queued-tokens", engine.max_queued_tokens,
+                  "tokens of prompts that may wait")
+      ->capture_default_str();
+  AddPaceFlags(command, engine);
   AddKvFlags(command, &engine);
   command.add_option("--kernels", engine.kernels, "a table of kernels by name; the best otherwise");
 }
@@ -271,6 +304,10 @@ void AddServeCommand(CLI::App& app) {
                    "seconds running requests get to finish after a signal")
       ->check(CLI::Range(0, 86400))
       ->capture_default_str();
+  command
+      ->add_option("--metrics-compat", flags->metrics_compat,
+                   "vllm: GET /metrics has vLLM's names beside our own")
+      ->check(CLI::IsMember({"vllm"}));
   command->add_flag("-v,--verbose", flags->verbose, "more lines on stderr");
   command->callback([flags] { RunServe(*flags); });
 }

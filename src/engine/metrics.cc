@@ -76,6 +76,20 @@ EngineMetrics::EngineMetrics()
       prompt_tokens(kTokenBounds),
       output_tokens(kTokenBounds) {}
 
+std::vector<NamedHistogram> EngineMetrics::Histograms() const {
+  return {{"request_queue_time_seconds", "request_queue_time_seconds", queue_seconds.Load()},
+          {"time_to_first_token_seconds", "time_to_first_token_seconds", ttft_seconds.Load()},
+          {"inter_token_latency_seconds", "inter_token_latency_seconds", itl_seconds.Load()},
+          {"e2e_request_latency_seconds", "e2e_request_latency_seconds", e2e_seconds.Load()},
+          {"request_prompt_tokens", "request_prompt_tokens", prompt_tokens.Load()},
+          {"request_generation_tokens", "request_generation_tokens", output_tokens.Load()},
+          {"step_tokens", "iteration_tokens_total", step_tokens.Load()},
+          {"step_seconds", "", step_seconds.Load()},
+          {"step_stage_bytes", "", moved_bytes.Load()},
+          {"step_transfer_groups", "", step_groups.Load()},
+          {"row_runs", "", runs_per_row.Load()}};
+}
+
 const char* FinishReasonName(FinishReason reason) {
   switch (reason) {
     case FinishReason::kNone:

@@ -50,8 +50,15 @@ class Histogram {
   std::atomic<double> sum_{0};
 };
 
+struct NamedHistogram {
+  const char* name = "";       // of ours
+  const char* vllm_name = "";  // "": there is none
+  HistogramData data;
+};
+
 struct EngineMetrics {
   EngineMetrics();
+  std::vector<NamedHistogram> Histograms() const;
 
   Histogram queue_seconds;
   Histogram ttft_seconds;

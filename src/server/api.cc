@@ -214,7 +214,10 @@ void Server::State::Answer(ExchangeId exchange, const Route& route, const HttpRe
       body = LedgerBody(engine.ledger());
       break;
     case RouteId::kMetrics: {
-      HttpResponse response = JsonResponse(MetricsText(engine.ledger()), request_id);
+      HttpResponse response =
+          JsonResponse(MetricsText(engine.ledger(),
+                                   {.vllm = options.vllm_metrics, .model_name = model.served_name}),
+                       request_id);
       response.content_type = kMetricsContentType;
       http.Respond(exchange, std::move(response));
       return;
