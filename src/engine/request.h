@@ -81,6 +81,14 @@ struct Request {
   Pooling pooling = Pooling::kNone;  // without samples and logprobs of any kind
   // Cached prefixes are found only by requests with the same salt. At most kMaxSaltBytes.
   std::string cache_salt = {};
+
+  // Its turn and its time (engine/scheduler.h). Lower priorities come first.
+  std::int32_t priority = 0;
+  std::uint64_t tenant = 0;          // who shares fairly with others: a key's or a salt's number
+  float tenant_weight = 1.0f;        // [1 / 1024, 1024]; the tenant's last one counts
+  std::uint32_t timeout_ms = 0;      // from Submit to the last event; 0: none
+  std::uint32_t max_wait_ms = 0;     // from Submit to the first step; 0: the engine's own limit
+  std::uint32_t max_predict_ms = 0;  // from the first token on; 0: none
 };
 
 enum class FinishReason : std::uint8_t {
@@ -91,10 +99,13 @@ enum class FinishReason : std::uint8_t {
   kError,    // Non-finite logits; only this request is affected.
   // What the request bans and demands leaves no token. It ends like kError.
   kNothingAllowed,
+  kTimeout,  // timeout_ms or max_predict_ms has passed.
+  kWaited,   // max_wait_ms has passed and nothing was computed.
 };
+inline constexpr int kNumFinishReasons = 8;
 
-// One output token. The last event of a request, and only it, has finish != kNone; kAborted,
-// kError and kNothingAllowed carry no token (-1).
+// One output token. The last event of a request, and only it, has finish != kNone; only kStop
+// and kLength carry a token, all others -1.
 struct TokenEvent {
   RequestId request{};
   std::int32_t token = -1;

@@ -262,7 +262,9 @@ void Server::State::Answer(ExchangeId exchange, const Route& route, const HttpRe
       break;
     case RouteId::kMetrics: {
       HttpResponse response = JsonResponse(
-          MetricsText(engine.ledger()) + metrics.Text(http.stats(), http.num_connections()),
+          MetricsText(engine.ledger(),
+                      {.vllm = options.vllm_metrics, .model_name = model.served_name}) +
+              metrics.Text(http.stats(), http.num_connections()),
           request_id);
       response.content_type = kMetricsContentType;
       http.Respond(exchange, std::move(response));

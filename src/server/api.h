@@ -33,7 +33,8 @@ struct ServerOptions {
   bool access_log = true;             // one line a request
   std::uint32_t max_preparing = 256;  // requests between their body and the engine's queue
   std::uint32_t default_max_tokens = 4096;
-  std::uint64_t seed = 0;  // of what clients leave open: sampling seeds, reply ids
+  bool vllm_metrics = false;  // GET /metrics has vLLM's names beside our own
+  std::uint64_t seed = 0;     // of what clients leave open: sampling seeds, reply ids
 };
 
 struct ServerStats {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/generations.h"
 
+#include <string>
 #include <utility>
 
 #include "base/check.h"
@@ -18,7 +19,8 @@ struct Generations::Choice {
   std::string pending_echo;  // goes out before the first text
   std::string text;          // of an answer that is not streamed
   const char* finish_reason = nullptr;
-  bool begun = false;          // its first chunk is out
+  bool begun = false;  // its first chunk is out
+  bool has_token = false;
   bool counts_cached = false;  // its next event says what was cached of its prompt
 };
 
@@ -71,7 +73,7 @@ HttpResponse ErrorResponse(const ApiError& error, const std::string& request_id)
   response.status = error.status;
   response.body = ErrorBody(error);
   if (error.status == 429 || error.status == 503) {
-    response.headers.emplace_back("Retry-After", "1");
+    response.headers.emplace_back("Retry-After", std::to_string(error.retry_after_s));
   }
   if (error.status == 401) response.headers.emplace_back("WWW-Authenticate", "Bearer");
   if (!request_id.empty()) response.headers.emplace_back("X-Request-Id", request_id);
@@ -112,8 +114,9 @@ void Generations::Start(ExchangeId exchange, const std::string& request_id, Gene
     generation.usage.num_prompt_tokens += num_prompt_tokens;
     const Result<RequestId> submitted = engine_.submit(std::move(prompt.request));
     if (!submitted) {
-      return Fail(generation,
-                  SubmitError(submitted.error(), num_prompt_tokens, engine_.max_context));
+      ApiError error = SubmitError(submitted.error(), num_prompt_tokens, engine_.max_context);
+      error.retry_after_s = RetryAfter();
+      return Fail(generation, error);
     }
     for (std::uint32_t i = 0; i < num_samples; ++i) {
       const std::uint64_t id = static_cast<std::uint64_t>(*submitted) + i;
@@ -140,6 +143,13 @@ void Generations::OnEvent(const TokenEvent& event) {
       Fail(generation, {.status = 500, .message = "the model gave a non-finite result"});
     } else if (event.finish == FinishReason::kAborted) {
       Fail(generation, {.status = 503, .message = "the server is shutting down"});
+    } else if (event.finish == FinishReason::kWaited) {
+      Fail(generation,
+           {.status = 503, .message = "the request waited too long", .retry_after_s = RetryAfter()});
+    } else if (event.finish == FinishReason::kTimeout &&
+               !generation.choices[place.choice_idx].has_token) {
+      // An answer that has begun is cut, as by max_tokens.
+      Fail(generation, {.status = 503, .message = "the request's time is over"});
     } else {
       Advance(generation, place.choice_idx, event);
     }
@@ -154,6 +164,7 @@ void Generations::OnEvent(const TokenEvent& event) {
 void Generations::Advance(Generation& generation, std::size_t choice_idx, const TokenEvent& event) {
   Choice& choice = generation.choices[choice_idx];
   if (event.token >= 0) ++generation.usage.num_output_tokens;
+  choice.has_token = choice.has_token || event.token >= 0;
   if (std::exchange(choice.counts_cached, false)) {
     generation.usage.num_cached_tokens += event.num_cached_tokens;
   }
@@ -270,6 +281,10 @@ void Generations::Release(Generation& generation) {
     if (wanted_.erase(static_cast<std::uint64_t>(choice.request)) > 0) Cancel(choice.request);
   }
   generations_.erase(static_cast<std::uint64_t>(generation.exchange));
+}
+
+std::uint32_t Generations::RetryAfter() const {
+  return engine_.retry_after_s ? engine_.retry_after_s() : 1;
 }
 
 void Generations::Cancel(RequestId request) {

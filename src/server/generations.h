@@ -88,6 +88,7 @@ class Generations {
   // Cancels what still runs and forgets the generation; the reference is dead afterwards.
   void Release(Generation& generation);
   void Cancel(RequestId request);
+  std::uint32_t RetryAfter() const;
 
   const EnginePort& engine_;
   const ModelPort& model_;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <boost/json/serialize.hpp>
+#include <functional>
 #include <span>
 #include <utility>
 
@@ -109,6 +110,10 @@ ApiResult<PromptPlan> PlanPrompt(Ids prompt, const GenerationFields& fields, con
     plan.request.stop_ids.push_back(id);
   plan.request.num_samples = fields.num_samples;
   plan.request.cache_salt = fields.cache_salt;
+  plan.request.priority = fields.priority;
+  plan.request.timeout_ms = fields.timeout_ms;
+  plan.request.max_predict_ms = fields.max_predict_ms;
+  plan.request.tenant = std::hash<std::string>{}(fields.cache_salt);
   plan.request.prompt = std::move(prompt);
   return plan;
 }
