@@ -176,4 +176,11 @@ bool GrammarMatcher::IsComplete() const noexcept {
                      [](const Config& config) { return config.state == grammar::kDone; });
 }
 
+bool GrammarMatcher::IsFinished() const noexcept {
+  const std::span<const Config> set = configs();
+  return IsComplete() && std::all_of(set.begin(), set.end(), [this](const Config& config) {
+           return grammar_->automaton().state(config.state).num_edges == 0;
+         });
+}
+
 }  // namespace kvrm

@@ -131,7 +131,7 @@ class GrammarMatcher {
   // What was read is a text of the grammar.
   bool IsComplete() const noexcept;
   // It is, and nothing can follow.
-  bool IsFinished() const noexcept { return IsComplete() && count_ == 1; }
+  bool IsFinished() const noexcept;
 
   const Grammar& grammar() const noexcept { return *grammar_; }
   std::span<const grammar::Config> configs() const noexcept { return {sets_[0].data(), count_}; }
