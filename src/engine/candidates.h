@@ -46,6 +46,10 @@ class Candidates {
   // Appends what is in range, in the order of ids. A token is added once.
   void Add(std::span<const float> logits, const LogitStats& stats, LogitRange range) noexcept;
   std::size_t count() const noexcept { return count_; }
+  // Requires: i < count().
+  std::int32_t token(std::size_t i) const noexcept {
+    return static_cast<std::int32_t>(keys_[i] & 0xffffffffu);
+  }
   // Puts them in order and leaves the first `n`. Requires: n > 0.
   void Rank(std::size_t n) noexcept;
   // Of all, summed as they are.

@@ -15,6 +15,8 @@
 #include "base/check.h"
 #include "base/mutant.h"
 #include "base/snapshot.h"
+#include "engine/outbox.h"
+#include "engine/request_checks.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
 #include "engine/sequence.h"
@@ -30,6 +32,9 @@ constexpr std::uint32_t kDefaultContextMax = 32768;
 // default budget of 16 MiB a step that is 1 GiB moved, beyond any one sequence.
 constexpr std::uint32_t kMaxCrowdedSteps = 64;
 constexpr std::uint32_t kMaxEdits = 65536;
+// Prompt positions whose logits one step computes, beside those of its rows: each costs a pass over
+// the output matrix's activations, and room for a vocabulary of logits.
+constexpr std::uint32_t kPromptSamples = 16;
 
 // What other threads ask of the engine thread.
 struct Command {
@@ -123,7 +128,7 @@ StepLoopOptions LoopOptions(const EngineOptions& options, bool only_reserve) {
                      .max_tokens = options.max_step_tokens,
                      .max_runs = options.max_runs,
                      .max_groups = options.max_edits_per_step,
-                     .max_samples = options.max_rows,
+                     .max_samples = options.max_rows + kPromptSamples,
                      .block_tokens = options.block_tokens},
           .max_seqs = options.max_rows,
           .max_context = options.max_context,
@@ -136,6 +141,17 @@ StepLoopOptions LoopOptions(const EngineOptions& options, bool only_reserve) {
           .prefix_cache = options.prefix_cache,
           .descriptor_log = options.descriptor_log,
           .only_reserve = only_reserve};
+}
+
+// A step makes at most one event for each row, and one for each sample that is forked off; where
+// rows end, more of these find room than there were rows left. Commands take what room is left, and
+// Stop ends everything at once.
+OutboxLimits LimitsOf(const EngineOptions& options) {
+  const std::size_t step_events = 2 * std::size_t{options.max_rows};
+  return {.step_events = step_events,
+          .last_events = std::size_t{options.max_queued} + options.max_rows,
+          .step_logprobs = step_events + kPromptSamples,
+          .step_embeddings = options.max_rows};
 }
 
 // What a descriptor log has for a salt: equal for equal salts, and not the salt itself.
@@ -157,6 +173,7 @@ struct Engine::State {
         bool only_reserve = false)
       : vocab_size(parts.vocab_size),
         attention_window(parts.attention_window),
+        hidden_dim(parts.hidden_dim),
         model_digest(parts.model_digest),
         layout(parts.layout),
         clock(clock_in),
@@ -167,11 +184,12 @@ struct Engine::State {
                    .prompt_chunk = options.prompt_chunk,
                    .max_waiting = options.max_queued,
                    .headroom_tokens = HeadroomTokens(options),
+                   .prompt_samples = kPromptSamples,
                    .log = loop.log()},
                   loop.cache()),
         sampler(vocab_size, KernelsByName(options.kernels)),
         commands(2 * (std::size_t{options.max_queued} + options.max_rows)),
-        events(16 * (EventsOfOneStep() + AbortsOfStop())),
+        outbox(LimitsOf(options)),
         finished(std::size_t{options.max_queued} + options.max_rows) {
     layout.block_tokens = options.block_tokens;
     scheduled.reserve(options.max_rows);
@@ -179,32 +197,15 @@ struct Engine::State {
     reserved.push_back({.owner = "kv tables", .bytes = loop.cache().stats().table_bytes});
     reserved.push_back(
         {.owner = "queues",
-         .bytes = commands.reserved_bytes() + events.reserved_bytes() + finished.reserved_bytes()});
+         .bytes = commands.reserved_bytes() + outbox.reserved_bytes() + finished.reserved_bytes()});
     if (loop.log_bytes() > 0) {
-      sampled_tokens.reserve(options.max_rows);
+      sampled_tokens.reserve(loop.limits().max_samples);
       reserved.push_back({.owner = "descriptor log", .bytes = loop.log_bytes()});
     }
     PublishStats();
   }
 
-  // A step makes at most one event for each row, and one for each sample that is forked off; where
-  // rows end, more of these find room than there were rows left. Commands take what room is left.
-  std::size_t EventsOfOneStep() const noexcept { return 2 * std::size_t{options.max_rows}; }
-
-  // Stop ends everything at once; that many cells are never used by anything else.
-  std::size_t AbortsOfStop() const noexcept {
-    return std::size_t{options.max_queued} + options.max_rows;
-  }
-
-  bool EventsFit(std::size_t count) const noexcept {
-    return events.capacity() - events.size() >= count + AbortsOfStop();
-  }
-
-  void Emit(const TokenEvent& event) noexcept {
-    TokenEvent copy = event;
-    CHECK(events.TryPush(std::move(copy)));  // EventsFit was asked, or it is Stop's own share.
-    ++num_emitted;
-  }
+  void Emit(const TokenEvent& event) noexcept { outbox.Push(event); }
 
   void Finish(RequestId id) noexcept {
     std::unique_ptr<Sequence> sequence = scheduler.Remove(id);
@@ -217,7 +218,7 @@ struct Engine::State {
   // Takes what other threads asked for, as long as there is room for what it may answer; the rest
   // waits for the consumer. Unknown or finished requests are a no-op (R3).
   void DrainCommands() noexcept {
-    while (EventsFit(1)) {
+    while (outbox.EventsFit(1)) {
       std::optional<Command> command = commands.TryPop();
       if (!command) return;
       if (command->add != nullptr) {
@@ -260,13 +261,12 @@ struct Engine::State {
     bool crowded = false;
     for (const PlannedRow& row : rows) {
       const Sequence& sequence = *row.sequence;
-      const bool last = sequence.num_computed + row.num_tokens == sequence.length();
       if (loop.cache().AddRow(
               loop.builder(),
               {.seq = sequence.seq,
                .first_position = sequence.num_computed,
                .tokens = std::span(sequence.tokens).subspan(sequence.num_computed, row.num_tokens),
-               .num_samples = last ? 1u : 0u})) {
+               .num_samples = sequence.NumSamples(row.num_tokens)})) {
         scheduled.push_back(row);
       } else {
         crowded = true;
@@ -331,19 +331,96 @@ struct Engine::State {
 
   void TakeResults() noexcept {
     std::uint32_t sample = 0;
+    if (loop.log() != nullptr) sampled_tokens.assign(NumScheduledSamples(), -1);
     for (const PlannedRow& row : scheduled) {
       Sequence& sequence = *row.sequence;
       const std::uint32_t begin = sequence.num_computed;
+      const std::uint32_t num_samples = sequence.NumSamples(row.num_tokens);
+      const bool is_good = !sequence.wants_prompt() ||
+                           TakePrompt(sequence, begin + row.num_tokens, {sample, num_samples});
       sequence.num_computed += row.num_tokens;
       CountTokens(sequence, begin);
-      if (sequence.num_to_compute() == 0)
-        TakeToken(sequence, sample++);
-      else if (IsMutant(Mutant::kSampleOfAnother))
+      sample += num_samples;
+      if (!is_good) {
+        Emit({.request = sequence.id, .finish = FinishReason::kError});
+        Finish(sequence.id);
+      } else if (sequence.num_to_compute() == 0) {
+        TakeToken(sequence, sample - 1);
+      } else if (IsMutant(Mutant::kSampleOfAnother)) {
         ++sample;
+      }
     }
     if (loop.log() == nullptr) return;
     loop.log()->Sampled(StepId{Index(loop.next_step()) - 1}, sampled_tokens);
-    sampled_tokens.clear();
+  }
+
+  std::size_t NumScheduledSamples() const noexcept {
+    std::size_t count = 0;
+    for (const PlannedRow& row : scheduled)
+      count += row.sequence->NumSamples(row.num_tokens);
+    return count;
+  }
+
+  struct Samples {
+    std::uint32_t first = 0;
+    std::uint32_t count = 0;
+  };
+  // The positions [end - count, end) of its prompt. False: a result is not finite.
+  bool TakePrompt(Sequence& sequence, std::uint32_t end, Samples samples) noexcept {
+    if (samples.count == 0) return true;  // Computed once more: they were taken before.
+    for (std::uint32_t i = 0; i < samples.count; ++i) {
+      const std::uint32_t next = end - samples.count + i + 1;
+      const std::uint32_t sample = samples.first + i;
+      if (sequence.pooling == Pooling::kMean) {
+        const std::span<const float> hidden = loop.executor().Hidden(sample);
+        for (std::size_t k = 0; k < hidden.size(); ++k)
+          sequence.pooled[k] += static_cast<double>(hidden[k]);
+      } else if (next < sequence.num_prompt_tokens) {
+        if (!PushLogprobs(sequence, sample, next, *sequence.num_prompt_logprobs)) return false;
+      }
+    }
+    sequence.num_seen = end;
+    return true;
+  }
+
+  // Of the token at `position`, which `sample` gave. False: not all of it is finite.
+  bool PushLogprobs(const Sequence& sequence, std::uint32_t sample, std::uint32_t position,
+                    std::uint32_t num_top) noexcept {
+    TopLogprobs logprobs;
+    logprobs.request = sequence.id;
+    logprobs.position = position;
+    logprobs.token.token = sequence.tokens[position];
+    if (!sampler.Rank(loop.executor().Logits(sample), loop.executor().Stats(sample), num_top,
+                      &logprobs)) {
+      return false;
+    }
+    outbox.Push(logprobs);
+    return true;
+  }
+
+  // The prompt is computed, and that was all that was wanted.
+  void EndEmbedding(Sequence& sequence, std::uint32_t sample) noexcept {
+    std::vector<float>& values = sequence.embedding.values;
+    CHECK(values.capacity() >= hidden_dim);
+    const std::span<const float> last = loop.executor().Hidden(sample);
+    const double num_tokens = static_cast<double>(sequence.num_prompt_tokens);
+    bool is_finite = true;
+    for (std::size_t k = 0; k < hidden_dim; ++k) {
+      values.push_back(sequence.pooling == Pooling::kMean
+                           ? static_cast<float>(sequence.pooled[k] / num_tokens)
+                           : last[k]);
+      is_finite &= std::isfinite(values[k]);
+    }
+    if (is_finite) {
+      Publish(sequence);
+      counts[kCachedTokens] += sequence.num_cached_tokens;
+      sequence.embedding.request = sequence.id;
+      outbox.Push(std::move(sequence.embedding));
+    }
+    Emit({.request = sequence.id,
+          .finish = is_finite ? FinishReason::kStop : FinishReason::kError,
+          .num_cached_tokens = sequence.num_cached_tokens});
+    Finish(sequence.id);
   }
 
   void CountTokens(Sequence& sequence, std::uint32_t begin) noexcept {
@@ -382,14 +459,19 @@ struct Engine::State {
   }
 
   void TakeToken(Sequence& sequence, std::uint32_t sample) noexcept {
-    const Sampled sampled =
-        sampler.Sample(loop.executor().Logits(sample), loop.executor().Stats(sample),
-                       sequence.sampling, sequence.num_output_tokens());
+    if (sequence.pooling != Pooling::kNone) return EndEmbedding(sequence, sample);
+    const Sampled sampled = sampler.Sample(loop.executor().Logits(sample),
+                                           loop.executor().Stats(sample), sequence.sampling,
+                                           {.rules = &sequence.rules,
+                                            .tokens = sequence.tokens,
+                                            .num_prompt_tokens = sequence.num_prompt_tokens,
+                                            .stop_ids = sequence.stop_ids});
     // Samples that were forked off share the logits of their parent's.
-    if (loop.log() != nullptr && sampled_tokens.size() == sample)
-      sampled_tokens.push_back(sampled.token);
+    if (loop.log() != nullptr && sampled_tokens[sample] < 0) sampled_tokens[sample] = sampled.token;
     if (sampled.token < 0) {
-      Emit({.request = sequence.id, .finish = FinishReason::kError});
+      Emit({.request = sequence.id,
+            .finish =
+                sampled.nothing_allowed ? FinishReason::kNothingAllowed : FinishReason::kError});
       return Finish(sequence.id);
     }
     Publish(sequence);
@@ -401,6 +483,8 @@ struct Engine::State {
     CHECK(sequence.tokens.size() < sequence.tokens.capacity());
     sequence.tokens.push_back(sampled.token);
     ++counts[kOutputTokens];
+    if (sequence.num_top_logprobs > 0)
+      PushLogprobs(sequence, sample, sequence.length() - 1, sequence.num_top_logprobs);
     const std::vector<std::int32_t>& stops = sequence.stop_ids;
     const bool stops_here = std::find(stops.begin(), stops.end(), sampled.token) != stops.end();
     const FinishReason finish = stops_here                                 ? FinishReason::kStop
@@ -423,6 +507,14 @@ struct Engine::State {
       auto sequence = std::make_unique<Sequence>();
       sequence->sampling = request.sampling;
       sequence->sampling.seed += i;
+      sequence->rules = request.rules;
+      sequence->num_top_logprobs = request.num_top_logprobs;
+      if (i == 0) sequence->num_prompt_logprobs = request.num_prompt_logprobs;
+      sequence->pooling = request.pooling;
+      if (request.pooling != Pooling::kNone) {
+        sequence->pooled.resize(hidden_dim);
+        sequence->embedding.values.reserve(hidden_dim);
+      }
       sequence->stop_ids = request.stop_ids;
       sequence->num_prompt_tokens = num_prompt_tokens;
       sequence->max_length = num_prompt_tokens + std::min(request.max_tokens, max_output);
@@ -470,6 +562,7 @@ struct Engine::State {
 
   const std::uint32_t vocab_size;
   const std::uint32_t attention_window;
+  const std::uint32_t hidden_dim;
   const std::string model_digest;
   KvLayout layout;
   const Clock& clock;
@@ -478,7 +571,7 @@ struct Engine::State {
   Scheduler scheduler;
   Sampler sampler;
   BoundedQueue<Command> commands;                    // any thread -> engine
-  BoundedQueue<TokenEvent> events;                   // engine -> consumer
+  Outbox outbox;                                     // engine -> consumer
   BoundedQueue<std::unique_ptr<Sequence>> finished;  // engine -> consumer, to be freed
   std::vector<PlannedRow> scheduled;                 // rows of the step being run
   std::vector<std::int32_t> sampled_tokens;          // of that step, for the descriptor log
@@ -486,7 +579,6 @@ struct Engine::State {
   std::function<void()> wake;
   std::array<std::uint64_t, kNumCounters> counts = {};  // engine thread
   std::array<std::atomic<std::uint64_t>, kNumCounters> published = {};
-  std::uint64_t num_emitted = 0;        // engine thread
   std::uint32_t num_crowded_steps = 0;  // in a row, with a row that had to wait
   std::uint64_t num_filled = 0;         // as of the last of them
   bool is_alone = false;
@@ -578,15 +670,14 @@ Result<RequestId> Engine::Submit(Request request) {
                      std::to_string(s.vocab_size));
     }
   }
-  const SamplingParams& sampling = request.sampling;
   if (request.max_tokens == 0) return Invalid("max_tokens must be at least 1");
-  if (!std::isfinite(sampling.temperature) || sampling.temperature < 0.0f) {
-    return Invalid("temperature must be finite and at least 0");
-  }
-  if (!(sampling.top_p > 0.0f && sampling.top_p <= 1.0f)) return Invalid("top_p must be in (0, 1]");
-  if (!(sampling.min_p >= 0.0f && sampling.min_p <= 1.0f))
-    return Invalid("min_p must be in [0, 1]");
-  if (sampling.top_k < 0) return Invalid("top_k must be at least 0");
+  if (std::optional<Error> error = ErrorIn(request.sampling)) return *std::move(error);
+  if (std::optional<Error> error = ErrorIn(request.rules, s.vocab_size)) return *std::move(error);
+  if (std::optional<Error> error = ErrorInResults(request)) return *std::move(error);
+  if (request.pooling != Pooling::kNone && s.hidden_dim == 0)
+    return Error{ErrorCode::kUnsupported, "this executor has no hidden states to pool"};
+  if (request.grammar.kind != GrammarKind::kNone)
+    return Error{ErrorCode::kUnsupported, "grammars are not supported yet"};
   if (request.num_samples == 0 || request.num_samples > kMaxSamples) {
     return Invalid("samples must be 1 to " + std::to_string(kMaxSamples) + ", not " +
                    std::to_string(request.num_samples));
@@ -641,12 +732,28 @@ std::size_t Engine::Poll(std::span<TokenEvent> events) {
   }
   std::size_t count = 0;
   while (count < events.size()) {
-    const std::optional<TokenEvent> event = s.events.TryPop();
+    const std::optional<TokenEvent> event = s.outbox.events().TryPop();
     if (!event) break;
     events[count++] = *event;
   }
   if (count > 0) s.Wake();  // The engine may have waited for room.
   return count;
+}
+
+bool Engine::PollLogprobs(TopLogprobs* logprobs) {
+  std::optional<TopLogprobs> next = state_->outbox.logprobs().TryPop();
+  if (!next) return false;
+  *logprobs = *next;
+  state_->Wake();  // The engine may have waited for room.
+  return true;
+}
+
+bool Engine::PollEmbedding(Embedding* embedding) {
+  std::optional<Embedding> next = state_->outbox.embeddings().TryPop();
+  if (!next) return false;
+  *embedding = *std::move(next);
+  state_->Wake();
+  return true;
 }
 
 void Engine::SetWake(std::function<void()> wake) {
@@ -655,17 +762,16 @@ void Engine::SetWake(std::function<void()> wake) {
 
 bool Engine::Step() noexcept {
   State& s = *state_;
-  const std::uint64_t emitted_before = s.num_emitted;
+  const std::uint64_t emitted_before = s.outbox.num_events();
   s.DrainCommands();
   bool worked = false;
-  if (s.scheduler.num_running() + s.scheduler.num_waiting() > 0 &&
-      s.EventsFit(s.EventsOfOneStep())) {
+  if (s.scheduler.num_running() + s.scheduler.num_waiting() > 0 && s.outbox.StepFits()) {
     const std::int64_t begin_ns = s.clock.NowNs();
     worked = s.RunStep();
     s.counts[kStepNs] += static_cast<std::uint64_t>(s.clock.NowNs() - begin_ns);
   }
   s.PublishStats();
-  if (s.num_emitted != emitted_before && s.wake) s.wake();
+  if (s.outbox.num_events() != emitted_before && s.wake) s.wake();
   return worked;
 }
 

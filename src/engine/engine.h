@@ -107,6 +107,12 @@ class Engine {
   // poll stops the engine: a step runs only when there is room for all its events.
   std::size_t Poll(std::span<TokenEvent> events);
 
+  // Consumer thread, after Poll: whether there was one. What the events polled so far belong to is
+  // here by then. As with events, a consumer that asked for them and does not take them stops the
+  // engine.
+  bool PollLogprobs(TopLogprobs* logprobs);
+  bool PollEmbedding(Embedding* embedding);
+
   // Called on the engine thread whenever new events wait. Set before Run; must not block.
   void SetWake(std::function<void()> wake);
 

@@ -79,6 +79,7 @@ EngineParts HostParts(const Model& model, Device& device, const HostPartsOptions
                      .block_tokens = kTileTokens,
                      .dtype = options.kv_dtype},
           .vocab_size = config.vocab_size,
+          .hidden_dim = config.hidden_dim,
           .max_context = config.max_context,
           .attention_window = config.sliding_window,
           .model_digest = DigestOf(model, kernels),

@@ -32,6 +32,7 @@ struct ExecutorNeeds {
 struct EngineParts {
   KvLayout layout;  // block_tokens is the engine's option and not looked at here
   std::uint32_t vocab_size = 0;
+  std::uint32_t hidden_dim = 0;        // of Executor::Hidden; 0: it has none
   std::uint32_t max_context = 0;       // tokens per sequence that the model can serve
   std::uint32_t attention_window = 0;  // tokens that are attended, the own one included; 0: all
   std::string model_digest = {};       // tells models apart in the names of prefixes

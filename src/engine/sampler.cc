@@ -59,6 +59,27 @@ float LeastKept(float greatest, const SamplingParams& params) noexcept {
   });
 }
 
+// Of a sum of e^(logit - greatest).
+float LogProbOf(std::span<const float> logits, std::int32_t token, float greatest,
+                double sum) noexcept {
+  const double logit = static_cast<double>(logits[static_cast<std::size_t>(token)]);
+  return static_cast<float>(logit - (static_cast<double>(greatest) + std::log(sum)));
+}
+
+// How many logits are greater.
+std::uint32_t NumAbove(std::span<const float> logits, const LogitStats& stats,
+                       float logit) noexcept {
+  std::uint32_t count = 0;
+  for (std::size_t chunk = 0; chunk < stats.maxima.size(); ++chunk) {
+    if (stats.maxima[chunk] <= logit) continue;
+    const std::size_t begin = chunk * kLogitChunk;
+    const std::size_t end = std::min<std::size_t>(begin + kLogitChunk, logits.size());
+    for (std::size_t i = begin; i < end; ++i)
+      count += logits[i] > logit ? 1u : 0u;
+  }
+  return count;
+}
+
 }  // namespace
 
 float LogProb(std::span<const float> logits, std::int32_t token) noexcept {
@@ -66,8 +87,7 @@ float LogProb(std::span<const float> logits, std::int32_t token) noexcept {
   double sum = 0.0;
   for (const float logit : logits)
     sum += static_cast<double>(std::exp(logit - greatest));
-  const double logit = static_cast<double>(logits[static_cast<std::size_t>(token)]);
-  return static_cast<float>(logit - (static_cast<double>(greatest) + std::log(sum)));
+  return LogProbOf(logits, token, greatest, sum);
 }
 
 Sampler::Sampler(std::uint32_t vocab_size, const CpuKernels& kernels)
@@ -76,7 +96,8 @@ Sampler::Sampler(std::uint32_t vocab_size, const CpuKernels& kernels)
       chunk_weights_(NumLogitChunks(vocab_size)),
       chunk_scratch_(chunk_weights_.size()),
       candidates_(vocab_size, kernels),
-      histogram_(vocab_size, kernels) {}
+      histogram_(vocab_size, kernels),
+      editor_(vocab_size, kernels) {}
 
 Sampled Sampler::Sample(std::span<const float> logits, const LogitStats& stats,
                         const SamplingParams& params, std::uint32_t output_idx) noexcept {
@@ -85,22 +106,67 @@ Sampled Sampler::Sample(std::span<const float> logits, const LogitStats& stats,
   const float greatest = Greatest(stats.maxima);
   const double sum = WeighChunks(stats, greatest);
   if (!std::isfinite(sum)) return {};
-  std::int32_t token = 0;
-  if (params.temperature <= 0.0f || params.top_k == 1) {
-    token = LowestGreatest(logits, stats, greatest);
-  } else {
-    const Input input = {.logits = logits,
-                         .stats = stats,
-                         .params = params,
-                         .weighting = {.greatest = greatest,
-                                       .scale = std::min(1.0f / params.temperature, kMaxFloat)},
-                         .uniform = DrawUniform(params.seed, output_idx)};
-    const bool from_all = params.top_k <= 0 && params.top_p >= 1.0f && params.min_p <= 0.0f;
-    token = from_all ? DrawFromAll(input) : DrawFromSome(input);
+  const std::int32_t token = Draw(logits, stats, params, output_idx, greatest);
+  return {.token = token, .logprob = LogProbOf(logits, token, greatest, sum)};
+}
+
+Sampled Sampler::Sample(std::span<const float> logits, const LogitStats& stats,
+                        const SamplingParams& params, const LogitEdits& edits) noexcept {
+  const auto output_idx = static_cast<std::uint32_t>(edits.output().size());
+  if (!LogitEditor::Changes(params, edits)) return Sample(logits, stats, params, output_idx);
+  CHECK(logits.size() == vocab_size_);
+  CHECK(stats.maxima.size() == chunk_weights_.size() && stats.sums.size() == chunk_weights_.size());
+  const float greatest = Greatest(stats.maxima);
+  const double sum = WeighChunks(stats, greatest);
+  if (!std::isfinite(sum)) return {};
+  if (!editor_.Edit(logits, params, edits)) return {.nothing_allowed = true};
+  const float greatest_left = Greatest(editor_.stats().maxima);
+  WeighChunks(editor_.stats(), greatest_left);
+  std::int32_t token = Draw(editor_.logits(), editor_.stats(), params, output_idx, greatest_left);
+  // A draw whose rounded target lies beyond all weights ends at the last candidate, which may be a
+  // banned one.
+  if (editor_.logits()[static_cast<std::size_t>(token)] <= kBannedLogit)
+    token = LowestGreatest(editor_.logits(), editor_.stats(), greatest_left);
+  return {.token = token, .logprob = LogProbOf(logits, token, greatest, sum)};
+}
+
+bool Sampler::Rank(std::span<const float> logits, const LogitStats& stats, std::uint32_t num_top,
+                   TopLogprobs* out) noexcept {
+  CHECK(logits.size() == vocab_size_ && num_top <= kMaxTopLogprobs);
+  const float greatest = Greatest(stats.maxima);
+  const double sum = WeighChunks(stats, greatest);
+  if (!std::isfinite(sum)) return false;
+  out->token.logprob = LogProbOf(logits, out->token.token, greatest, sum);
+  out->rank = NumAbove(logits, stats, logits[static_cast<std::size_t>(out->token.token)]) + 1;
+  out->num_top = std::min(num_top, vocab_size_);
+  if (out->num_top == 0) return true;
+  const SamplingParams plain;
+  const Input input = {
+      .logits = logits, .stats = stats, .params = plain, .weighting = {.greatest = greatest}};
+  candidates_.Start(input.weighting);
+  AddTop(input, -kMaxFloat, out->num_top);
+  candidates_.Rank(out->num_top);
+  for (std::uint32_t i = 0; i < out->num_top; ++i) {
+    const std::int32_t token = candidates_.token(i);
+    out->likeliest[i] = {.token = token, .logprob = LogProbOf(logits, token, greatest, sum)};
   }
-  const double logit = static_cast<double>(logits[static_cast<std::size_t>(token)]);
-  return {.token = token,
-          .logprob = static_cast<float>(logit - (static_cast<double>(greatest) + std::log(sum)))};
+  return true;
+}
+
+// Requires: chunk_weights_ are those of `stats`.
+std::int32_t Sampler::Draw(std::span<const float> logits, const LogitStats& stats,
+                           const SamplingParams& params, std::uint32_t output_idx,
+                           float greatest) noexcept {
+  if (params.temperature <= 0.0f || params.top_k == 1)
+    return LowestGreatest(logits, stats, greatest);
+  const Input input = {
+      .logits = logits,
+      .stats = stats,
+      .params = params,
+      .weighting = {.greatest = greatest, .scale = std::min(1.0f / params.temperature, kMaxFloat)},
+      .uniform = DrawUniform(params.seed, output_idx)};
+  const bool from_all = params.top_k <= 0 && params.top_p >= 1.0f && params.min_p <= 0.0f;
+  return from_all ? DrawFromAll(input) : DrawFromSome(input);
 }
 
 // The sum of e^(logit - greatest) over all ids, at temperature 1; not finite if a logit is not.

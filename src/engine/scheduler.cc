@@ -40,6 +40,7 @@ void Scheduler::Add(std::unique_ptr<Sequence> sequence) noexcept {
 std::span<const PlannedRow> Scheduler::Pass(std::uint32_t max_new) noexcept {
   rows_.clear();
   budget_ = options_.max_step_tokens;
+  samples_ = options_.prompt_samples;
   PlanRunning();
   Admit(max_new);
   return rows_;
@@ -59,10 +60,20 @@ void Scheduler::PlanRunning() noexcept {
 void Scheduler::Plan(Sequence& sequence) noexcept {
   const PlannedRow row = {
       .sequence = &sequence,
-      .num_tokens = std::min({sequence.num_to_compute(), options_.prompt_chunk, budget_})};
+      .num_tokens = WithinSamples(
+          sequence, std::min({sequence.num_to_compute(), options_.prompt_chunk, budget_}))};
   if (row.num_tokens == 0 || !Secure(row)) return;
   budget_ -= row.num_tokens;
+  if (sequence.wants_prompt()) samples_ -= sequence.NumSamples(row.num_tokens);
   rows_.push_back(row);
+}
+
+// So many of them that what the step samples of prompts fits into it.
+std::uint32_t Scheduler::WithinSamples(const Sequence& sequence,
+                                       std::uint32_t num_tokens) const noexcept {
+  if (!sequence.wants_prompt()) return num_tokens;
+  const std::uint32_t num_samples = sequence.NumSamples(num_tokens);
+  return num_tokens - (num_samples > samples_ ? num_samples - samples_ : 0);
 }
 
 bool Scheduler::Secure(const PlannedRow& row) noexcept {
@@ -83,6 +94,7 @@ bool Scheduler::PreemptYoungest() noexcept {
   });
   if (planned != rows_.end()) {
     budget_ += planned->num_tokens;
+    if (victim->wants_prompt()) samples_ += victim->NumSamples(planned->num_tokens);
     rows_.erase(planned);
   }
   cache_.Release(victim->seq);
@@ -117,12 +129,12 @@ bool Scheduler::HasRoomFor(const Sequence& sequence) const noexcept {
                                  std::uint64_t{options_.headroom_tokens} + sequence.length();
 }
 
-// Takes over what is cached of its tokens, except for the last: its logits are wanted.
+// Takes over what is cached of its tokens, except for those whose logits are wanted.
 bool Scheduler::Open(Sequence& sequence) noexcept {
   const std::uint32_t reserve = std::min(sequence.length() + 1, sequence.max_length);
   const std::span<const std::int32_t> tokens(sequence.tokens);
-  const std::optional<std::uint32_t> found =
-      cache_.OpenCached(free_seqs_.back(), tokens.first(tokens.size() - 1), sequence.keys, reserve);
+  const std::optional<std::uint32_t> found = cache_.OpenCached(
+      free_seqs_.back(), tokens.first(sequence.max_found()), sequence.keys, reserve);
   if (!found) return false;
   if (options_.log != nullptr) {
     options_.log->Opened({.seq = free_seqs_.back(),

@@ -30,6 +30,8 @@ struct SchedulerOptions {
   // which compaction finds holes (docs/decisions/0013-allocation-policy.md). Not asked of a
   // newcomer that would be alone.
   std::uint32_t headroom_tokens = 0;
+  // Of prompts whose every position is sampled, positions in a step; at least 1.
+  std::uint32_t prompt_samples = 1;
   StepLog* log = nullptr;  // told of every sequence that begins
 };
 
@@ -76,6 +78,7 @@ class Scheduler {
   bool WaitsForParent(const Sequence& sequence) const noexcept;
   bool Secure(const PlannedRow& row) noexcept;
   void Plan(Sequence& sequence) noexcept;
+  std::uint32_t WithinSamples(const Sequence& sequence, std::uint32_t num_tokens) const noexcept;
 
   const SchedulerOptions options_;
   KvCache& cache_;
@@ -83,7 +86,8 @@ class Scheduler {
   Queue running_;
   std::vector<SeqId> free_seqs_;
   std::vector<PlannedRow> rows_;
-  std::uint32_t budget_ = 0;  // tokens left in the step being planned
+  std::uint32_t budget_ = 0;   // tokens left in the step being planned
+  std::uint32_t samples_ = 0;  // prompt_samples left in it
   std::uint64_t num_preemptions_ = 0;
 };
 

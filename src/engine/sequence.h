@@ -8,8 +8,10 @@
 // prefix cache still has, and the rest is computed once more, output tokens included.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "engine/request.h"
@@ -21,6 +23,7 @@ namespace kvrm {
 struct Sequence {
   RequestId id{};
   SamplingParams sampling;
+  LogitRules rules;
   std::vector<std::int32_t> stop_ids;
   std::vector<std::int32_t> tokens;  // prompt, then output; capacity for all of max_length
   std::uint32_t num_prompt_tokens = 0;
@@ -29,6 +32,13 @@ struct Sequence {
   std::uint32_t num_ever_computed = 0;  // the high-water mark: beyond it nothing is recomputed
   std::uint32_t num_cached_tokens = 0;  // as TokenEvent
   std::uint32_t num_published_blocks = 0;
+  std::uint32_t num_top_logprobs = 0;
+  // What is wanted of the prompt's positions, of each once, and how many have given it so far.
+  std::optional<std::uint32_t> num_prompt_logprobs;
+  Pooling pooling = Pooling::kNone;
+  std::uint32_t num_seen = 0;
+  std::vector<double> pooled;  // [hidden_dim] with pooling: the sum so far
+  Embedding embedding;         // its values have that capacity
   // Names of the full blocks of `tokens`, as far as they are known; capacity for all of max_length,
   // and none without a prefix cache.
   std::vector<PrefixKey> keys;
@@ -43,6 +53,22 @@ struct Sequence {
   std::uint32_t length() const { return static_cast<std::uint32_t>(tokens.size()); }
   std::uint32_t num_to_compute() const { return length() - num_computed; }
   std::uint32_t num_output_tokens() const { return length() - num_prompt_tokens; }
+
+  // Whether logits, or hidden states, of positions before the last are wanted still.
+  bool wants_prompt() const {
+    return (num_prompt_logprobs || pooling == Pooling::kMean) && num_seen < num_prompt_tokens;
+  }
+  // Of its next `num_tokens` tokens, how many from the end are sampled.
+  std::uint32_t NumSamples(std::uint32_t num_tokens) const {
+    const std::uint32_t end = num_computed + num_tokens;
+    if (!wants_prompt()) return end == length() ? 1 : 0;
+    const std::uint32_t begin = std::max(num_computed, num_seen);
+    return end > begin ? end - begin : 0;
+  }
+  // How many tokens may come from the prefix cache: the last one's logits are wanted always.
+  std::uint32_t max_found() const {
+    return wants_prompt() ? std::min(num_seen, length() - 1) : length() - 1;
+  }
 };
 
 }  // namespace kvrm

@@ -547,6 +547,12 @@ LogitStats CpuExecutor::Stats(std::uint32_t sample) const noexcept {
   return {.maxima = {maxima, num_chunks}, .sums = {maxima + s.program.stats_stride, num_chunks}};
 }
 
+std::span<const float> CpuExecutor::Hidden(std::uint32_t sample) const noexcept {
+  const State& s = *state_;
+  CHECK(!s.running && sample < s.step.header->num_samples);
+  return {s.program.hidden + sample * s.program.hidden_stride, s.graph.hidden.width};
+}
+
 std::span<const std::uint64_t> CpuExecutor::replays() const noexcept {
   return state_->num_replays;
 }

@@ -84,6 +84,7 @@ class CpuExecutor final : public Executor {
   void Wait() noexcept override;
   std::span<const float> Logits(std::uint32_t sample) const noexcept override;
   LogitStats Stats(std::uint32_t sample) const noexcept override;
+  std::span<const float> Hidden(std::uint32_t sample) const noexcept override;
   std::span<const std::uint64_t> replays() const noexcept override;
 
   // Barriers of one step, the final one included.

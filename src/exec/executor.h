@@ -41,6 +41,9 @@ class Executor {
   virtual std::span<const float> Logits(std::uint32_t sample) const noexcept = 0;
   // Of the same logits, as long. Depends on them alone, as they do on their own row.
   virtual LogitStats Stats(std::uint32_t sample) const noexcept = 0;
+  // Hidden state of the same, behind the last norm, [hidden_dim], as long. Empty: this executor has
+  // none.
+  virtual std::span<const float> Hidden(std::uint32_t) const noexcept { return {}; }
   // How often each bucket ran. Captures after start are always zero on this executor family.
   virtual std::span<const std::uint64_t> replays() const noexcept = 0;
 };

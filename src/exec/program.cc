@@ -59,6 +59,8 @@ class Compiler {
     for (const Op& op : graph_.ops)
       Emit(op);
     EmitLogitStats();
+    program_.hidden = Address(graph_.hidden);
+    program_.hidden_stride = Stride(graph_.hidden);
     program_.logits = Address(graph_.logits);
     program_.logits_stride = Stride(graph_.logits);
     program_.num_barriers = 1;  // Join.

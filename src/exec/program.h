@@ -66,6 +66,8 @@ struct Instruction {
 
 struct Program {
   std::vector<Instruction> code;
+  float* hidden = nullptr;        // [max_samples][hidden_stride]
+  std::size_t hidden_stride = 0;  // floats
   float* logits = nullptr;        // [max_samples][logits_stride]
   std::size_t logits_stride = 0;  // floats
   float* stats = nullptr;         // [max_samples][maxima, sums][stats_stride]

@@ -51,7 +51,7 @@ Graph BuildDecoder(const ModelConfig& config, const ModelWeights& weights) {
   g.Gather(last, x);  // only the rows that sample
   g.RmsNorm(last, last, weights.output_norm);
   g.MatMul(logits, last, weights.output);
-  return g.Finish(logits);
+  return g.Finish(last, logits);
 }
 
 }  // namespace kvrm

@@ -115,7 +115,8 @@ void GraphBuilder::Gather(Slice out, Slice in) {
   graph_.ops.push_back({.kind = OpKind::kGather, .out = out, .in = in});
 }
 
-Graph GraphBuilder::Finish(Slice logits) {
+Graph GraphBuilder::Finish(Slice hidden, Slice logits) {
+  graph_.hidden = hidden;
   graph_.logits = logits;
   return std::move(graph_);
 }

@@ -61,6 +61,7 @@ struct Graph {
   ModelConfig config;
   std::vector<Buffer> buffers;
   std::vector<Op> ops;
+  Slice hidden;  // per sample, [hidden_dim]: behind the last norm, what the logits are made of
   Slice logits;  // per sample, [vocab]
 
   // The speed of light: bytes of weights a step must read, whatever the number of rows, without the
@@ -92,7 +93,7 @@ class GraphBuilder {
   void SwiGlu(Slice out, Slice gate, Slice up);
   void Gather(Slice out, Slice in);
 
-  Graph Finish(Slice logits);
+  Graph Finish(Slice hidden, Slice logits);
 
  private:
   Slice AddBuffer(const char* name, std::uint32_t width, bool per_sample);
