@@ -5,6 +5,7 @@
 #include <array>
 #include <atomic>
 
+#include "base/check.h"
 #include "grammar/gbnf.h"
 #include "grammar/json_schema.h"
 #include "grammar/matcher.h"
@@ -25,6 +26,7 @@ Status Parse(const GrammarSpec& spec, grammar::Ast& ast) {
     case GrammarKind::kJsonObject:
       grammar::DefineJsonObject(ast);
       return Done{};
+    case GrammarKind::kNone:
     case GrammarKind::kRegex:
       break;
   }
@@ -39,6 +41,7 @@ Status Parse(const GrammarSpec& spec, grammar::Ast& ast) {
 }  // namespace
 
 Result<SharedGrammar> Grammar::Compile(const GrammarSpec& spec) {
+  CHECK(spec.kind != GrammarKind::kNone);
   grammar::Ast ast;
   if (const Status parsed = Parse(spec, ast); !parsed) return parsed.error();
   if (ast.overflowed()) return Error{ErrorCode::kTooLarge, "the grammar has too many parts"};

@@ -15,11 +15,11 @@
 
 namespace kvrm {
 
-enum class GrammarKind : std::uint8_t { kGbnf, kJsonSchema, kJsonObject, kRegex };
+enum class GrammarKind : std::uint8_t { kNone, kGbnf, kJsonSchema, kJsonObject, kRegex };
 
 struct GrammarSpec {
-  GrammarKind kind = GrammarKind::kJsonObject;
-  std::string text = {};  // kJsonObject has none
+  GrammarKind kind = GrammarKind::kNone;
+  std::string text = {};  // grammar, schema (JSON) or expression; kJsonObject has none
 
   bool operator==(const GrammarSpec&) const = default;
 };
@@ -33,7 +33,8 @@ using SharedGrammar = std::shared_ptr<const Grammar>;
 
 class Grammar {
  public:
-  // Errors name the construct and the limit: kInvalidArgument, kUnsupported, kTooLarge.
+  // Requires: spec.kind != kNone. Errors name the construct and the limit: kInvalidArgument,
+  // kUnsupported, kTooLarge.
   static Result<SharedGrammar> Compile(const GrammarSpec& spec);
 
   const grammar::Automaton& automaton() const noexcept { return automaton_; }

@@ -32,7 +32,7 @@ std::uint32_t MaxExits(const TokenTrie& trie) {
 
 std::size_t NumPlaces(const TokenTrie& trie, std::size_t cache_bytes) {
   const std::size_t place_bytes = (trie.mask_words() + MaxExits(trie)) * sizeof(std::uint32_t);
-  return std::clamp<std::size_t>(cache_bytes / place_bytes, 1, 65536);
+  return std::clamp<std::size_t>(cache_bytes / place_bytes, 1, 1024);
 }
 
 }  // namespace
