@@ -8,6 +8,7 @@
 #include "base/result.h"
 #include "bench/attention.h"
 #include "bench/bench.h"
+#include "bench/masks.h"
 #include "bench/matmul.h"
 #include "bench/peak.h"
 #include "bench/pinned_threads.h"
@@ -17,6 +18,7 @@
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "exec/worker_team.h"
+#include "model/gguf.h"
 
 namespace kvrm {
 namespace {
@@ -256,6 +258,26 @@ void AddVictimsCommand(CLI::App& bench) {
   });
 }
 
+struct MaskFlags : BenchFlags {
+  std::string model;
+};
+
+void AddMaskCommand(CLI::App& bench) {
+  auto flags = std::make_shared<MaskFlags>();
+  CLI::App* command = bench.add_subcommand("masks", "which tokens a grammar allows, per token");
+  command->add_option("-m,--model", flags->model,
+                      "GGUF file whose vocabulary is taken; without it the demo model's");
+  AddCommonFlags(*command, flags.get());
+  command->callback([flags] {
+    if (flags->model.empty()) {
+      const Model demo = LoadModel("");
+      return RunMaskBench(demo.tokenizer(), flags->options, Sink(*flags));
+    }
+    const GgufFile file = OrThrow(GgufFile::Open(flags->model));
+    RunMaskBench(OrThrow(Tokenizer::FromGguf(file)), flags->options, Sink(*flags));
+  });
+}
+
 }  // namespace
 
 void AddBenchCommand(CLI::App& app) {
@@ -269,6 +291,7 @@ void AddBenchCommand(CLI::App& app) {
   AddPrefillCommand(*bench);
   AddSampleCommand(*bench);
   AddVictimsCommand(*bench);
+  AddMaskCommand(*bench);
 }
 
 }  // namespace kvrm

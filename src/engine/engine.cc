@@ -15,6 +15,7 @@
 #include "base/check.h"
 #include "base/mutant.h"
 #include "base/snapshot.h"
+#include "engine/grammar_guide.h"
 #include "engine/outbox.h"
 #include "engine/request_checks.h"
 #include "engine/sampler.h"
@@ -208,6 +209,10 @@ struct Engine::State {
                    .log = loop.log()},
                   loop.cache()),
         sampler(vocab_size, KernelsByName(options.kernels)),
+        guide(vocab_size,
+              options.mask_cache_bytes > 0 ? parts.token_bytes
+                                           : std::function<std::string(std::int32_t)>(),
+              options.mask_cache_bytes),
         commands(2 * (std::size_t{options.max_queued} + options.max_rows)),
         outbox(LimitsOf(options)),
         finished(std::size_t{options.max_queued} + options.max_rows) {
@@ -218,6 +223,8 @@ struct Engine::State {
     reserved.push_back(
         {.owner = "queues",
          .bytes = commands.reserved_bytes() + outbox.reserved_bytes() + finished.reserved_bytes()});
+    if (guide.available())
+      reserved.push_back({.owner = "grammar masks", .bytes = guide.reserved_bytes()});
     if (loop.log_bytes() > 0) {
       sampled_tokens.reserve(loop.limits().max_samples);
       reserved.push_back({.owner = "descriptor log", .bytes = loop.log_bytes()});
@@ -551,14 +558,32 @@ struct Engine::State {
     }
   }
 
+  static bool IsStop(const Sequence& sequence, std::int32_t token) noexcept {
+    const std::vector<std::int32_t>& stops = sequence.stop_ids;
+    return std::find(stops.begin(), stops.end(), token) != stops.end();
+  }
+
+  // The next token, which the output's grammar has taken.
+  Sampled Sample(Sequence& sequence, std::uint32_t sample) noexcept {
+    const Sampled nothing = {.nothing_allowed = true};
+    LogitEdits edits = {.rules = &sequence.rules,
+                        .tokens = sequence.tokens,
+                        .num_prompt_tokens = sequence.num_prompt_tokens,
+                        .stop_ids = sequence.stop_ids};
+    if (sequence.matcher != nullptr) {
+      edits.allowed = guide.Allowed(*sequence.matcher, sequence.stop_ids);
+      if (edits.allowed.empty()) return nothing;
+    }
+    const Sampled sampled = sampler.Sample(loop.executor().Logits(sample),
+                                           loop.executor().Stats(sample), sequence.sampling, edits);
+    if (sampled.token < 0 || sequence.matcher == nullptr || IsStop(sequence, sampled.token))
+      return sampled;
+    return guide.Accept(*sequence.matcher, sampled.token) ? sampled : nothing;
+  }
+
   void TakeToken(Sequence& sequence, std::uint32_t sample) noexcept {
     if (sequence.pooling != Pooling::kNone) return EndEmbedding(sequence, sample);
-    const Sampled sampled = sampler.Sample(loop.executor().Logits(sample),
-                                           loop.executor().Stats(sample), sequence.sampling,
-                                           {.rules = &sequence.rules,
-                                            .tokens = sequence.tokens,
-                                            .num_prompt_tokens = sequence.num_prompt_tokens,
-                                            .stop_ids = sequence.stop_ids});
+    const Sampled sampled = Sample(sequence, sample);
     // Samples that were forked off share the logits of their parent's.
     if (loop.log() != nullptr && sampled_tokens[sample] < 0) sampled_tokens[sample] = sampled.token;
     if (sampled.token < 0) {
@@ -577,8 +602,7 @@ struct Engine::State {
     ++counts[kOutputTokens];
     if (sequence.num_top_logprobs > 0)
       PushLogprobs(sequence, sample, sequence.length() - 1, sequence.num_top_logprobs);
-    const std::vector<std::int32_t>& stops = sequence.stop_ids;
-    const bool stops_here = std::find(stops.begin(), stops.end(), sampled.token) != stops.end();
+    const bool stops_here = IsStop(sequence, sampled.token);
     const FinishReason finish = stops_here                                 ? FinishReason::kStop
                                 : sequence.length() == sequence.max_length ? FinishReason::kLength
                                                                            : FinishReason::kNone;
@@ -606,6 +630,21 @@ struct Engine::State {
     sequence.tenant_weight = request.tenant_weight;
   }
 
+  // Any thread. Leaves the request with a compiled grammar if it has one.
+  std::optional<Error> PrepareGrammar(Request& request) const {
+    if (request.grammar.kind == GrammarKind::kNone && request.compiled_grammar == nullptr)
+      return std::nullopt;
+    if (!guide.available())
+      return Error{ErrorCode::kUnsupported, "this engine has no vocabulary for grammars"};
+    if (request.stop_ids.empty()) return Invalid("a grammar needs stop ids to end the output");
+    if (request.pooling != Pooling::kNone) return Invalid("an embedding has no grammar");
+    if (request.compiled_grammar != nullptr) return std::nullopt;
+    Result<SharedGrammar> compiled = Grammar::Compile(request.grammar);
+    if (!compiled) return compiled.error();
+    request.compiled_grammar = *std::move(compiled);
+    return std::nullopt;
+  }
+
   // Any thread. One sequence for each sample, the first at the front.
   std::unique_ptr<Sequence> MakeSequences(Request request) const {
     const auto num_prompt_tokens = static_cast<std::uint32_t>(request.prompt.size());
@@ -616,6 +655,8 @@ struct Engine::State {
       sequence->sampling = request.sampling;
       sequence->sampling.seed += i;
       sequence->rules = request.rules;
+      if (request.compiled_grammar != nullptr)
+        sequence->matcher = std::make_unique<GrammarMatcher>(request.compiled_grammar);
       sequence->num_top_logprobs = request.num_top_logprobs;
       if (i == 0) sequence->num_prompt_logprobs = request.num_prompt_logprobs;
       sequence->pooling = request.pooling;
@@ -705,6 +746,7 @@ struct Engine::State {
   StepLoop loop;
   Scheduler scheduler;
   Sampler sampler;
+  GrammarGuide guide;
   BoundedQueue<Command> commands;                    // any thread -> engine
   Outbox outbox;                                     // engine -> consumer
   BoundedQueue<std::unique_ptr<Sequence>> finished;  // engine -> consumer, to be freed
@@ -842,8 +884,7 @@ Result<RequestId> Engine::Submit(Request request) {
   if (std::optional<Error> error = ErrorInResults(request)) return *std::move(error);
   if (request.pooling != Pooling::kNone && s.hidden_dim == 0)
     return Error{ErrorCode::kUnsupported, "this executor has no hidden states to pool"};
-  if (request.grammar.kind != GrammarKind::kNone)
-    return Error{ErrorCode::kUnsupported, "grammars are not supported yet"};
+  if (std::optional<Error> error = s.PrepareGrammar(request)) return *std::move(error);
   if (!(request.tenant_weight >= 1.0f / 1024 && request.tenant_weight <= 1024.0f)) {
     return Invalid("tenant_weight must be 1/1024 to 1024");
   }

@@ -59,6 +59,9 @@ struct EngineOptions {
   // exact number, before any of it is touched. The model's own file, which is mapped, and the
   // program itself are not counted.
   std::uint64_t memory_budget = 0;
+  // Masks of grammars that are kept (grammar/mask_builder.h). 0: no grammars, and no trie of the
+  // vocabulary for them.
+  std::uint64_t mask_cache_bytes = std::uint64_t{16} << 20;
   // Called while weights are packed, with bytes done and in all.
   std::function<void(std::uint64_t done, std::uint64_t total)> load_progress = {};
 };

@@ -102,6 +102,8 @@ const char* FinishReasonName(FinishReason reason) {
       return "abort";
     case FinishReason::kError:
       return "error";
+    case FinishReason::kNothingAllowed:
+      return "nothing_allowed";
     case FinishReason::kTimeout:
       return "timeout";
     case FinishReason::kWaited:

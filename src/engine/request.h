@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "grammar/grammar.h"
+
 namespace kvrm {
 
 enum class RequestId : std::uint64_t {};
@@ -46,13 +48,6 @@ inline constexpr std::size_t kMaxAllowedIds = 1024;
 inline constexpr std::size_t kMaxBadWords = 64;
 inline constexpr std::size_t kMaxBadWordTokens = 32;
 
-// What the output as a whole must be.
-enum class GrammarKind : std::uint8_t { kNone, kGbnf, kJsonSchema, kJsonObject, kRegex };
-struct GrammarSpec {
-  GrammarKind kind = GrammarKind::kNone;
-  std::string text = {};  // grammar, schema (JSON) or expression
-};
-
 inline constexpr std::uint32_t kMaxSamples = 128;
 inline constexpr std::size_t kMaxSaltBytes = 256;
 
@@ -67,7 +62,10 @@ struct Request {
   std::uint32_t max_tokens = 16;          // at least 1; cut to the rest of the context
   SamplingParams sampling = {};
   LogitRules rules = {};
+  // What the output as a whole must be. It can end only by a stop id, so there must be one.
   GrammarSpec grammar = {};
+  // The same, compiled on a thread that has the time (GrammarCache); else Submit compiles it.
+  SharedGrammar compiled_grammar = {};
   std::vector<std::int32_t> stop_ids = {};  // These end the output and are not part of its text.
   // Outputs of the same prompt, 1 to kMaxSamples. The prompt is computed once and shared. They are
   // requests of their own, whose ids follow one another; the seed of output i is seed + i.

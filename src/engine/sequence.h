@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "engine/request.h"
+#include "grammar/matcher.h"
 #include "step/ids.h"
 #include "step/prefix_key.h"
 
@@ -24,6 +25,7 @@ struct Sequence {
   RequestId id{};
   SamplingParams sampling;
   LogitRules rules;
+  std::unique_ptr<GrammarMatcher> matcher;  // where the output is in its grammar; null: none
   std::vector<std::int32_t> stop_ids;
   std::vector<std::int32_t> tokens;  // prompt, then output; capacity for all of max_length
   std::uint32_t num_prompt_tokens = 0;

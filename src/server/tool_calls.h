@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// ToolCallParser: from a model's text to content and tool calls, as it comes.
+//
+// Families of models write calls in their own ways; the text of the chat template says which
+// (DetectToolFormat). Total: any text goes in, and whatever is not a call of the format comes out
+// as content. Content and calls do not depend on how the text was cut into pieces.
+//
+//   text  --opener-->  header  --{-->  call  --balanced-->  header  --closer or other text-->  text
+//
+//   text    content; what may be the beginning of an opener is held back
+//   header  between an opener, or a call, and the next object: separators, or a name
+//   call    one JSON object: the call with its name, or after a name the arguments alone. The
+//           arguments go out as they come once the name is known; until then the text may still
+//           turn out to be content
+//
+// Given whole UTF-8 per push, whole UTF-8 comes out. A push costs time in proportion to its length.
+//
+// Threading: one thread. Memory: the text of an unfinished call.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "server/call_reader.h"
+
+namespace kvrm {
+
+enum class ToolFormat : std::uint8_t {
+  kJson,           // {"name", "arguments"} as the whole answer: where the template names no format
+  kNamed,          // the whole answer is the arguments of one function that was asked for
+  kHermes,         // <tool_call>{"name", "arguments"}</tool_call>: Hermes, Qwen, Granite 4
+  kLlama,          // {"name", "parameters"} as the whole answer, or after <|python_tag|>; ; between
+  kMistral,        // [TOOL_CALLS][{"name", "arguments"}], or [TOOL_CALLS]name[ARGS]{...}
+  kDeepSeek,       // its own control tokens around name and ```json arguments
+  kFunctionary,    // <function=name>{...}</function>
+  kFunctionary32,  // >>>name\n{...}; the text after >>>all\n is content
+  kFirefunction,   // functools[{"name", "arguments"}]
+  kGranite,        // <|tool_call|>[{"name", "arguments"}]
+  kCommandR,       // Action: ```json [{"tool_name", "parameters"}]```, or <|START_ACTION|>[...]
+  kKimi,           // <|tool_call_begin|>functions.name:0<|tool_call_argument_begin|>{...}
+};
+
+const char* ToolFormatName(ToolFormat format);
+ToolFormat DetectToolFormat(std::string_view chat_template);
+
+struct ToolCallDelta {
+  std::size_t call_idx = 0;
+  bool begins = false;  // the call's first delta, which has its name
+  std::string name = {};
+  std::string arguments = {};  // to be appended: JSON text
+};
+
+struct OutputDelta {
+  std::string content;
+  std::vector<ToolCallDelta> calls;
+};
+
+struct ToolParserOptions {
+  ToolFormat format = ToolFormat::kJson;
+  std::vector<std::string> names;  // of the tools; kNamed: the one
+  // One call at most; what follows it is content.
+  bool single = false;
+};
+
+class ToolCallParser {
+ public:
+  static constexpr std::size_t kMaxCalls = 128;
+
+  explicit ToolCallParser(ToolParserOptions options);
+
+  OutputDelta Push(std::string_view text);
+  // The text has ended. A call that is cut off stays as far as it has come.
+  OutputDelta Finish();
+  std::size_t num_calls() const { return num_calls_; }
+
+ private:
+  enum class State : std::uint8_t { kStart, kText, kHeader, kCall };
+
+  void Take(char c);
+  void TakeStart(char c);
+  void TakeText(char c);
+  void TakeHeader(char c);
+  void TakeCall(char c);
+  void BeginCall(std::optional<std::string> name);
+  void Report(CallReader::Status status);
+  bool MayBegin(const std::string& name) const;
+  void EndRegion();
+  void GiveUp();
+  void AddContent(std::string_view text);
+  std::string_view HeaderTail() const;
+  std::optional<std::string> NameInHeader() const;
+  bool HeaderIsHopeless() const;
+
+  const ToolParserOptions options_;
+  State state_ = State::kStart;
+  std::string held_;      // kText: what may begin an opener
+  std::string fallback_;  // kStart, kHeader, kCall: what is content if this is no call
+  std::string header_;
+  CallReader reader_;
+  bool after_call_ = false;  // kHeader: behind a call, not behind an opener
+  bool started_ = false;     // kCall: the call has gone out
+  std::string space_;        // white space that is content only if more content follows
+  std::size_t num_calls_ = 0;
+  OutputDelta delta_;
+};
+
+// Splits off what a model thinks before it answers: <think> ... </think> at the beginning.
+class ReasoningSplitter {
+ public:
+  // `inside`: the prompt itself opened it.
+  explicit ReasoningSplitter(bool inside) : state_(inside ? State::kInside : State::kBefore) {}
+
+  struct Parts {
+    std::string reasoning;
+    std::string content;
+  };
+  Parts Push(std::string_view text);
+  Parts Finish();
+
+ private:
+  enum class State : std::uint8_t { kBefore, kInside, kBehind, kContent };
+  std::string held_;
+  State state_;
+};
+
+// Whether a prompt ends by opening it.
+bool EndsInReasoning(std::string_view prompt);
+
+}  // namespace kvrm

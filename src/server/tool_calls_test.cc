@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/tool_calls.h"
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+#include "base/rng.h"
+
+namespace kvrm {
+namespace {
+
+struct Call {
+  std::string name;
+  std::string arguments = {};
+  friend bool operator==(const Call&, const Call&) = default;
+};
+
+struct Parsed {
+  std::string content;
+  std::vector<Call> calls;
+  friend bool operator==(const Parsed&, const Parsed&) = default;
+};
+
+void Add(const OutputDelta& delta, Parsed& parsed) {
+  parsed.content += delta.content;
+  for (const ToolCallDelta& call : delta.calls) {
+    if (call.begins) parsed.calls.push_back({.name = call.name});
+    ASSERT_EQ(call.call_idx + 1, parsed.calls.size());
+    parsed.calls.back().arguments += call.arguments;
+  }
+}
+
+const std::vector<std::string> kNames = {"get_weather", "add"};
+
+// In pieces of `piece_bytes`; 0: at once.
+Parsed Parse(ToolFormat format, std::string_view text, std::size_t piece_bytes = 0) {
+  ToolCallParser parser({.format = format, .names = kNames});
+  Parsed parsed;
+  const std::size_t step = piece_bytes == 0 ? std::max<std::size_t>(text.size(), 1) : piece_bytes;
+  for (std::size_t at = 0; at < text.size(); at += step)
+    Add(parser.Push(text.substr(at, step)), parsed);
+  Add(parser.Finish(), parsed);
+  EXPECT_EQ(parser.num_calls(), parsed.calls.size());
+  return parsed;
+}
+
+struct Case {
+  ToolFormat format;
+  std::string text;
+  Parsed parsed;
+};
+
+const Call kWeather = {"get_weather", R"({"city": "Paris"})"};
+const Call kAdd = {"add", R"({"a": [1, {"b": "}"}], "c": "\""})"};
+
+std::vector<Case> GoodCases() {
+  return {
+      {ToolFormat::kHermes,
+       "I look.\n<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}\n"
+       "</tool_call>\n<tool_call>{\"arguments\": {\"a\": [1, {\"b\": \"}\"}], \"c\": \"\\\"\"}, "
+       "\"name\": \"add\"}</tool_call>",
+       {"I look.", {kWeather, kAdd}}},
+      {ToolFormat::kHermes,
+       "<tool_call>{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}</tool_call> "
+       "Done.",
+       {" Done.", {kWeather}}},
+      {ToolFormat::kLlama,
+       R"({"name": "get_weather", "parameters": {"city": "Paris"}}; {"name":"add","parameters":)"
+       R"({"a": [1, {"b": "}"}], "c": "\""}})",
+       {"", {kWeather, kAdd}}},
+      {ToolFormat::kLlama,
+       R"(<|python_tag|>{"type": "function", "name": "get_weather", "parameters": {"city": "Paris"}})",
+       {"", {kWeather}}},
+      {ToolFormat::kMistral,
+       R"([TOOL_CALLS] [{"name": "get_weather", "arguments": {"city": "Paris"}, "id": "abc"},)"
+       R"({"name": "add", "arguments": {"a": [1, {"b": "}"}], "c": "\""}}])",
+       {"", {kWeather, kAdd}}},
+      {ToolFormat::kMistral,
+       R"(Yes.[TOOL_CALLS]get_weather[ARGS]{"city": "Paris"}[TOOL_CALLS]add[CALL_ID]x1[ARGS])"
+       R"({"a": [1, {"b": "}"}], "c": "\""})",
+       {"Yes.", {kWeather, kAdd}}},
+      {ToolFormat::kDeepSeek,
+       "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n"
+       "{\"city\": "
+       "\"Paris\"}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>add"
+       "\n```json\n{\"a\": [1, {\"b\": \"}\"}], \"c\": \"\\\"\"}\n```<｜tool▁call▁end｜>"
+       "<｜tool▁calls▁end｜>",
+       {"", {kWeather, kAdd}}},
+      {ToolFormat::kDeepSeek,
+       "Wait.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{\"city\": "
+       "\"Paris\"}"
+       "<｜tool▁call▁end｜>",
+       {"Wait.", {kWeather}}},
+      {ToolFormat::kFunctionary,
+       R"(<function=get_weather>{"city": "Paris"}</function><function=add>)"
+       R"({"a": [1, {"b": "}"}], "c": "\""}</function>)",
+       {"", {kWeather, kAdd}}},
+      {ToolFormat::kFunctionary32,
+       "all\nOf course.>>>get_weather\n{\"city\": \"Paris\"}>>>add\n"
+       R"({"a": [1, {"b": "}"}], "c": "\""})",
+       {"Of course.", {kWeather, kAdd}}},
+      {ToolFormat::kFunctionary32, "get_weather\n{\"city\": \"Paris\"}", {"", {kWeather}}},
+      {ToolFormat::kFirefunction,
+       R"( functools[{"name": "get_weather", "arguments": {"city": "Paris"}}, {"name": "add",)"
+       R"("arguments": {"a": [1, {"b": "}"}], "c": "\""}}])",
+       {"", {kWeather, kAdd}}},
+      {ToolFormat::kGranite,
+       R"(<|tool_call|>[{"name": "get_weather", "arguments": {"city": "Paris"}}])",
+       {"", {kWeather}}},
+      {ToolFormat::kCommandR,
+       "Action: ```json\n[\n    {\n        \"tool_name\": \"get_weather\",\n        "
+       "\"parameters\": "
+       "{\"city\": \"Paris\"}\n    }\n]```",
+       {"", {kWeather}}},
+      {ToolFormat::kCommandR,
+       R"(<|START_ACTION|>[{"tool_call_id": "0", "tool_name": "get_weather", "parameters": )"
+       R"({"city": "Paris"}}]<|END_ACTION|>)",
+       {"", {kWeather}}},
+      {ToolFormat::kKimi,
+       R"(<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0)"
+       R"(<|tool_call_argument_begin|>{"city": "Paris"}<|tool_call_end|><|tool_call_begin|>)"
+       R"(functions.add:1<|tool_call_argument_begin|>{"a": [1, {"b": "}"}], "c": "\""})"
+       R"(<|tool_call_end|><|tool_calls_section_end|>)",
+       {"", {kWeather, kAdd}}},
+      {ToolFormat::kJson,
+       R"([{"name": "get_weather", "arguments": {"city": "Paris"}}, {"type": "function",)"
+       R"("function": {"name": "add", "arguments": "{\"a\": 1}"}}])",
+       {"", {kWeather, {"add", R"({"a": 1})"}}}},
+      {ToolFormat::kJson,
+       "```json\n",  // a fence alone is no call
+       {"```json\n", {}}},
+      {ToolFormat::kNamed, R"( {"city": "Paris"})", {"", {kWeather}}},
+  };
+}
+
+TEST(ToolCalls, AreFoundInEveryFormat) {
+  for (const Case& c : GoodCases()) {
+    const Parsed parsed = Parse(c.format, c.text);
+    EXPECT_EQ(parsed.content, c.parsed.content) << c.text;
+    ASSERT_EQ(parsed.calls.size(), c.parsed.calls.size()) << c.text;
+    for (std::size_t i = 0; i < parsed.calls.size(); ++i) {
+      EXPECT_EQ(parsed.calls[i].name, c.parsed.calls[i].name) << c.text;
+      EXPECT_EQ(parsed.calls[i].arguments, c.parsed.calls[i].arguments) << c.text;
+    }
+  }
+}
+
+TEST(ToolCalls, DoNotDependOnHowTheTextIsCut) {
+  for (const Case& c : GoodCases()) {
+    for (std::size_t piece_bytes = 1; piece_bytes < 12; ++piece_bytes)
+      EXPECT_EQ(Parse(c.format, c.text, piece_bytes), Parse(c.format, c.text)) << c.text;
+  }
+}
+
+TEST(ToolCalls, OtherTextIsContent) {
+  const std::vector<std::string> texts = {
+      "Plain text.",
+      " with space around \n",
+      "<tool_call",
+      "<tool_call>no object</tool_call> and more",
+      "Action: think about it",
+      "functools is a module",
+      R"({"name": "unknown", "parameters": {}})",
+      R"({"answer": 42})",
+      R"([1, 2, 3])",
+      "{ broken",
+      ">>> import os",
+      "all the same",
+      "<function=two words>{}",
+      "[TOOL_CALLS] is a mark of theirs.",
+      "<|tool_call|>[not json]",
+      "",
+  };
+  for (int format = 0; format <= static_cast<int>(ToolFormat::kKimi); ++format) {
+    for (const std::string& text : texts) {
+      const auto tool_format = static_cast<ToolFormat>(format);
+      if (tool_format == ToolFormat::kNamed) continue;  // There every object is the call.
+      const Parsed parsed = Parse(tool_format, text);
+      EXPECT_TRUE(parsed.calls.empty()) << ToolFormatName(tool_format) << ": " << text;
+      EXPECT_EQ(parsed.content, text) << ToolFormatName(tool_format);
+    }
+  }
+}
+
+TEST(ToolCalls, GoOutAsTheyComeAndStayAsFarAsTheyCame) {
+  ToolCallParser parser({.format = ToolFormat::kHermes, .names = kNames});
+  EXPECT_TRUE(parser.Push("<tool_call>{\"name\": \"add").calls.empty());
+  OutputDelta delta = parser.Push("\", \"arguments\": {\"a");
+  ASSERT_EQ(delta.calls.size(), 1u);
+  EXPECT_TRUE(delta.calls[0].begins);
+  EXPECT_EQ(delta.calls[0].name, "add");
+  EXPECT_EQ(delta.calls[0].arguments, "{\"a");
+  delta = parser.Push("\": 1");
+  ASSERT_EQ(delta.calls.size(), 1u);
+  EXPECT_FALSE(delta.calls[0].begins);
+  EXPECT_EQ(delta.calls[0].arguments, "\": 1");
+  delta = parser.Finish();
+  EXPECT_TRUE(delta.calls.empty());
+  EXPECT_EQ(delta.content, "");
+}
+
+TEST(ToolCalls, OneCallIsEnoughWhereOnlyOneIsWanted) {
+  ToolCallParser parser({.format = ToolFormat::kHermes, .names = kNames, .single = true});
+  const std::string call = R"(<tool_call>{"name": "add", "arguments": {}}</tool_call>)";
+  Parsed parsed;
+  Add(parser.Push(call + call), parsed);
+  Add(parser.Finish(), parsed);
+  EXPECT_EQ(parsed.calls.size(), 1u);
+  EXPECT_EQ(parsed.content, call);
+}
+
+// Pieces of all formats in any order: every byte ends somewhere, and cuts change nothing.
+TEST(ToolCalls, AnyTextGoesIn) {
+  const std::vector<std::string> pieces = {
+      "<tool_call>",
+      "</tool_call>",
+      "{",
+      "}",
+      "[",
+      "]",
+      "\"",
+      "\\",
+      ",",
+      ":",
+      "\n",
+      " ",
+      "name",
+      "\"name\":",
+      "\"add\"",
+      "\"arguments\":",
+      "<function=",
+      "add>",
+      ">>>",
+      "all\n",
+      "functools",
+      "[TOOL_CALLS]",
+      "[ARGS]",
+      "add",
+      "Action:",
+      "```json",
+      "null",
+      "1",
+      "\"function\":{",
+      "<|python_tag|>",
+      "<｜tool▁calls▁begin｜>",
+      "<｜tool▁call▁begin｜>",
+      "<｜tool▁sep｜>",
+      "<|tool_call_begin|>functions.add:0<|tool_call_argument_begin|>",
+      "é"};
+  Rng rng(1);
+  std::size_t num_calls = 0;
+  for (int round = 0; round < 20000; ++round) {
+    std::string text;
+    for (std::size_t i = 1 + rng.Below(30); i > 0; --i)
+      text += pieces[rng.Below(pieces.size())];
+    const auto format = static_cast<ToolFormat>(rng.Below(12));
+    const Parsed whole = Parse(format, text);
+    ASSERT_EQ(Parse(format, text, 1 + rng.Below(7)), whole) << text;
+    num_calls += whole.calls.size();
+    if (format == ToolFormat::kFunctionary32) continue;  // Its "all" is no content.
+    ASSERT_TRUE(!whole.calls.empty() || whole.content == text) << ToolFormatName(format) << text;
+  }
+  EXPECT_GT(num_calls, 100u);
+}
+
+TEST(ToolCalls, DepthIsBounded) {
+  const std::string deep = R"(<tool_call>{"name": "add", "arguments": )" + std::string(100000, '[');
+  const Parsed parsed = Parse(ToolFormat::kHermes, deep);
+  ASSERT_EQ(parsed.calls.size(), 1u);
+  EXPECT_LT(parsed.calls[0].arguments.size(), 100u);
+}
+
+TEST(ToolCalls, FormatIsReadFromTheTemplate) {
+  EXPECT_EQ(DetectToolFormat("... <tool_call>\n ..."), ToolFormat::kHermes);
+  EXPECT_EQ(DetectToolFormat("... [TOOL_CALLS] ..."), ToolFormat::kMistral);
+  EXPECT_EQ(DetectToolFormat("<|start_header_id|> {\"name\": ..., \"parameters\": ...}"),
+            ToolFormat::kLlama);
+  EXPECT_EQ(DetectToolFormat("<｜tool▁call▁begin｜>"), ToolFormat::kDeepSeek);
+  EXPECT_EQ(DetectToolFormat("<function=x></function>"), ToolFormat::kFunctionary);
+  EXPECT_EQ(DetectToolFormat(">>>all\n"), ToolFormat::kFunctionary32);
+  EXPECT_EQ(DetectToolFormat("{{ messages }}"), ToolFormat::kJson);
+}
+
+TEST(Reasoning, IsWhatStandsBetweenTheMarksAtTheBeginning) {
+  struct Example {
+    bool inside;
+    std::string text;
+    std::string reasoning;
+    std::string content;
+  };
+  const std::vector<Example> examples = {
+      {false, "<think>\nhm\n</think>\n\nYes.", "\nhm\n", "Yes."},
+      {false, "\n<think>a</think>b", "a", "b"},
+      {true, "hm</think>Yes. </think>", "hm", "Yes. </think>"},
+      {true, "never ends </thin", "never ends </thin", ""},
+      {false, "Yes <think>no</think>", "", "Yes <think>no</think>"},
+      {false, " <thi", "", " <thi"},
+      {false, "", "", ""},
+  };
+  for (const Example& example : examples) {
+    for (std::size_t step = 1; step < 10; ++step) {
+      ReasoningSplitter splitter(example.inside);
+      ReasoningSplitter::Parts all;
+      const auto add = [&](const ReasoningSplitter::Parts& parts) {
+        all.reasoning += parts.reasoning;
+        all.content += parts.content;
+      };
+      for (std::size_t at = 0; at < example.text.size(); at += step)
+        add(splitter.Push(std::string_view(example.text).substr(at, step)));
+      add(splitter.Finish());
+      EXPECT_EQ(all.reasoning, example.reasoning) << example.text;
+      EXPECT_EQ(all.content, example.content) << example.text;
+    }
+  }
+  EXPECT_TRUE(EndsInReasoning("<|assistant|><think>\n"));
+  EXPECT_FALSE(EndsInReasoning("<think></think>"));
+}
+
+}  // namespace
+}  // namespace kvrm
