@@ -143,6 +143,49 @@ TEST(EngineTarget, VictimsAreCancelledWhenTheirPhasesAreOver) {
   EXPECT_GT(metrics.phases[2].itl.max, metrics.phases[1].itl.max);
 }
 
+// What the descriptors say has moved is what the cache says it has.
+TEST(EngineTarget, MovedBytesAreThoseOfTheCache) {
+  const DeviceProfile profile;
+  SimClock clock;
+  HostDevice device;
+  StepProbe probe;
+  Engine engine(ProfileParts(profile, device, &probe, &clock),
+                {.max_rows = 8,
+                 .max_context = 2048,
+                 .max_step_tokens = 64,
+                 .kv_tokens = 4096,
+                 .max_runs = 2,
+                 .placement = PlacementPolicy::kLifo,
+                 .prefix_cache = false,
+                 .max_queued = 4096,
+                 .kernels = "scalar"},
+                clock);
+  const Workload workload = Generate({.family = WorkloadFamily::kFragmentation,
+                                      .seed = 5,
+                                      .num_requests = 40,
+                                      .rate_rps = 50.0,
+                                      .length_scale = 0.5});
+  const std::string path = TempPath("moved");
+  {
+    RecordWriter writer(path, {.target = "sim", .clock = "virtual"});
+    const ReplayOptions options;
+    ReplayRun run(workload, options, writer);
+    EngineTarget(engine, probe, clock,
+                 {.vocab = {0, kProfileVocab},
+                  .wait = [&clock](std::int64_t now_ns,
+                                   std::int64_t until_ns) { clock.Advance(until_ns - now_ns); }})
+        .Run(run);
+    writer.End(clock.NowNs());
+  }
+  const Result<Record> record = ReadRecord(path);
+  std::remove(path.c_str());
+  ASSERT_TRUE(record) << record.error().message;
+  const KvStats kv = engine.kv_stats();
+  const std::uint64_t block_bytes = kv.pool_bytes / (std::uint64_t{kv.num_blocks} + 1);
+  EXPECT_GT(kv.num_moved_blocks, 0u);
+  EXPECT_EQ(Measure(*record, {}).steps.moved_bytes, kv.num_moved_blocks * block_bytes);
+}
+
 TEST(DeviceProfile, NamesTheFieldThatIsWrong) {
   const auto error = [](const char* text) {
     const Result<DeviceProfile> profile = ParseDeviceProfile(text);
