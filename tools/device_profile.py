@@ -48,11 +48,13 @@ def fit(samples):
 
 
 def features(line):
-    """Of one measurement: steps, rows, tokens, attended bytes."""
+    """Of one measurement: steps, rows, tokens, attended bytes, prompt pairs."""
     if line["bench"] == "decode":
-        return [1, line["rows"], line["rows"], line["kv_bytes"]]
-    steps = -(-line["tokens"] // line["chunk"])
-    return [steps, steps, line["tokens"], line["kv_bytes"]]
+        return [1, line["rows"], line["rows"], line["kv_bytes"], 0]
+    tokens, chunk = line["tokens"], line["chunk"]
+    ends = [min(end, tokens) for end in range(chunk, tokens + chunk, chunk)]
+    return [len(ends), len(ends), tokens, sum(ends) * line["token_bytes"],
+            tokens * (tokens + 1) // 2]
 
 
 def main(path):
@@ -63,18 +65,21 @@ def main(path):
     if not decode or len(decode) == len(lines):
         sys.exit("lines of both kvrm bench decode and kvrm bench prefill are needed")
     used = decode + [line for line in lines if line["bench"] == "prefill"]
+    kv_token_bytes = decode[0]["kv_bytes"] // (decode[0]["rows"] * int(decode[0]["context"]))
+    for line in used:
+        line["token_bytes"] = kv_token_bytes
     samples = [(features(line), line["quiet_milliseconds"] * 1e6) for line in used]
-    step, row, token, byte = fit(samples)
+    costs = fit(samples)
+    step, row, token, byte, pair = costs
     for (each, ns), line in zip(samples, used):
-        predicted = sum(x * y for x, y in zip(each, [step, row, token, byte]))
+        predicted = sum(x * y for x, y in zip(each, costs))
         what = f"{line['rows']} rows of {line['context']}" if line in decode else \
             f"prompt of {line['tokens']}"
         print(f"{what}: {ns / 1e6:.3f} ms measured, {100 * (predicted / ns - 1):+.1f} % fitted",
               file=sys.stderr)
-    kv_token_bytes = decode[0]["kv_bytes"] // (decode[0]["rows"] * int(decode[0]["context"]))
     print(json.dumps({"name": f"{used[0]['model']}, {used[0]['workers']} workers",
                       "step_us": step / 1e3, "row_us": row / 1e3, "token_us": token / 1e3,
-                      "kv_byte_ns": byte, "move_byte_ns": 0.06,
+                      "kv_byte_ns": byte, "pair_ns": pair, "move_byte_ns": 0.06,
                       "kv_token_bytes": kv_token_bytes, "max_context": 32768}))
 
 

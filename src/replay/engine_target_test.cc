@@ -96,6 +96,23 @@ TEST(EngineTarget, ALoneRequestTakesWhatTheProfileSays) {
             (std::vector<std::int64_t>{174'000 * 2 + 112'000, 111'000, 111'000}));
 }
 
+TEST(EngineTarget, PromptsCostTheirPairs) {
+  VirtualReplay replay;
+  replay.profile = {.step_us = 0.0,
+                    .row_us = 0.0,
+                    .token_us = 0.0,
+                    .kv_byte_ns = 0.0,
+                    .pair_ns = 1.0,
+                    .move_byte_ns = 0.0};
+  replay.workload.requests = {{.prompt_tokens = 66, .output_tokens = 2}};
+  const Result<Record> record = ParseRecord(replay.Run("pairs"));
+  ASSERT_TRUE(record) << record.error().message;
+  ASSERT_EQ(record->steps.size(), 3u);
+  EXPECT_EQ(record->steps[0].ns, 64 * 65 / 2);
+  EXPECT_EQ(record->steps[1].ns, 65 + 66);
+  EXPECT_EQ(record->steps[2].ns, 1);  // One token has no pairs of a prompt; no step takes less.
+}
+
 TEST(EngineTarget, ConversationsFindTheirHistoryInTheCache) {
   VirtualReplay replay;
   replay.workload = Generate({.family = WorkloadFamily::kMultiTurn,
