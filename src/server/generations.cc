@@ -103,8 +103,8 @@ void Generations::Start(ExchangeId exchange, const std::string& request_id, Gene
                      .chat = plan.chat,
                      .include_usage = plan.include_usage};
   if (generation.request_id.empty()) generation.request_id = generation.head.id;
-  ++stats_.num_started;
   generations_.emplace(static_cast<std::uint64_t>(exchange), std::move(owned));
+  ++stats_.num_started;
 
   const auto start =
       plan.chat ? StreamDecoder::Start::kMessage : StreamDecoder::Start::kContinuation;
@@ -196,8 +196,8 @@ void Generations::Emit(Generation& generation, std::size_t choice_idx, const std
   }
   std::string events;
   if (!generation.stream_started) {
-    generation.stream_started = true;  // G3
-    reply_.start_stream(generation.exchange, {{"X-Request-Id", generation.request_id}});
+    reply_.start_stream(generation.exchange, {{"X-Request-Id", generation.request_id}});  // G3
+    generation.stream_started = true;
   }
   if (!choice.begun && generation.head.chat) events += RoleEvent(generation.head, choice_idx);
   choice.begun = true;

@@ -20,6 +20,7 @@
 #include "base/log.h"
 #include "base/result.h"
 #include "base/rng.h"
+#include "base/thread_cpu.h"
 #include "server/http_state.h"
 
 namespace kvrm {
@@ -32,6 +33,8 @@ using ErrorCodeOf = boost::system::error_code;
 constexpr std::int64_t kNsPerMs = 1000000;
 constexpr std::size_t kMaxLingerBytes = 64 << 10;
 constexpr int kBacklog = 1024;
+// Answers to as many take about 1 ms.
+constexpr std::size_t kDueBatch = 32;
 constexpr std::int64_t kNever = kHttpNever;
 
 constexpr std::size_t kMaxRequestIdBytes = 128;
@@ -82,6 +85,9 @@ void HttpServer::State::Protect(const char* where, Body body) {
   // The stall watchdog: nobody else was served meanwhile.
   const std::int64_t taken_ns = clock.NowNs() - begin_ns;
   stats.longest_handler_ns = std::max(stats.longest_handler_ns, taken_ns);
+  const std::int64_t cpu_ns = ThreadCpuNs();
+  stats.longest_cpu_ns = std::max(stats.longest_cpu_ns, cpu_ns - cpu_mark_ns);
+  cpu_mark_ns = cpu_ns;
   if (taken_ns > options.stall_ms * kNsPerMs) ++stats.num_stalls;
 }
 
@@ -153,7 +159,9 @@ void HttpServer::State::OnAccept(const ErrorCodeOf& error, tcp::socket socket) {
     session.tls.emplace(*tls, session.socket.native_handle());
     session.phase = Phase::kHandshake;
   }
-  closed.reserve(sessions.size() + 1);  // so that Close needs no memory
+  // So that closing and timing out need no memory.
+  if (closed.capacity() <= sessions.size()) closed.reserve(2 * sessions.size() + 1);
+  if (due.capacity() <= sessions.size()) due.reserve(2 * sessions.size() + 1);
   sessions.emplace(id, std::move(owned));
   admission.Enter(address);
   session.address = address;
@@ -444,10 +452,34 @@ void HttpServer::State::Reap(std::uint64_t id) {
 
 void HttpServer::State::Tick() {
   const std::int64_t now_ns = clock.NowNs();
+  due.clear();
   for (const auto& entry : sessions) {
-    if (entry.second->phase != Phase::kClosed) CheckDeadlines(*entry.second, now_ns);
+    if (IsDue(*entry.second, now_ns)) due.push_back(entry.first);
   }
+  ServeDue();
   StartAccept();
+}
+
+// Some at a time, so that a crowd that came together and times out together keeps nobody waiting.
+void HttpServer::State::ServeDue() {
+  const std::int64_t now_ns = clock.NowNs();
+  for (std::size_t i = 0; i < kDueBatch && !due.empty(); ++i) {
+    const auto found = sessions.find(due.back());
+    due.pop_back();
+    if (found == sessions.end() || found->second->phase == Phase::kClosed) continue;
+    Session& session = *found->second;
+    OrClose(session, [&] { CheckDeadlines(session, now_ns); });
+  }
+  if (due.empty()) return;
+  asio::post(io, [this] { RunOwn("due", [this] { ServeDue(); }); });
+}
+
+bool HttpServer::State::IsDue(const Session& session, std::int64_t now_ns) const {
+  if (session.phase == Phase::kClosed) return false;
+  return now_ns >= session.send_deadline_ns || now_ns >= session.deadline_ns ||
+         BodyIsTooSlow(session, now_ns) ||
+         (session.phase == Phase::kStreaming && session.unsent() == 0 &&
+          now_ns - session.last_write_ns >= options.ping_ms * kNsPerMs);
 }
 
 void HttpServer::State::CheckDeadlines(Session& session, std::int64_t now_ns) {
@@ -462,11 +494,9 @@ void HttpServer::State::CheckDeadlines(Session& session, std::int64_t now_ns) {
     }
     return Close(session);
   }
-  if (session.phase == Phase::kStreaming && session.unsent() == 0 &&
-      now_ns - session.last_write_ns >= options.ping_ms * kNsPerMs) {
-    AppendEvent(session, ":\n\n");
-    Flush(session);
-  }
+  if (!IsDue(session, now_ns)) return;
+  AppendEvent(session, ":\n\n");
+  Flush(session);
 }
 
 bool HttpServer::State::BodyIsTooSlow(const Session& session, std::int64_t now_ns) const {
@@ -511,6 +541,7 @@ std::uint16_t HttpServer::Listen(const std::string& host, std::uint16_t port) {
 }
 
 void HttpServer::Run() {
+  state_->cpu_mark_ns = ThreadCpuNs();
   // Handlers stop their own exceptions; this second net is for what giving handlers to the
   // io_context throws.
   while (!state_->io.stopped()) {

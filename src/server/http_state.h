@@ -41,6 +41,16 @@ struct HttpServer::State {
   void RunHandler(HttpSession& session, Body body);
   template <typename Body>
   void RunOwn(const char* where, Body body);
+  // A verb that could not be carried out leaves no half an answer: the connection ends.
+  template <typename Body>
+  void OrClose(HttpSession& session, Body body) {
+    try {
+      body();
+    } catch (...) {
+      Close(session);
+      throw;
+    }
+  }
   template <typename Body>
   void Protect(const char* where, Body body);
 
@@ -72,6 +82,8 @@ struct HttpServer::State {
   void FinishClosed();
   void Reap(std::uint64_t id);
   void Tick();
+  void ServeDue();
+  bool IsDue(const HttpSession& session, std::int64_t now_ns) const;
   void CheckDeadlines(HttpSession& session, std::int64_t now_ns);
   bool BodyIsTooSlow(const HttpSession& session, std::int64_t now_ns) const;
   HttpSession* Find(ExchangeId exchange, HttpPhase phase);
@@ -98,6 +110,8 @@ struct HttpServer::State {
   std::unordered_map<std::uint64_t, std::unique_ptr<HttpSession>> sessions;
   std::unordered_map<std::uint64_t, HttpSession*> exchanges;
   std::vector<HttpSession*> closed;  // in this handler; room for every session
+  std::vector<std::uint64_t> due;    // sessions whose deadline has passed; room for every session
+  std::int64_t cpu_mark_ns = 0;      // used by this thread when the last handler was through
   std::array<char, kHttpReadBytes> scratch{};
   std::int64_t date_second = 0;
   std::string date;
