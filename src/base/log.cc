@@ -5,12 +5,22 @@
 #include <spdlog/spdlog.h>
 
 #include <atomic>
+#include <map>
 #include <memory>
+#include <mutex>
+
+#include "base/clock.h"
 
 namespace kvrm {
 namespace {
 
 constexpr std::size_t kMaxValueBytes = 256;
+constexpr std::uint32_t kMaxLinesInWindow = 20;
+constexpr std::int64_t kWindowNs = 5'000'000'000;
+constexpr char kHex[] = "0123456789abcdef";
+constexpr const char* kLevelNames[] = {"debug", "info", "warning", "error"};
+
+std::atomic<LogFormat> log_format{LogFormat::kText};
 
 spdlog::level::level_enum SpdLevel(LogLevel level) {
   switch (level) {
@@ -49,7 +59,6 @@ void AppendValue(std::string& line, std::string_view value) {
   if (plain) {
     line += value;
   } else {
-    static constexpr char kHex[] = "0123456789abcdef";
     line += '"';
     for (const char c : value) {
       const auto byte = static_cast<unsigned char>(c);
@@ -69,27 +78,112 @@ void AppendValue(std::string& line, std::string_view value) {
   if (cut) line += "...";
 }
 
-}  // namespace
+// Bytes that are not printable ASCII as \u00xx: one line, and JSON whatever they were.
+void AppendJsonString(std::string& line, std::string_view value) {
+  const bool cut = value.size() > kMaxValueBytes;
+  line += '"';
+  for (const char c : value.substr(0, kMaxValueBytes)) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (c == '"' || c == '\\') {
+      line += '\\';
+      line += c;
+    } else if (byte < 0x20 || byte >= 0x7f) {
+      line += "\\u00";
+      line += kHex[byte >> 4];
+      line += kHex[byte & 15];
+    } else {
+      line += c;
+    }
+  }
+  line += cut ? "...\"" : "\"";
+}
 
-std::string FormatLogLine(std::string_view event, std::initializer_list<LogField> fields) {
-  std::string line(event);
-  for (const LogField& field : fields) {
+void AppendField(std::string& line, const LogField& field, LogFormat format) {
+  if (format == LogFormat::kText) {
     line += ' ';
     line += field.key;
     line += '=';
     AppendValue(line, field.value);
+    return;
   }
+  line += ",\"";
+  line += field.key;
+  line += "\":";
+  if (field.is_number) {
+    line += field.value;
+  } else {
+    AppendJsonString(line, field.value);
+  }
+}
+
+// By event; events are literals of the program, so the table is bounded.
+bool Admit(std::string_view event, std::uint64_t* num_left_out) {
+  static std::mutex mutex;
+  static auto* const limiters = new std::map<std::string_view, LogLimiter>();
+  const std::lock_guard lock(mutex);
+  return (*limiters)[event].Admit(SystemClock().NowNs(), num_left_out);
+}
+
+}  // namespace
+
+std::string FormatLogLine(std::string_view event, std::initializer_list<LogField> fields,
+                          LogFormat format) {
+  std::string line;
+  if (format == LogFormat::kText) {
+    line = event;
+  } else {
+    line = ",\"event\":";
+    AppendJsonString(line, event);
+  }
+  for (const LogField& field : fields)
+    AppendField(line, field, format);
   return line;
+}
+
+bool LogLimiter::Admit(std::int64_t now_ns, std::uint64_t* num_left_out) {
+  if (window_begin_ns_ == INT64_MIN || now_ns - window_begin_ns_ >= kWindowNs) {
+    window_begin_ns_ = now_ns;
+    num_in_window_ = 0;
+  }
+  if (num_in_window_ == kMaxLinesInWindow) {
+    ++num_left_out_;
+    return false;
+  }
+  ++num_in_window_;
+  *num_left_out = num_left_out_;
+  num_left_out_ = 0;
+  return true;
 }
 
 void Log(LogLevel level, std::string_view event, std::initializer_list<LogField> fields) {
   spdlog::logger& logger = Logger();
   if (!logger.should_log(SpdLevel(level))) return;
-  logger.log(SpdLevel(level), spdlog::string_view_t(FormatLogLine(event, fields)));
+  std::uint64_t num_left_out = 0;
+  if (level >= LogLevel::kWarning && !Admit(event, &num_left_out)) return;
+  const LogFormat format = log_format.load(std::memory_order_relaxed);
+  std::string line = FormatLogLine(event, fields, format);
+  if (num_left_out > 0) AppendField(line, {"left_out", num_left_out}, format);
+  if (format == LogFormat::kJson) line += '}';
+  logger.log(SpdLevel(level), spdlog::string_view_t(line));
 }
 
 void SetLogLevel(LogLevel level) {
   Logger().set_level(SpdLevel(level));
+}
+
+std::optional<LogLevel> FindLogLevel(std::string_view name) {
+  for (int level = 0; level < 4; ++level) {
+    if (name == kLevelNames[level]) return static_cast<LogLevel>(level);
+  }
+  return std::nullopt;
+}
+
+void SetLogFormat(LogFormat format) {
+  log_format = format;
+  if (format == LogFormat::kJson) {
+    Logger().set_pattern("{\"time\":\"%Y-%m-%dT%H:%M:%S.%eZ\",\"level\":\"%l\"%v",
+                         spdlog::pattern_time_type::utc);
+  }
 }
 
 }  // namespace kvrm

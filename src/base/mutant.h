@@ -53,6 +53,14 @@ enum class Mutant : std::uint8_t {
   kForgetAbandoned,  // the moves of a given-up step are forgotten
   kLateDeadline,     // copies of later layers may land one layer late
   kLoseLastLayers,   // of a move that is cut by layers the last range is forgotten
+  // Host tier.
+  kHostReuseEarly,    // a host block that is given up is free at once
+  kResumeTooEarly,    // a row runs before its history is back
+  kParkFreesEarly,    // a block of the pool that is parked is free before it was copied
+  kParkUnsettled,     // a block is parked while a step in flight writes it
+  kWrongTier,         // a history comes back from the pool's blocks of the same numbers
+  kParkForgetsTail,   // the last block of a history is not copied
+  kDiscardKeepsRoom,  // a history that is discarded keeps its host blocks
   // Views.
   kMirrorMissing,       // a window is believed to hold what was never written to it
   kStagedSurvivesOpen,  // a new sequence believes its window filled

@@ -19,7 +19,8 @@
 #include "base/result.h"
 #include "base/rng.h"
 #include "cli/commands.h"
-#include "cli/options.h"
+#include "cli/config.h"
+#include "cli/serve_flags.h"
 #include "engine/engine.h"
 #include "server/api.h"
 
@@ -29,21 +30,6 @@ namespace {
 constexpr long kSignalPollNs = 50'000'000;
 // Time for the last answers to leave after their requests were cut.
 constexpr std::int64_t kAbortGraceNs = 2'000'000'000;
-
-struct ServeFlags {
-  ModelFlags model;
-  std::string alias;
-  std::string host = "127.0.0.1";
-  std::string api_key;
-  std::uint16_t port = 8080;
-  std::uint32_t drain_seconds = 30;
-  bool verbose = false;
-  EngineOptions engine;
-};
-
-bool IsLoopback(const std::string& host) {
-  return host == "localhost" || host == "::1" || host.starts_with("127.");
-}
 
 // Runs Engine::Run on a thread of its own from construction to destruction.
 class EngineThread {
@@ -165,16 +151,6 @@ void ServeUntilSignal(Server& server, EngineThread& engine_thread, const sigset_
        {"refused", stats.http.num_refused + stats.num_rejected}});
 }
 
-ServerOptions OptionsOf(const ServeFlags& flags, const Clock& clock) {
-  ServerOptions options;
-  options.host = flags.host;
-  options.port = flags.port;
-  options.api_key = flags.api_key;
-  options.seed = Mix64(static_cast<std::uint64_t>(clock.NowNs())) ^
-                 static_cast<std::uint64_t>(clock.UnixSeconds());
-  return options;
-}
-
 // What clients call the model: the alias, else the dummy's shape or the file's or folder's own
 // name.
 std::string ServedName(const ServeFlags& flags) {
@@ -186,11 +162,6 @@ std::string ServedName(const ServeFlags& flags) {
 }
 
 void RunServe(const ServeFlags& flags) {
-  if (!IsLoopback(flags.host) && flags.api_key.empty()) {
-    throw StartError("--host " + flags.host +
-                     " is reachable from other machines: give --api-key (or KVRM_ARG_API_KEY), or "
-                     "bind 127.0.0.1");
-  }
   // Every thread made from here on leaves these two to this one.
   sigset_t signals;
   ::sigemptyset(&signals);
@@ -198,9 +169,13 @@ void RunServe(const ServeFlags& flags) {
   ::sigaddset(&signals, SIGTERM);
   ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   ::signal(SIGPIPE, SIG_IGN);  // A reader of our output that leaves does not end the server.
-  if (flags.verbose) SetLogLevel(LogLevel::kDebug);
+  ApplyLogFlags(flags);
 
   const SystemClock clock;
+  ServerOptions server_options = ServerOptionsOf(flags);
+  server_options.seed = Mix64(static_cast<std::uint64_t>(clock.NowNs())) ^
+                        static_cast<std::uint64_t>(clock.UnixSeconds());
+  server_options.http.id_seed = Mix64(server_options.seed);
   const LoadedModel loaded(flags.model);
   const Model& model = loaded.model();
   const ChatSupport chat = LoadChatSupport(model);
@@ -212,7 +187,7 @@ void RunServe(const ServeFlags& flags) {
   model_port.created_unix = clock.UnixSeconds();
   const std::string name = model_port.served_name;
 
-  Server server(PortOf(engine), std::move(model_port), OptionsOf(flags, clock), clock);
+  Server server(PortOf(engine), std::move(model_port), server_options, clock);
   const std::uint16_t port = server.Listen();
   std::printf("%s: %s, %.1f million parameters, context %u\n", name.c_str(),
               ArchitectureName(model.config().architecture),
@@ -222,33 +197,12 @@ void RunServe(const ServeFlags& flags) {
   PrintCache(engine);
   EngineThread engine_thread(engine);
   server.Start();
-  const std::string shown_host =
-      flags.host.find(':') == std::string::npos ? flags.host : "[" + flags.host + "]";
-  PrintNextSteps("http://" + shown_host + ":" + std::to_string(port), name,
-                 chat.chat_template.has_value(), !flags.api_key.empty());
+  const std::string& host = server_options.host;
+  const std::string shown_host = host.find(':') == std::string::npos ? host : "[" + host + "]";
+  const char* const scheme = server_options.http.tls_key_file.empty() ? "http://" : "https://";
+  PrintNextSteps(scheme + shown_host + ":" + std::to_string(port), name,
+                 chat.chat_template.has_value(), !server_options.api_keys.empty());
   ServeUntilSignal(server, engine_thread, signals, clock, flags);
-}
-
-void AddEngineFlags(CLI::App& command, EngineOptions& engine) {
-  command.add_option("-c,--ctx-size,--max-model-len", engine.max_context,
-                     "tokens of context; 0: the model's");
-  command.add_option("-p,--parallel,--max-num-seqs", engine.max_rows, "sequences decoded at once")
-      ->check(CLI::Range(1, 1024))
-      ->capture_default_str();
-  command
-      .add_option("-b,--batch-size,--max-num-batched-tokens", engine.max_step_tokens,
-                  "tokens of one step")
-      ->capture_default_str();
-  command.add_option("-t,--threads", engine.num_threads, "worker threads; 0: all cores");
-  command.add_option("--block-size", engine.block_tokens, "tokens of one KV block")
-      ->capture_default_str();
-  command.add_option("--kv-tokens", engine.kv_tokens,
-                     "tokens the KV pool holds; 0: from the rows, the context and the memory");
-  command.add_option("--max-num-queued-reqs", engine.max_queued, "requests that may wait")
-      ->check(CLI::Range(1, 65536))
-      ->capture_default_str();
-  AddKvFlags(command, &engine);
-  command.add_option("--kernels", engine.kernels, "a table of kernels by name; the best otherwise");
 }
 
 }  // namespace
@@ -256,22 +210,8 @@ void AddEngineFlags(CLI::App& command, EngineOptions& engine) {
 void AddServeCommand(CLI::App& app) {
   auto flags = std::make_shared<ServeFlags>();
   CLI::App* command = app.add_subcommand("serve", "serve the OpenAI-compatible HTTP API");
-  AddModelFlags(*command, &flags->model);
-  command->add_option("-a,--alias,--served-model-name", flags->alias,
-                      "the name clients see; the model's own otherwise");
-  command->add_option("--host", flags->host, "IP address to listen on")->capture_default_str();
-  command->add_option("--port", flags->port, "0: any free one")->capture_default_str();
-  command
-      ->add_option("--api-key", flags->api_key,
-                   "key that clients must send; needed beyond this machine")
-      ->envname("KVRM_ARG_API_KEY");
-  AddEngineFlags(*command, flags->engine);
-  command
-      ->add_option("--shutdown-timeout", flags->drain_seconds,
-                   "seconds running requests get to finish after a signal")
-      ->check(CLI::Range(0, 86400))
-      ->capture_default_str();
-  command->add_flag("-v,--verbose", flags->verbose, "more lines on stderr");
+  AddServeFlags(*command, flags.get());
+  AddConfigSources(*command);
   command->callback([flags] { RunServe(*flags); });
 }
 

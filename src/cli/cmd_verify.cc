@@ -87,7 +87,7 @@ std::unique_ptr<StepReplay> Replay(const StepLogReader& reader, Outcome* outcome
   ForEachRecord(reader, &outcome->problem,
                 [&](const StepLogRecord& record) { return whole = replay->Consume(record); });
   if (whole) return replay;
-  outcome->problem = "records were lost, or another tier was read: this log cannot be replayed";
+  outcome->problem = "records were lost: this log cannot be replayed";
   return nullptr;
 }
 

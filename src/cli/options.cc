@@ -136,6 +136,16 @@ void AddKvFlags(CLI::App& command, EngineOptions* engine) {
                      "file that records every step for kvrm verify; it holds the users' tokens");
 }
 
+void AddChoiceFlag(CLI::App& command, const std::string& flag, const std::string& help,
+                   std::function<bool(const std::string&)> take) {
+  command.add_option_function<std::string>(
+      flag,
+      [flag, help, take = std::move(take)](const std::string& text) {
+        if (!take(text)) throw CLI::ValidationError(flag, "'" + text + "' is no " + help);
+      },
+      help);
+}
+
 bool IsTerminal(int fd) {
   return ::isatty(fd) == 1;
 }

@@ -45,6 +45,11 @@ void AddKvFlags(CLI::App& command, EngineOptions* engine);
 // Adds --kv-dtype alone.
 void AddKvDTypeFlag(CLI::App& command, DType* type);
 
+// Adds a flag whose values are words; `take` says whether it knows one. `help` ends with all of
+// them.
+void AddChoiceFlag(CLI::App& command, const std::string& flag, const std::string& help,
+                   std::function<bool(const std::string&)> take);
+
 // Whether a person reads this stream (file descriptor 1 or 2).
 bool IsTerminal(int fd);
 

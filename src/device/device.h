@@ -46,6 +46,12 @@ class Device {
   // Reserves zeroed memory for the life of the device. Start-up only; throws StartError with the
   // number of bytes when it cannot.
   virtual std::span<std::byte> Reserve(std::size_t bytes, const char* owner) = 0;
+  // The same in memory of the host, for the host tier: what it takes grows as it is used, and
+  // Submit copies between it and the pool. A device with memory of its own gives memory that it can
+  // read.
+  virtual std::span<std::byte> ReserveHost(std::size_t bytes, const char* owner) {
+    return Reserve(bytes, owner);
+  }
   // The pool's memory. Windows are memory of their own, or with `mapped` addresses only, to which
   // Map gives parts of the pool. Start-up only; throws StartError as above, also when `mapped` is
   // asked of a device without virtual memory, or `map_unit` bytes are no whole number of OS pages.

@@ -81,6 +81,8 @@ StepLogHeader LogHeader(const KvCache& cache, const StepLimits& limits) {
           .num_lanes = options.max_seqs,
           .lane_blocks = options.max_blocks_per_seq,
           .ring_entries = kRingEntries,
+          .num_host_blocks = options.host_blocks,
+          .max_parked = options.max_parked,
           .has_lives = true,
           .view = KvViewName(options.view),
           .placement = PlacementPolicyName(options.placement)};

@@ -38,10 +38,10 @@ bool RoomBefore(const Pager& pager, std::span<const Extent> runs, std::size_t ne
 Compactor::Compactor(std::uint32_t max_runs)
     : max_runs_(max_runs), trigger_(TriggerFor(max_runs)) {}
 
-void Compactor::Plan(Pager& pager, Transport& transport) noexcept {
+void Compactor::PlanStuck(Pager& pager, Transport& transport) noexcept {
+  is_unserved_ = false;
   if (pager.num_crowded() == 0) return;
   if (transport.num_groups_left() == 0 || transport.num_blocks_left() == 0) return;
-  is_unserved_ = false;
   const std::uint32_t max_seqs = pager.max_seqs();
   std::uint32_t num_stuck = 0;
   std::uint32_t s = 0;
@@ -53,11 +53,16 @@ void Compactor::Plan(Pager& pager, Transport& transport) noexcept {
     PlanSequence(seq, pager, transport);
   }
   stuck_cursor_ = (stuck_cursor_ + s) % max_seqs;
-  PlanCrowded(pager, transport);
-  if (is_unserved_) Evacuate(pager, transport);
 }
 
 void Compactor::PlanCrowded(Pager& pager, Transport& transport) noexcept {
+  if (pager.num_crowded() == 0) return;
+  if (transport.num_groups_left() == 0 || transport.num_blocks_left() == 0) return;
+  PlanOrdered(pager, transport);
+  if (is_unserved_) Evacuate(pager, transport);
+}
+
+void Compactor::PlanOrdered(Pager& pager, Transport& transport) noexcept {
   struct Candidate {
     SeqId seq{};
     double score = 0;

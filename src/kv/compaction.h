@@ -46,8 +46,10 @@ class Compactor {
     return max_runs >= 8 ? 4 : max_runs >= 4 ? max_runs - 1 : max_runs;
   }
 
-  // Plans moves of crowded sequences within the transport's budget and remaps them.
-  void Plan(Pager& pager, Transport& transport) noexcept;
+  // Plan moves of stuck and of crowded sequences within the transport's budget and remap them; the
+  // stuck first.
+  void PlanStuck(Pager& pager, Transport& transport) noexcept;
+  void PlanCrowded(Pager& pager, Transport& transport) noexcept;
 
   std::uint64_t num_stalls() const noexcept { return num_stalls_; }
 
@@ -58,7 +60,7 @@ class Compactor {
     std::uint32_t gain = 0;
   };
   void PlanSequence(SeqId seq, Pager& pager, Transport& transport) noexcept;
-  void PlanCrowded(Pager& pager, Transport& transport) noexcept;
+  void PlanOrdered(Pager& pager, Transport& transport) noexcept;
   void Evacuate(Pager& pager, Transport& transport) noexcept;
   bool is_pressed(std::uint32_t num_runs) const noexcept { return num_runs + 2 > max_runs_; }
   static void Move(SeqId seq, const Action& action, MovePriority priority, Pager& pager,

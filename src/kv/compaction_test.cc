@@ -30,7 +30,7 @@ struct Bench {
                    .num_pool_blocks = kBlocks,
                    .max_groups = 8,
                    .max_move_bytes_per_step = max_moved * 64},
-                  pool, device, pager),
+                  pool, {}, device, pager),
         builder({.max_rows = 4,
                  .max_tokens = 1024,
                  .max_runs = kBlocks,
@@ -51,7 +51,8 @@ struct Bench {
   // One step with nothing but moves. Returns the blocks moved.
   std::uint64_t Step(Compactor& compactor) {
     const std::uint64_t before = transport.num_moved_blocks();
-    compactor.Plan(pager, transport);
+    compactor.PlanStuck(pager, transport);
+    compactor.PlanCrowded(pager, transport);
     CHECK(builder.Begin());
     transport.Flush(builder);
     Finish();

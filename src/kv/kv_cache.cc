@@ -11,6 +11,7 @@
 #include "base/result.h"
 #include "base/rng.h"
 #include "kv/compaction.h"
+#include "kv/host_tier.h"
 #include "kv/pager.h"
 #include "kv/transport.h"
 #include "kv/views.h"
@@ -54,7 +55,10 @@ KvCacheOptions Resolved(KvCacheOptions options) {
   if (Views::IsStatic(options.view)) {
     options.placement = PlacementPolicy::kLanes;
     options.prefix_cache = false;
+    options.host_blocks = 0;
   }
+  if (options.host_blocks == 0) options.max_parked = 0;
+  if (options.host_blocks > 0 && options.max_parked == 0) options.max_parked = options.max_seqs;
   return options;
 }
 
@@ -85,6 +89,16 @@ std::span<std::byte> ReserveLayerBuffers(const KvCacheOptions& options, Device& 
   return device.Reserve(*bytes, "kv layer buffers");
 }
 
+std::span<std::byte> ReserveHost(const KvCacheOptions& options, Device& device) {
+  if (options.host_blocks == 0) return {};
+  const auto bytes = CheckedMul(std::uint64_t{options.host_blocks}, options.layout.block_bytes());
+  if (!bytes || options.host_blocks == ~std::uint32_t{0}) {
+    throw StartError("a host tier of " + std::to_string(options.host_blocks) +
+                     " blocks has more bytes or blocks than can be numbered");
+  }
+  return device.ReserveHost(*bytes, "kv host tier");
+}
+
 PagerOptions PagerOptionsOf(const KvCacheOptions& options) {
   const bool needs_few_runs = Views::NeedsFewRuns(options.view);
   return {
@@ -100,7 +114,8 @@ PagerOptions PagerOptionsOf(const KvCacheOptions& options) {
       .max_holes = (options.max_runs - 1) / 2,
       // Room for what follows the prefix; shared runs are moved only when a row is stuck.
       .max_shared_runs =
-          needs_few_runs ? options.max_runs - options.max_runs / 4 - 1 : ~std::uint32_t{0}};
+          needs_few_runs ? options.max_runs - options.max_runs / 4 - 1 : ~std::uint32_t{0},
+      .max_shelves = options.max_parked};
 }
 
 TransportOptions TransportOptionsOf(const KvCacheOptions& options, const Device& device) {
@@ -122,8 +137,14 @@ struct KvCache::State {
       : options(Resolved(options_in)),
         memory(ReservePool(options, device)),
         layer_buffers(ReserveLayerBuffers(options, device)),
+        host(ReserveHost(options, device)),
         pager(PagerOptionsOf(options)),
-        transport(TransportOptionsOf(options, device), AllMemory(), device, pager),
+        transport(TransportOptionsOf(options, device), AllMemory(), host, device, pager),
+        host_tier({.num_blocks = options.host_blocks,
+                   .max_parked = options.max_parked,
+                   .max_seqs = options.max_seqs,
+                   .max_blocks_per_seq = options.max_blocks_per_seq},
+                  pager),
         views(options, device),
         compactor(options.max_runs) {}
 
@@ -144,9 +165,44 @@ struct KvCache::State {
 
   const KvCacheOptions options;
   const PoolMemory memory;
+  void AddHostStats(KvStats* stats) const noexcept {
+    stats->num_host_blocks = options.host_blocks;
+    stats->num_host_free = host_tier.num_free();
+    stats->num_host_held = host_tier.num_held();
+    stats->num_host_limbo = host_tier.num_limbo();
+    stats->num_parking = host_tier.num_parking();
+    stats->num_parked = host_tier.num_parked();
+    stats->num_resuming = host_tier.num_resuming();
+    stats->num_leaving = host_tier.num_leaving();
+    stats->host_reserved_bytes = host.size();
+    stats->host_mapped_bytes = std::uint64_t{host_tier.num_held()} * options.layout.block_bytes();
+    stats->host_live_bytes = host_tier.num_parked_tokens() * options.layout.token_bytes();
+    stats->num_parks = host_tier.num_parks();
+    stats->num_park_refusals = host_tier.num_refusals();
+    stats->num_resumes = host_tier.num_resumes();
+    stats->num_parked_blocks = transport.num_parked_blocks();
+    stats->num_resumed_blocks = transport.num_resumed_blocks();
+  }
+
+  // In the order of MovePriority.
+  void PlanMoves() noexcept {
+    PlanCopies();
+    views.Plan(pager, transport);
+    const bool needs_few_runs = Views::NeedsFewRuns(options.view);
+    const std::uint64_t num_stalls = compactor.num_stalls();
+    if (needs_few_runs) compactor.PlanStuck(pager, transport);
+    host_tier.PlanParks(transport);
+    host_tier.PlanResumes(transport);
+    if (needs_few_runs) compactor.PlanCrowded(pager, transport);
+    // No hole helps a stuck row: cached blocks may lie where one would be. Its next try sees it.
+    if (compactor.num_stalls() != num_stalls) pager.GiveUpCached(options.max_runs);
+  }
+
   const std::span<std::byte> layer_buffers;
+  const std::span<std::byte> host;
   Pager pager;
   Transport transport;
+  HostTier host_tier;
   Views views;
   Compactor compactor;
   bool planned = false;  // Plan was called for the step under construction.
@@ -237,7 +293,34 @@ void KvCache::Trim(SeqId seq, std::uint32_t from, std::uint32_t to) noexcept {
 }
 
 void KvCache::Release(SeqId seq) noexcept {
+  state_->host_tier.Releasing(seq);
   state_->pager.Release(seq);
+}
+
+std::optional<ParkedId> KvCache::Park(SeqId seq) noexcept {
+  // Without a budget nothing would ever leave the pool.
+  if (state_->options.host_blocks == 0 || state_->transport.max_blocks() == 0) return std::nullopt;
+  return state_->host_tier.Park(seq);
+}
+
+bool KvCache::Resume(ParkedId parked, SeqId seq, std::span<const std::int32_t> tokens,
+                     std::span<const PrefixKey> keys, std::uint32_t reserve_tokens) noexcept {
+  if (!state_->options.prefix_cache) keys = {};
+  if (!state_->host_tier.Resume(parked, seq, tokens, keys, reserve_tokens)) return false;
+  state_->views.Opened(seq, state_->pager);
+  return true;
+}
+
+void KvCache::Discard(ParkedId parked) noexcept {
+  state_->host_tier.Discard(parked);
+}
+
+bool KvCache::is_parked(ParkedId parked) const noexcept {
+  return state_->host_tier.is_parked(parked);
+}
+
+bool KvCache::is_resuming(SeqId seq) const noexcept {
+  return state_->host_tier.is_resuming(seq);
 }
 
 void KvCache::Publish(SeqId seq, std::span<const std::int32_t> tokens,
@@ -260,17 +343,7 @@ void KvCache::Plan(StepBuilder& builder, StepId committing) noexcept {
   state.planned = true;
   // Moves of an abandoned step go in as they are: their targets hold nothing yet and must not be
   // the source of another move.
-  if (!state.transport.has_planned()) {
-    state.PlanCopies();
-    state.views.Plan(state.pager, state.transport);
-    if (Views::NeedsFewRuns(state.options.view)) {
-      const std::uint64_t num_stalls = state.compactor.num_stalls();
-      state.compactor.Plan(state.pager, state.transport);
-      // No hole helps a stuck row: cached blocks may lie where one would be. Its next try sees it.
-      if (state.compactor.num_stalls() != num_stalls)
-        state.pager.GiveUpCached(state.options.max_runs);
-    }
-  }
+  if (!state.transport.has_planned()) state.PlanMoves();
   state.transport.Flush(builder);
 }
 
@@ -279,7 +352,10 @@ bool KvCache::AddRow(StepBuilder& builder, StepRow row) noexcept {
   CHECK(state.pager.is_open(row.seq));
   const auto num_runs = static_cast<std::uint32_t>(state.pager.target_runs(row.seq).size());
   state.max_runs_seen = std::max(state.max_runs_seen, num_runs);
-  if (state.pager.waits_for_copy(row.seq) || !state.views.FillRow(state.pager, builder, row)) {
+  const bool is_resuming =
+      state.host_tier.is_resuming(row.seq) && !IsMutant(Mutant::kResumeTooEarly);  // Y5
+  if (is_resuming || state.pager.waits_for_copy(row.seq) ||
+      !state.views.FillRow(state.pager, builder, row)) {
     const bool overflows =
         Views::NeedsFewRuns(state.options.view) && num_runs > state.options.max_runs;
     ++(overflows ? state.num_run_overflows : state.num_waits);
@@ -316,6 +392,7 @@ void KvCache::Retire(StepId step) noexcept {
   const StepId flying = state_->transport.flying();
   CHECK(flying == StepId{} || flying > step || IsMutant(Mutant::kNoLand));  // P9
   state_->pager.Retired(step);
+  state_->host_tier.Retired(step);
 }
 
 std::uint32_t KvCache::num_available_tokens() const noexcept {
@@ -332,41 +409,44 @@ KvStats KvCache::stats() const noexcept {
   const std::uint64_t staging = (is_mapped ? 0 : windows) + state_->layer_buffers.size();
   const std::uint64_t slots = std::uint64_t{pager.num_held()} * options.layout.block_tokens;
   const std::uint64_t there = std::uint64_t{pager.num_held()} + pager.num_cached();
-  return {.num_blocks = options.num_blocks - 1,
-          .num_free = pager.free_runs().num_free(),
-          .num_held = pager.num_held(),
-          .num_cached = pager.num_cached(),
-          .num_limbo = pager.num_limbo(),
-          .num_promised = pager.num_credit(),
-          .num_soft = pager.num_soft(),
-          .num_shared = pager.num_shared(),
-          .num_open = pager.num_open(),
-          .longest_hole = pager.free_runs().Longest().num_blocks,
-          .reserved_bytes = state_->memory.pool.size() + staging,
-          .pool_bytes = state_->memory.pool.size(),
-          .window_bytes = staging,
-          .mapped_bytes = there * block_bytes +
-                          (is_mapped || windows == 0
-                               ? state_->layer_buffers.size()
-                               : pager.num_open() * options.max_blocks_per_seq * block_bytes),
-          .live_bytes = pager.num_live_tokens() * options.layout.token_bytes(),
-          .fragmented_bytes = (slots - pager.num_live_tokens()) * options.layout.token_bytes(),
-          .window_address_bytes = is_mapped ? windows : 0,
-          .table_bytes =
-              pager.reserved_bytes() + transport.reserved_bytes() + state_->views.reserved_bytes(),
-          .num_moved_blocks = transport.num_moved_blocks(),
-          .num_groups = transport.num_launched_groups(),
-          .num_maps = state_->views.num_maps(),
-          .num_staged_bytes =
-              (transport.num_staged_blocks() + state_->views.num_gathered_blocks()) * block_bytes,
-          .num_cow_blocks = pager.num_copied_shared(),
-          .num_prefix_hits = pager.num_hits(),
-          .num_prefix_misses = pager.num_misses(),
-          .num_evictions = pager.num_evictions(),
-          .num_run_overflows = state_->num_run_overflows,
-          .num_waits = state_->num_waits,
-          .num_stalls = state_->compactor.num_stalls(),
-          .max_runs_seen = state_->max_runs_seen};
+  KvStats stats = {
+      .num_blocks = options.num_blocks - 1,
+      .num_free = pager.free_runs().num_free(),
+      .num_held = pager.num_held(),
+      .num_cached = pager.num_cached(),
+      .num_limbo = pager.num_limbo(),
+      .num_promised = pager.num_credit(),
+      .num_soft = pager.num_soft(),
+      .num_shared = pager.num_shared(),
+      .num_open = pager.num_open(),
+      .longest_hole = pager.free_runs().Longest().num_blocks,
+      .reserved_bytes = state_->memory.pool.size() + staging,
+      .pool_bytes = state_->memory.pool.size(),
+      .window_bytes = staging,
+      .mapped_bytes =
+          there * block_bytes + (is_mapped || windows == 0
+                                     ? state_->layer_buffers.size()
+                                     : pager.num_open() * options.max_blocks_per_seq * block_bytes),
+      .live_bytes = pager.num_live_tokens() * options.layout.token_bytes(),
+      .fragmented_bytes = (slots - pager.num_live_tokens()) * options.layout.token_bytes(),
+      .window_address_bytes = is_mapped ? windows : 0,
+      .table_bytes = pager.reserved_bytes() + transport.reserved_bytes() +
+                     state_->views.reserved_bytes() + state_->host_tier.reserved_bytes(),
+      .num_moved_blocks = transport.num_moved_blocks(),
+      .num_groups = transport.num_launched_groups(),
+      .num_maps = state_->views.num_maps(),
+      .num_staged_bytes =
+          (transport.num_staged_blocks() + state_->views.num_gathered_blocks()) * block_bytes,
+      .num_cow_blocks = pager.num_copied_shared(),
+      .num_prefix_hits = pager.num_hits(),
+      .num_prefix_misses = pager.num_misses(),
+      .num_evictions = pager.num_evictions(),
+      .num_run_overflows = state_->num_run_overflows,
+      .num_waits = state_->num_waits,
+      .num_stalls = state_->compactor.num_stalls(),
+      .max_runs_seen = state_->max_runs_seen};
+  state_->AddHostStats(&stats);
+  return stats;
 }
 
 const KvCacheOptions& KvCache::options() const noexcept {
@@ -386,16 +466,19 @@ std::span<const Extent> KvCache::home(SeqId seq) const noexcept {
 }
 
 std::uint64_t KvCache::StateHash() const {
-  return Mix64(state_->pager.StateHash()) ^ state_->views.StateHash(state_->pager);
+  return Mix64(state_->pager.StateHash()) ^ Mix64(~state_->host_tier.StateHash()) ^
+         state_->views.StateHash(state_->pager);
 }
 
 void KvCache::CheckInvariants() const {
   state_->pager.CheckInvariants();
+  state_->host_tier.CheckInvariants();
   const KvStats now = stats();
   CHECK(now.num_free + now.num_held + now.num_cached + now.num_limbo == now.num_blocks);
   CHECK(now.live_bytes + now.fragmented_bytes ==
         now.num_held * state_->options.layout.block_bytes());
   CHECK(now.mapped_bytes <= now.reserved_bytes);
+  CHECK(now.host_mapped_bytes <= now.host_reserved_bytes);
 }
 
 }  // namespace kvrm

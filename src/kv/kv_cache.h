@@ -9,10 +9,11 @@
 //
 // The order of calls around step n (each line is optional but for Plan, Commit, Launch, Retire):
 //   Retire(k)                    for every epoch that has retired since, in order
-//   Publish, Open, OpenCached, Fork, Reserve, Trim, Truncate, Release
+//   Publish, Open, OpenCached, Fork, Reserve, Trim, Truncate, Release, Park, Resume, Discard
 //   Extend                       of the rows of n: a row that does not fit is left out
 //   Plan(builder, n)             moves, mapping switched
-//   AddRow(builder, row)         of the rows of n; not after a row's AddRow: Trim, Truncate of it
+//   AddRow(builder, row)         of the rows of n; not after Plan: Trim, Truncate, Park of one that
+//                                the step moves or has a row of
 //   builder.Commit, Launch(view) always both, also without groups: lengths advance by the view
 //   Land(0)                      before the executor starts n; Land, where it does not wait for the
 //                                copies of later layers itself (Device::WaitLayer)
@@ -24,6 +25,11 @@
 // has retired (K4; kv/pager.h derives which). Only blocks that no step in flight writes are moved.
 // Sequences share blocks: a block with more than one holder is never written; who is about to write
 // one gets a copy of its own first (copy-on-write).
+//
+// A sequence can be parked: what it has written moves to the host tier, a second memory of blocks,
+// and comes back later, in any identity, bit for bit. The copies travel with the steps like all
+// others (kv/host_tier.h), so the pool's blocks become free, and a resumed row can run, some steps
+// after the call.
 //
 // Threading: engine thread only. Memory: everything is reserved by the constructor; no call
 // allocates.
@@ -94,6 +100,8 @@ struct KvCacheOptions {
   PlacementPolicy placement = PlacementPolicy::kSoft;
   std::uint64_t placement_seed = 0;  // of kScattered
   bool prefix_cache = false;  // Keep published blocks without a holder until their room is needed.
+  std::uint32_t host_blocks = 0;  // of the host tier; static views: 0, whatever is asked
+  std::uint32_t max_parked = 0;   // histories there, those on the way included; 0: max_seqs
 };
 
 // Exact, as of now. Blocks and bytes of the pool unless said otherwise.
@@ -118,6 +126,19 @@ struct KvStats {
   std::uint64_t window_address_bytes = 0;  // addresses without memory of their own (mapped)
   std::uint64_t table_bytes = 0;           // host memory of the books themselves
 
+  // The host tier: free + held + limbo == num_host_blocks.
+  std::uint32_t num_host_blocks = 0;
+  std::uint32_t num_host_free = 0;
+  std::uint32_t num_host_held = 0;
+  std::uint32_t num_host_limbo = 0;
+  std::uint32_t num_parking = 0;   // histories that are being copied out
+  std::uint32_t num_parked = 0;    // that lie there
+  std::uint32_t num_resuming = 0;  // that are being copied back
+  std::uint32_t num_leaving = 0;   // blocks of the pool that those being parked still hold
+  std::uint64_t host_reserved_bytes = 0;
+  std::uint64_t host_mapped_bytes = 0;  // held blocks
+  std::uint64_t host_live_bytes = 0;    // of the tokens of all histories there
+
   // Since start.
   std::uint64_t num_moved_blocks = 0;
   std::uint64_t num_groups = 0;         // copies of whole blocks
@@ -128,7 +149,12 @@ struct KvStats {
   std::uint64_t num_prefix_misses = 0;  // full blocks asked for and not found
   std::uint64_t num_evictions = 0;      // cached blocks whose room was needed
   std::uint64_t num_run_overflows = 0;  // times a row needed more than max_runs runs
-  std::uint64_t num_waits = 0;   // times a row waited for a copy of its own or for its window
+  std::uint64_t num_waits = 0;  // times a row waited for a copy of its own or for its window
+  std::uint64_t num_parks = 0;
+  std::uint64_t num_park_refusals = 0;  // Park had no room
+  std::uint64_t num_resumes = 0;
+  std::uint64_t num_parked_blocks = 0;   // copied out; with those below not in num_staged_bytes
+  std::uint64_t num_resumed_blocks = 0;  // copied back
   std::uint64_t num_stalls = 0;  // times a row over max_runs had budget and no hole that helps
   std::uint32_t max_runs_seen = 0;
 };
@@ -184,6 +210,24 @@ class KvCache {
   // Ends the sequence. The single release entry point (R2); its blocks go to limbo, and from there
   // back or into the prefix cache.
   void Release(SeqId seq) noexcept;
+  // Takes host blocks for all that the sequence has written, and ends it: the identity is as free
+  // as after Release. Its blocks of the pool are copied by the steps to come and become free behind
+  // them. Nullopt, and nothing changes, when there is no room, nothing was written, or the view is
+  // static. One that is resuming is parked again and nothing is copied. Requires: as Truncate, but
+  // a resuming one may be named by anything.
+  std::optional<ParkedId> Park(SeqId seq) noexcept;
+  // Opens `seq` with what was parked, its length and target, and credit as Open. It waits (AddRow)
+  // until is_resuming is false, some steps later, and until then: no Trim, Truncate, Fork of it.
+  // `tokens` and `keys` as in OpenCached, of what was parked, or none: blocks that the prefix cache
+  // has are shared and not copied. False, and nothing changes, as Open, and while is_parked is
+  // false. Afterwards the id is gone: Release ends the sequence, Park parks it again.
+  bool Resume(ParkedId parked, SeqId seq, std::span<const std::int32_t> tokens,
+              std::span<const PrefixKey> keys, std::uint32_t reserve_tokens) noexcept;
+  // Gives up what is parked or being parked, at any point.
+  void Discard(ParkedId parked) noexcept;
+  // Whether all copies that park it were committed.
+  bool is_parked(ParkedId parked) const noexcept;
+  bool is_resuming(SeqId seq) const noexcept;
   // Names the sequence's full blocks, so that others can take them over; keys and tokens as in
   // OpenCached, of all tokens so far. Only tokens of steps that have retired, and whose results
   // were good (K13). Cheap when nothing is new. Requires: the tokens were written by its rows.

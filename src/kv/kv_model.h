@@ -17,7 +17,7 @@
 //   waits    with nothing else to do, every row that waits is served in the end
 //
 // A violation aborts through CHECK, so that the same code serves tests, death tests and libFuzzer.
-// Not covered: several tiers, more than one thread.
+// Not covered: more than one thread.
 #pragma once
 
 #include <algorithm>
@@ -49,6 +49,8 @@ struct KvModelOptions {
   KvView view = KvView::kExtents;
   PlacementPolicy placement = PlacementPolicy::kInPlace;
   std::uint64_t placement_seed = 0;
+  std::uint32_t host_blocks = 0;
+  std::uint32_t max_parked = 0;
   bool sharing = false;     // forks, prefix hits and trims as well
   bool short_keys = false;  // first blocks of different content have one name
   bool check_books = true;
@@ -75,7 +77,8 @@ class KvModel {
         device_(choices),
         cache_(CacheOptions(options_), device_),
         builder_(Limits(options_), options_.depth),
-        seqs_(options_.max_seqs) {}
+        seqs_(options_.max_seqs),
+        parked_(cache_.options().max_parked) {}
 
   KvCache& cache() { return cache_; }
   std::uint32_t max_tokens() const { return options_.max_blocks_per_seq * kBlockTokens; }
@@ -91,6 +94,8 @@ class KvModel {
             .num_lanes = options_.max_seqs,
             .lane_blocks = options_.max_blocks_per_seq,
             .ring_entries = options_.depth,
+            .num_host_blocks = cache_.options().host_blocks,
+            .max_parked = cache_.options().max_parked,
             .has_lives = true,
             .view = KvViewName(options_.view),
             .placement = PlacementPolicyName(options_.placement)};
@@ -101,7 +106,7 @@ class KvModel {
   // One operation of the random mix.
   void RandomOp() {
     const std::uint32_t seq = choices_.Below(options_.max_seqs);
-    const std::uint32_t kind = choices_.Below(36);
+    const std::uint32_t kind = choices_.Below(options_.host_blocks > 0 ? 40 : 36);
     if (kind < 4) {
       seqs_[seq].open ? TryReserve(seq, RandomTokens()) : TryOpen(seq, RandomTokens());
     } else if (kind < 5) {
@@ -116,6 +121,8 @@ class KvModel {
       Execute();
     } else if (kind < 32) {
       Retire();
+    } else if (kind >= 36) {
+      RandomParking(kind, seq);
     } else if (options_.sharing) {
       RandomSharing(kind, seq);
     }
@@ -181,6 +188,7 @@ class KvModel {
   }
   void Truncate(std::uint32_t s, std::uint32_t num_tokens) {
     Seq& seq = seqs_[s];
+    if (cache_.is_resuming(SeqId{s})) return;
     const std::uint32_t last = num_tokens / kBlockTokens;
     if (num_tokens < seq.length() && num_tokens % kBlockTokens != 0 && seq.IsDropped(last)) return;
     cache_.Truncate(SeqId{s}, num_tokens);
@@ -327,12 +335,62 @@ class KvModel {
     for (std::uint32_t s = 0; s < options_.max_seqs; ++s) {
       if (seqs_[s].open) Release(s);
     }
+    for (std::uint32_t p = 0; p < parked_.size(); ++p) {
+      if (parked_[p].open) Discard(p);
+    }
     // A step without rows carries what an abandoned step had planned.
     EmptyStep();
     cache_.DropCached();
     Check();
     if (options_.check_books) CHECK(cache_.stats().num_free == options_.num_blocks - 1);
+    if (options_.check_books) CHECK(cache_.stats().num_host_free == cache_.options().host_blocks);
   }
+
+  // What the sequence has written leaves the pool, in the steps to come.
+  void Park(std::uint32_t s) {
+    Seq& seq = seqs_[s];
+    const bool was_resuming = cache_.is_resuming(SeqId{s});
+    const KvStats before = cache_.stats();
+    const auto parked = cache_.Park(SeqId{s});
+    if (options_.check_books) {
+      const bool has_place =
+          before.num_parking + before.num_parked + before.num_resuming < parked_.size();
+      const bool has_room = HostBlocks(seq) > 0 && HostBlocks(seq) <= before.num_host_free;
+      CHECK(parked.has_value() ==
+            (was_resuming || (has_place && has_room && options_.max_move_blocks > 0)));
+    }
+    if (!parked) return;
+    Tell({.kind = StepLogKind::kParked, .value = Index(*parked), .seq = SeqId{s}});
+    CHECK(!parked_[Index(*parked)].open);
+    seq.target = seq.length();
+    seq.reserved = 0;
+    seq.dropped.resize(std::min<std::size_t>(seq.dropped.size(), Blocks(seq.length())));
+    parked_[Index(*parked)] = std::exchange(seq, Seq{});
+  }
+  void TryResume(std::uint32_t p, std::uint32_t s, std::uint32_t reserve_tokens) {
+    Seq& seq = parked_[p];
+    const KvStats before = cache_.stats();
+    const bool is_there = cache_.is_parked(ParkedId{p});
+    const std::vector<PrefixKey> keys =
+        options_.sharing ? Keys(seq.tokens) : std::vector<PrefixKey>();
+    const bool resumed = cache_.Resume(ParkedId{p}, SeqId{s}, seq.tokens, keys, reserve_tokens);
+    if (options_.check_books && !options_.sharing) {
+      const std::uint32_t need = std::max(Blocks(reserve_tokens), Blocks(seq.length()));
+      CHECK(resumed ==
+            (is_there && need + before.num_promised <= before.num_free + before.num_cached));
+    }
+    if (!resumed) return;
+    seq.life = ++num_lives_;
+    seq.reserved = Blocks(reserve_tokens);
+    Tell({.kind = StepLogKind::kResumed, .value = p, .seq = SeqId{s}});
+    seqs_[s] = std::exchange(seq, Seq{});
+    ++num_resumed_;
+  }
+  void Discard(std::uint32_t p) {
+    cache_.Discard(ParkedId{p});
+    parked_[p] = Seq{};
+  }
+  std::uint64_t num_resumed() const { return num_resumed_; }
 
   void Check() const {
     if (!options_.check_books) return;
@@ -351,10 +409,17 @@ class KvModel {
       num_promised += std::max(seqs_[s].reserved, held) - held;
       num_live += seqs_[s].length();
     }
-    CHECK(stats.num_held == num_held);
+    CHECK(stats.num_held == num_held + stats.num_leaving);
+    std::uint32_t num_host = 0;
+    for (const Seq& seq : parked_)
+      num_host += HostBlocks(seq);
+    if (stats.num_resuming == 0) CHECK(stats.num_host_held == num_host);
+    CHECK(stats.num_host_held >= num_host);
     CHECK(stats.num_promised == num_promised);
-    CHECK(stats.live_bytes == num_live * kLayout.token_bytes());
-    if (stats.window_bytes == 0) CHECK(stats.mapped_bytes == num_held * kLayout.block_bytes());
+    CHECK(stats.live_bytes >= num_live * kLayout.token_bytes());
+    if (stats.num_leaving == 0) CHECK(stats.live_bytes == num_live * kLayout.token_bytes());
+    if (stats.window_bytes == 0)
+      CHECK(stats.mapped_bytes == stats.num_held * kLayout.block_bytes());
   }
 
  private:
@@ -404,6 +469,7 @@ class KvModel {
   static KvModelOptions Resolved(KvModelOptions options) {
     if (options.max_blocks_per_seq == 0) options.max_blocks_per_seq = options.num_blocks - 1;
     if (IsStatic(options.view)) {
+      options.host_blocks = 0;
       options.num_blocks = static_cast<std::uint32_t>(
           KvCache::MinBlocks(options.view, options.max_seqs, options.max_blocks_per_seq));
     }
@@ -420,7 +486,9 @@ class KvModel {
             .view = options.view,
             .placement = options.placement,
             .placement_seed = options.placement_seed,
-            .prefix_cache = options.sharing};
+            .prefix_cache = options.sharing,
+            .host_blocks = options.host_blocks,
+            .max_parked = options.max_parked};
   }
   static StepLimits Limits(const KvModelOptions& options) {
     StepLimits limits = {.max_rows = options.max_seqs,
@@ -433,6 +501,13 @@ class KvModel {
   }
   static std::uint32_t Blocks(std::uint32_t num_tokens) {
     return (num_tokens + kBlockTokens - 1) / kBlockTokens;
+  }
+  // That a parked history takes.
+  static std::uint32_t HostBlocks(const Seq& seq) {
+    std::uint32_t count = 0;
+    for (std::uint32_t b = 0; b < Blocks(seq.length()); ++b)
+      count += seq.IsDropped(b) ? 0u : 1u;
+    return count;
   }
   static void Append(std::vector<std::int32_t>& tokens, std::vector<std::uint64_t>& stamps,
                      std::int32_t token) {
@@ -469,9 +544,19 @@ class KvModel {
     return keys;
   }
 
+  void RandomParking(std::uint32_t kind, std::uint32_t s) {
+    const std::uint32_t p = choices_.Below(static_cast<std::uint32_t>(parked_.size()));
+    if (kind == 36) {
+      if (seqs_[s].open) Park(s);
+    } else if (kind == 37) {
+      if (parked_[p].open && choices_.Chance(20)) Discard(p);
+    } else if (parked_[p].open && !seqs_[s].open) {
+      TryResume(p, s, choices_.Chance(50) ? 0 : RandomTokens());
+    }
+  }
   void RandomSharing(std::uint32_t kind, std::uint32_t s) {
     Seq& seq = seqs_[s];
-    if (!seq.open) return;
+    if (!seq.open || (cache_.is_resuming(SeqId{s}) && kind < 34)) return;
     if (kind == 32) {
       const std::uint32_t child = choices_.Below(options_.max_seqs);
       if (!seqs_[child].open) Fork(child, s, choices_.Below(seq.length() + 1));
@@ -606,6 +691,8 @@ class KvModel {
   // The step about to be launched against every step that has not retired.
   void CheckFences() const {
     for (const Step& step : steps_) {
+      for (const TransferGroup& old : step.view.groups)
+        CheckHostFences(old);
       for (const Touch& old : step.touches) {
         for (const Touch& touch : building_.touches) {
           const bool overlap = old.begin < touch.end && touch.begin < old.end;
@@ -613,15 +700,28 @@ class KvModel {
         }
         for (const TransferGroup& group : building_.view.groups) {
           if (group.kind != GroupKind::kBlocks) continue;
+          // Numbers of host blocks are others than the pool's.
           const auto overlaps = [&](BlockId start) {
             const std::uint64_t begin = Index(start) * std::uint64_t{kBlockTokens};
             const std::uint64_t end = begin + std::uint64_t{group.num_blocks} * kBlockTokens;
             return old.begin < end && begin < old.end;
           };
-          CHECK(!overlaps(group.target));                // K4
-          CHECK(!old.write || !overlaps(group.source));  // P8
+          CHECK(group.target_tier != 0 || !overlaps(group.target));                // K4
+          CHECK(group.source_tier != 0 || !old.write || !overlaps(group.source));  // P8
         }
       }
+    }
+  }
+  // No host block that an unretired step copies from or into is filled anew.
+  void CheckHostFences(const TransferGroup& old) const {
+    for (const TransferGroup& group : building_.view.groups) {
+      if (group.target_tier != 1) continue;
+      const auto overlaps = [&group](BlockId start, std::uint32_t num_blocks) {
+        return Index(start) < Index(group.target) + group.num_blocks &&
+               Index(group.target) < Index(start) + num_blocks;
+      };
+      CHECK(old.source_tier != 1 || !overlaps(old.source, old.num_blocks));  // Y3
+      CHECK(old.target_tier != 1 || !overlaps(old.target, old.num_blocks));  // Y3
     }
   }
 
@@ -664,12 +764,14 @@ class KvModel {
   StepBuilder builder_;
   const PrefixKey root_ = PrefixRoot("model", kLayout, "");
   std::vector<Seq> seqs_;
+  std::vector<Seq> parked_;
   std::deque<Step> steps_;  // committed, not retired
   Step building_;
   StepId last_flight_{};
   StepId abandoned_{};  // A given-up step of this epoch may have left planned moves.
   std::uint64_t num_lives_ = 0;
   std::uint64_t num_own_tokens_ = 0;
+  std::uint64_t num_resumed_ = 0;
   std::uint64_t num_executed_ = 0;
 };
 
@@ -693,6 +795,8 @@ inline KvModelOptions RandomKvModelOptions(Choices& choices) {
   if (choices.Chance(50)) options.max_blocks_per_seq = 1 + choices.Below(options.num_blocks - 1);
   options.sharing = choices.Chance(60);
   options.short_keys = options.sharing && choices.Chance(20);
+  if (choices.Chance(60)) options.host_blocks = 1 + choices.Below(choices.Chance(50) ? 8 : 80);
+  options.max_parked = 1 + choices.Below(6);
   return options;
 }
 

@@ -19,6 +19,10 @@ struct Totals {
   std::uint64_t num_cow_blocks = 0;
   std::uint64_t num_prefix_hits = 0;
   std::uint64_t num_evictions = 0;
+  std::uint64_t num_parks = 0;
+  std::uint64_t num_park_refusals = 0;
+  std::uint64_t num_resumed = 0;
+  std::uint64_t num_resumed_blocks = 0;
 };
 
 void RunProgram(std::uint64_t seed, std::uint32_t num_ops, Totals& totals) {
@@ -38,6 +42,10 @@ void RunProgram(std::uint64_t seed, std::uint32_t num_ops, Totals& totals) {
   totals.num_cow_blocks += stats.num_cow_blocks;
   totals.num_prefix_hits += stats.num_prefix_hits;
   totals.num_evictions += stats.num_evictions;
+  totals.num_parks += stats.num_parks;
+  totals.num_park_refusals += stats.num_park_refusals;
+  totals.num_resumed += model.num_resumed();
+  totals.num_resumed_blocks += stats.num_resumed_blocks;
 }
 
 TEST(KvModel, RandomProgramsKeepContentFencesAndBooks) {
@@ -56,6 +64,10 @@ TEST(KvModel, RandomProgramsKeepContentFencesAndBooks) {
   EXPECT_GT(totals.num_cow_blocks, 500u);
   EXPECT_GT(totals.num_prefix_hits, 1000u);
   EXPECT_GT(totals.num_evictions, 100u);
+  EXPECT_GT(totals.num_parks, 1000u);
+  EXPECT_GT(totals.num_park_refusals, 1000u);
+  EXPECT_GT(totals.num_resumed, 1000u);
+  EXPECT_GT(totals.num_resumed_blocks, 1000u);
 }
 
 // The letters of every program. A step is committed by one, run and retired by others, so that up

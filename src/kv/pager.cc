@@ -28,10 +28,10 @@ Pager::Pager(const PagerOptions& options)
                   .seed = options.placement_seed}),
       index_(options.prefix_cache ? options.num_blocks : 0, options.block_tokens),
       blocks_(options.num_blocks),
-      sequences_(options.max_seqs),
-      num_runs_(options.max_seqs, 0),
+      sequences_(std::size_t{options.max_seqs} + options.max_shelves),
+      num_runs_(sequences_.size(), 0),
       last_epoch_(options.max_seqs, 0),
-      runs_(std::size_t{options.max_seqs} * options.max_blocks_per_seq),
+      runs_(sequences_.size() * options.max_blocks_per_seq),
       scratch_runs_(std::size_t{options.max_blocks_per_seq} + 2) {
   CHECK(options.num_blocks >= 2 && options.block_tokens > 0 && options.block_tokens < 65536);
   CHECK(options.max_seqs > 0 && options.max_blocks_per_seq > 0);
@@ -55,7 +55,7 @@ void Pager::StartSequence(SeqId seq, std::uint32_t reserve_blocks,
                           std::uint32_t held_blocks) noexcept {
   Sequence& sequence = Of(seq);
   // A row of the identity's last holder may be in the step under construction.
-  CHECK(!is_named(seq));
+  CHECK(!is_named(seq) && !IsShelf(seq));
   sequence = Sequence{};
   sequence.open = true;
   ++num_open_;
@@ -124,7 +124,7 @@ void Pager::Grow(SeqId seq, std::uint32_t want) noexcept {
 
 void Pager::Truncate(SeqId seq, std::uint32_t num_tokens) noexcept {
   Sequence& sequence = Of(seq);
-  CHECK(sequence.open && !is_named(seq));
+  CHECK(sequence.open && !is_named(seq) && !sequence.resuming);
   CHECK(num_tokens <= sequence.target);  // P7
   const std::uint32_t end = BlocksFor(num_tokens);
   // A hole has no room for the rest of a block.
@@ -181,7 +181,7 @@ bool Pager::CanRewrite(SeqId seq, std::uint32_t first) const noexcept {
 
 void Pager::Trim(SeqId seq, std::uint32_t from, std::uint32_t to) noexcept {
   Sequence& sequence = Of(seq);
-  CHECK(sequence.open && !is_named(seq));
+  CHECK(sequence.open && !is_named(seq) && !sequence.resuming);
   CHECK(from <= to && to <= sequence.length);
   const std::uint32_t first = BlocksFor(from);
   const std::uint32_t past = IsMutant(Mutant::kTrimOneTooMany) ? 1 : 0;
@@ -221,8 +221,80 @@ void Pager::Release(SeqId seq) noexcept {
   sequence.target = 0;
   DropTail(seq, 0);
   placement_.Ended(seq);
-  sequence.open = false;
+  sequence.open = sequence.resuming = false;
   --num_open_;
+}
+
+void Pager::Shelve(SeqId seq, SeqId shelf) noexcept {
+  Sequence& sequence = Of(seq);
+  CHECK(!IsShelf(seq) && IsShelf(shelf) && !Of(shelf).open);
+  CHECK(sequence.open && !is_named(seq) && !sequence.resuming);
+  ForgetCopy(sequence);
+  num_credit_ -= sequence.credit();
+  sequence.reserved_blocks = 0;
+  sequence.target = sequence.length;
+  DropTail(seq, BlocksFor(sequence.length));
+  Of(shelf) = sequence;  // P15; what steps in flight write of it is noted there.
+  std::ranges::copy(runs(seq), AllRuns(shelf).begin());
+  SetNumRuns(shelf, num_runs(seq));
+  SetNumRuns(seq, 0);
+  placement_.Ended(seq);
+  sequence = Sequence{};
+  --num_open_;
+}
+
+void Pager::ClearShelf(SeqId shelf) noexcept {
+  CHECK(IsShelf(shelf) && Of(shelf).open);
+  DropTail(shelf, 0);
+  Of(shelf) = Sequence{};
+}
+
+std::optional<std::uint32_t> Pager::OpenShelved(SeqId seq, SeqId shelf,
+                                                const ShelvedHistory& history,
+                                                std::uint32_t reserve_tokens) noexcept {
+  const std::uint32_t length = Of(shelf).length;
+  std::uint32_t num_hole_blocks = 0;
+  for (const Extent& run : history.runs)
+    num_hole_blocks += run.start == kSentinelBlock ? run.num_blocks : 0;
+  // Nothing computed behind a hole is in the cache (P14), and the hole stays one.
+  const std::size_t num_keys =
+      num_hole_blocks > 0
+          ? 0
+          : std::min<std::size_t>(history.keys.size(), length / options_.block_tokens);
+  std::uint32_t num_shared_runs = 0;
+  std::uint32_t num_idle = 0;
+  const std::uint32_t num_hits =
+      FindCached(history.tokens, history.keys.first(num_keys), &num_shared_runs, &num_idle);
+  const std::uint32_t reserve_blocks = BlocksFor(std::max(reserve_tokens, length));
+  if (reserve_blocks - num_hits - num_hole_blocks + num_idle > num_spare()) return std::nullopt;
+  StartFound(seq, reserve_blocks, num_hits, num_shared_runs);
+  Sequence& sequence = Of(seq);
+  std::uint32_t at = 0;
+  for (const Extent& run : history.runs) {
+    const std::uint32_t end = at + run.num_blocks;
+    if (run.start == kSentinelBlock) {
+      AppendRun(seq, run);
+      num_credit_ -= run.num_blocks;
+      sequence.num_blocks += run.num_blocks;
+    } else if (end > num_hits) {
+      Grow(seq, end - std::max(at, num_hits));
+    }
+    at = end;
+  }
+  sequence.length = sequence.target = length;
+  sequence.whole_length = Of(shelf).whole_length;
+  sequence.resuming = true;
+  ForEachPiece(seq, num_hits, at, [&](const Extent& blocks, std::uint32_t number) {
+    for (std::uint32_t i = 0; i < blocks.num_blocks; ++i)
+      SetFilled(BlockId{Index(blocks.start) + i}, length - (number + i) * options_.block_tokens);
+  });
+  return num_hits;
+}
+
+void Pager::Loaded(SeqId seq) noexcept {
+  CHECK(Of(seq).open && Of(seq).resuming);
+  Of(seq).resuming = false;
+  Name(seq);  // The step that fills its blocks moves none of them.
 }
 
 void Pager::Name(SeqId seq) noexcept {
@@ -356,12 +428,12 @@ std::uint32_t Pager::num_spare() const noexcept {
 }
 
 Pager::Sequence& Pager::Of(SeqId seq) noexcept {
-  CHECK(Index(seq) < options_.max_seqs);
+  CHECK(Index(seq) < options_.max_seqs + options_.max_shelves);
   return sequences_[Index(seq)];
 }
 
 const Pager::Sequence& Pager::Of(SeqId seq) const noexcept {
-  CHECK(Index(seq) < options_.max_seqs);
+  CHECK(Index(seq) < options_.max_seqs + options_.max_shelves);
   return sequences_[Index(seq)];
 }
 
@@ -375,6 +447,7 @@ std::uint32_t Pager::BlocksFor(std::uint32_t num_tokens) const noexcept {
 std::uint32_t Pager::SettledBlocks(const Sequence& sequence) const noexcept {
   std::uint32_t settled = sequence.num_blocks;
   if (IsMutant(Mutant::kMoveUnsettled)) return settled;
+  if (sequence.resuming) return 0;
   for (const Write& write : sequence.writes) {
     if (write.epoch > retired_)
       settled = std::min(settled, write.first_position / options_.block_tokens);
@@ -389,8 +462,8 @@ std::span<Extent> Pager::AllRuns(SeqId seq) noexcept {
 
 void Pager::SetNumRuns(SeqId seq, std::uint32_t num_runs) noexcept {
   std::uint32_t& current = num_runs_[Index(seq)];
-  if (current > options_.crowded_runs) --num_crowded_;
-  if (num_runs > options_.crowded_runs) ++num_crowded_;
+  if (current > options_.crowded_runs && !IsShelf(seq)) --num_crowded_;
+  if (num_runs > options_.crowded_runs && !IsShelf(seq)) ++num_crowded_;
   current = num_runs;
 }
 

@@ -83,6 +83,11 @@
 //       touch it has retired, and no planned copy reads it.
 //   P14  A block is published only when all of its tokens were computed over a history without
 //       holes: keys and values of deeper layers depend on what was attended, not on tokens alone.
+//   P15  What lies on a shelf is written by no step to come, and has no credit.
+//
+// Shelves. A history that is parked (kv/host_tier.h) keeps the blocks that were not copied yet, and
+// its length, under an identity beyond those of sequences: shelf i is identity max_seqs + i. What
+// was copied is a hole there.
 //
 // Threading: engine thread only. Memory: everything is reserved by the constructor.
 #pragma once
@@ -122,6 +127,14 @@ struct PagerOptions {
   std::uint32_t max_holes = ~std::uint32_t{0};  // of a sequence; Trim makes no more
   // OpenCached takes over no more runs than this: shared blocks are not moved together.
   std::uint32_t max_shared_runs = ~std::uint32_t{0};
+  std::uint32_t max_shelves = 0;
+};
+
+// What a history looked like before it was parked, and how it may be found in the prefix cache.
+struct ShelvedHistory {
+  std::span<const Extent> runs;  // in token order; what starts at the sentinel is a hole
+  std::span<const std::int32_t> tokens;
+  std::span<const PrefixKey> keys;
 };
 
 class Pager {
@@ -145,6 +158,22 @@ class Pager {
   void DropCached() noexcept;
   // Makes so many cached blocks free, the oldest first, or all there are.
   void GiveUpCached(std::uint32_t num_blocks) noexcept;
+
+  // What the sequence has written moves to the shelf, which is empty; the sequence ends as with
+  // Release. Requires: not named, not resuming.
+  void Shelve(SeqId seq, SeqId shelf) noexcept;
+  // Blocks of the shelf, of which the first has this number, are copied by the next step and leave.
+  // Requires: settled.
+  template <typename CopyFn>
+  void Unload(SeqId shelf, const Extent& blocks, std::uint32_t number, CopyFn copy) noexcept;
+  // Gives up what is left on the shelf.
+  void ClearShelf(SeqId shelf) noexcept;
+  // Opens `seq` with the length the shelf has, with blocks for all of it and credit as Open;
+  // returns how many blocks from the beginning are shared, the others hold nothing yet. It is
+  // resuming until Loaded: none of its blocks is settled.
+  std::optional<std::uint32_t> OpenShelved(SeqId seq, SeqId shelf, const ShelvedHistory& history,
+                                           std::uint32_t reserve_tokens) noexcept;
+  void Loaded(SeqId seq) noexcept;
 
   void SetTogether(bool together) noexcept { placement_.SetTogether(together); }
 
@@ -259,6 +288,7 @@ class Pager {
   struct Sequence {
     bool open = false;
     bool waits_for_copy = false;
+    bool resuming = false;
     std::uint32_t copy_credit = 0;  // 0 or 1: for the copy of a shared block
     std::uint32_t length = 0;       // tokens written by committed steps
     std::uint32_t target = 0;       // tokens that have slots
@@ -287,6 +317,11 @@ class Pager {
   void AppendRun(SeqId seq, const Extent& blocks) noexcept;
   // The sequence's block number `index`; the sentinel for one in a hole.
   BlockId BlockAt(SeqId seq, std::uint32_t index) const noexcept;
+  bool IsShelf(SeqId seq) const noexcept { return Index(seq) >= options_.max_seqs; }
+  std::uint32_t FindCached(std::span<const std::int32_t> tokens, std::span<const PrefixKey> keys,
+                           std::uint32_t* num_runs, std::uint32_t* num_idle) noexcept;
+  void StartFound(SeqId seq, std::uint32_t reserve_blocks, std::uint32_t num_hits,
+                  std::uint32_t num_runs) noexcept;
   void StartSequence(SeqId seq, std::uint32_t reserve_blocks, std::uint32_t held_blocks) noexcept;
   bool SecureCopy(SeqId seq, std::uint32_t more_blocks) noexcept;
   bool StealCopyCredit(SeqId seq, BlockId block) noexcept;
@@ -321,10 +356,10 @@ class Pager {
   Placement placement_;
   PrefixIndex index_;
   std::vector<Block> blocks_;
-  std::vector<Sequence> sequences_;
-  std::vector<std::uint32_t> num_runs_;    // [max_seqs], apart from Sequence to be scanned fast
+  std::vector<Sequence> sequences_;        // [max_seqs + max_shelves]
+  std::vector<std::uint32_t> num_runs_;    // as sequences_, apart to be scanned fast
   std::vector<std::uint64_t> last_epoch_;  // [max_seqs], as last_epoch()
-  std::vector<Extent> runs_;               // [max_seqs * max_blocks_per_seq]
+  std::vector<Extent> runs_;               // [(max_seqs + max_shelves) * max_blocks_per_seq]
   std::vector<Extent> scratch_runs_;       // [max_blocks_per_seq + 2]
   std::array<LimboList, kNumLimboLists> limbo_ = {};  // by epoch % kNumLimboLists
   std::uint64_t committed_ = 0;
@@ -392,6 +427,17 @@ void Pager::Remap(SeqId seq, std::uint32_t first_block, const Extent& target,
   CHECK(num_replaced == target.num_blocks);  // A hole is not moved.
   Splice(seq, first_block, target);
   Name(seq);
+}
+
+template <typename CopyFn>
+void Pager::Unload(SeqId shelf, const Extent& blocks, std::uint32_t number, CopyFn copy) noexcept {
+  CHECK(IsShelf(shelf) && BlockAt(shelf, number) == blocks.start);
+  CHECK(number + blocks.num_blocks <= SettledBlocks(Of(shelf)) ||
+        IsMutant(Mutant::kParkUnsettled));  // P8
+  if (IsMutant(Mutant::kParkFreesEarly)) Drop(blocks, retired_);
+  copy(blocks);
+  if (!IsMutant(Mutant::kParkFreesEarly)) Drop(blocks, committed_ + 1);
+  Splice(shelf, number, {kSentinelBlock, blocks.num_blocks});
 }
 
 template <typename CopyFn>

@@ -55,8 +55,10 @@ void Pager::CheckSequences(std::vector<std::uint32_t>& refs) const {
   std::uint64_t num_credit = 0;
   std::uint32_t num_crowded = 0;
   std::uint32_t num_copy_waits = 0;
-  for (std::uint32_t s = 0; s < options_.max_seqs; ++s) {
+  for (std::uint32_t s = 0; s < sequences_.size(); ++s) {
     const Sequence& sequence = sequences_[s];
+    CHECK(!IsShelf(SeqId{s}) || (sequence.credit() == 0 && sequence.target == sequence.length &&
+                                 !sequence.waits_for_copy && !sequence.resuming));  // P15
     CHECK(sequence.open || (sequence.num_blocks == 0 && sequence.target == 0));
     CHECK(sequence.length <= sequence.target);                              // P7
     CHECK(sequence.target <= sequence.num_blocks * options_.block_tokens);  // P7
@@ -77,7 +79,7 @@ void Pager::CheckSequences(std::vector<std::uint32_t>& refs) const {
     CHECK(num_blocks == sequence.num_blocks);  // P6
     if (sequence.open) CheckContent(SeqId{s});
     num_credit += sequence.credit();
-    num_crowded += num_runs_[s] > options_.crowded_runs ? 1u : 0u;
+    num_crowded += num_runs_[s] > options_.crowded_runs && !IsShelf(SeqId{s}) ? 1u : 0u;
     num_copy_waits += sequence.waits_for_copy ? 1u : 0u;
     CHECK(sequence.copy_credit <= 1);
   }
@@ -140,9 +142,10 @@ std::uint64_t Pager::StateHash() const {
          first = blocks_[first].limbo_next)
       mix(std::uint64_t{first} << 32 | blocks_[first].limbo_blocks);
   }
-  for (std::uint32_t s = 0; s < options_.max_seqs; ++s) {
+  for (std::uint32_t s = 0; s < sequences_.size(); ++s) {
     const Sequence& sequence = sequences_[s];
-    mix(since(last_epoch_[s]));
+    mix(IsShelf(SeqId{s}) ? 0 : since(last_epoch_[s]));
+    mix(sequence.resuming ? 1 : 0);
     mix(sequence.open ? 2 + (sequence.waits_for_copy ? 1 : 0) : 0);
     mix(std::uint64_t{sequence.length} << 32 | sequence.target);
     mix(std::uint64_t{sequence.reserved_blocks} << 32 | sequence.copy_credit);

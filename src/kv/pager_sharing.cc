@@ -8,16 +8,16 @@
 
 namespace kvrm {
 
-std::optional<std::uint32_t> Pager::OpenCached(SeqId seq, std::span<const std::int32_t> tokens,
-                                               std::span<const PrefixKey> keys,
-                                               std::uint32_t reserve_tokens) noexcept {
-  CHECK(!Of(seq).open);
+// How many blocks of the tokens there are; they are scratch_runs_[0 .. *num_runs). *num_idle of
+// them are blocks that someone else could have had.
+std::uint32_t Pager::FindCached(std::span<const std::int32_t> tokens,
+                                std::span<const PrefixKey> keys, std::uint32_t* num_runs,
+                                std::uint32_t* num_idle) noexcept {
   const auto most =
       static_cast<std::uint32_t>(std::min({keys.size(), tokens.size() / options_.block_tokens,
                                            std::size_t{options_.max_blocks_per_seq}}));
   std::uint32_t num_hits = 0;
-  std::uint32_t num_idle = 0;  // of the hits: blocks that someone else could have had
-  std::uint32_t count = 0;
+  std::uint32_t& count = *num_runs;
   for (; num_hits < most; ++num_hits) {
     const std::optional<BlockId> block = index_.Find(
         keys[num_hits],
@@ -34,27 +34,46 @@ std::optional<std::uint32_t> Pager::OpenCached(SeqId seq, std::span<const std::i
     } else {
       scratch_runs_[count++] = {*block, 1};
     }
-    num_idle += state == BlockState::kCached ? 1u : 0u;
+    *num_idle += state == BlockState::kCached ? 1u : 0u;
   }
-  const std::uint32_t reserve_blocks = BlocksFor(reserve_tokens);
-  const std::uint32_t more = reserve_blocks > num_hits ? reserve_blocks - num_hits : 0;
-  if (more + num_idle > num_spare()) return std::nullopt;
-  num_hits_ += num_hits;
-  num_misses_ += most - num_hits;
+  return num_hits;
+}
+
+// Begins with what FindCached has found.
+void Pager::StartFound(SeqId seq, std::uint32_t reserve_blocks, std::uint32_t num_hits,
+                       std::uint32_t num_runs) noexcept {
   StartSequence(seq, reserve_blocks, num_hits);
-  for (std::uint32_t i = 0; i < count; ++i) {
+  for (std::uint32_t i = 0; i < num_runs; ++i) {
     for (std::uint32_t b = 0; b < scratch_runs_[i].num_blocks; ++b)
       Share(BlockId{Index(scratch_runs_[i].start) + b});
     AppendRun(seq, scratch_runs_[i]);
   }
   Of(seq).published_blocks = num_hits;
+}
+
+std::optional<std::uint32_t> Pager::OpenCached(SeqId seq, std::span<const std::int32_t> tokens,
+                                               std::span<const PrefixKey> keys,
+                                               std::uint32_t reserve_tokens) noexcept {
+  CHECK(!Of(seq).open);
+  std::uint32_t num_runs = 0;
+  std::uint32_t num_idle = 0;
+  const std::uint32_t num_hits = FindCached(tokens, keys, &num_runs, &num_idle);
+  const auto most =
+      static_cast<std::uint32_t>(std::min({keys.size(), tokens.size() / options_.block_tokens,
+                                           std::size_t{options_.max_blocks_per_seq}}));
+  const std::uint32_t reserve_blocks = BlocksFor(reserve_tokens);
+  const std::uint32_t more = reserve_blocks > num_hits ? reserve_blocks - num_hits : 0;
+  if (more + num_idle > num_spare()) return std::nullopt;
+  num_hits_ += num_hits;
+  num_misses_ += most - num_hits;
+  StartFound(seq, reserve_blocks, num_hits, num_runs);
   return num_hits * options_.block_tokens;
 }
 
 bool Pager::Fork(SeqId child, SeqId parent, std::uint32_t num_tokens,
                  std::uint32_t reserve_tokens) noexcept {
   const Sequence& from = Of(parent);
-  CHECK(child != parent && !Of(child).open && from.open && !is_named(parent));
+  CHECK(child != parent && !Of(child).open && from.open && !is_named(parent) && !from.resuming);
   CHECK(num_tokens <= from.length);
   const std::uint32_t num_blocks = BlocksFor(num_tokens);
   const bool is_inside = num_tokens % options_.block_tokens != 0;

@@ -18,12 +18,13 @@ std::uint32_t AsCount(std::uint64_t value) {
 
 }  // namespace
 
-Transport::Transport(const TransportOptions& options, std::span<std::byte> memory, Device& device,
-                     Pager& pager)
+Transport::Transport(const TransportOptions& options, std::span<std::byte> memory,
+                     std::span<std::byte> host, Device& device, Pager& pager)
     : options_(options),
       max_group_blocks_(AsCount(std::max<std::uint64_t>(1, kMaxGroupBytes / options.block_bytes))),
       max_blocks_(AsCount(options.max_move_bytes_per_step / options.block_bytes)),
       memory_(memory),
+      host_(host),
       device_(device),
       pager_(pager),
       moves_(options.max_groups),
@@ -55,20 +56,42 @@ std::uint32_t Transport::GroupsFor(std::uint32_t num_blocks) const noexcept {
 }
 
 void Transport::Add(const Extent& source, const Extent& target, MovePriority priority) noexcept {
-  CHECK(source.num_blocks == target.num_blocks && source.num_blocks > 0);
-  CHECK(source.num_blocks <= num_blocks_left());
-  CHECK(GroupsFor(source.num_blocks) <= num_groups_left());
-  moves_[num_moves_++] = {.source = source.start,
-                          .target = target.start,
-                          .num_blocks = source.num_blocks,
-                          .num_bridged = 0,
-                          .layered = false,
-                          .priority = priority,
-                          .source_generation = Generation(source.start),
-                          .target_generation = Generation(target.start)};
-  num_groups_ += GroupsFor(source.num_blocks);
-  num_planned_blocks_ += source.num_blocks;
-  asked_[num_asked_++] = {source, target};
+  CHECK(source.num_blocks == target.num_blocks);
+  AddMove({.source = source.start,
+           .target = target.start,
+           .num_blocks = source.num_blocks,
+           .priority = priority});
+}
+
+void Transport::AddPark(const Extent& pool, const Extent& host) noexcept {
+  CHECK(pool.num_blocks == host.num_blocks);
+  AddMove({.source = pool.start,
+           .target = host.start,
+           .num_blocks = pool.num_blocks,
+           .target_tier = 1,
+           .priority = MovePriority::kPark});
+}
+
+void Transport::AddResume(const Extent& host, const Extent& pool) noexcept {
+  CHECK(pool.num_blocks == host.num_blocks);
+  AddMove({.source = host.start,
+           .target = pool.start,
+           .num_blocks = pool.num_blocks,
+           .source_tier = 1,
+           .priority = MovePriority::kResume});
+}
+
+void Transport::AddMove(Move move) noexcept {
+  CHECK(move.num_blocks > 0 && move.num_blocks <= num_blocks_left());
+  CHECK(GroupsFor(move.num_blocks) <= num_groups_left());
+  move.source_generation = Generation(move.source, move.source_tier);
+  move.target_generation = Generation(move.target, move.target_tier);
+  moves_[num_moves_++] = move;
+  num_groups_ += GroupsFor(move.num_blocks);
+  num_planned_blocks_ += move.num_blocks;
+  auto& [source, target] = asked_[num_asked_++];
+  source = {move.source, move.source_tier == 0 ? move.num_blocks : 0};
+  target = {move.target, move.target_tier == 0 ? move.num_blocks : 0};
   pager_.SetPlanned(source, true);
   pager_.SetPlanned(target, true);
 }
@@ -99,8 +122,11 @@ void Transport::ChooseLayered() noexcept {
   for (std::uint32_t m = 0; m < num_moves_; ++m) {
     Move& move = moves_[m];
     move.layered = false;
-    if (num_ranges_ == 0 || move.num_blocks * options_.block_bytes <= options_.layered_bytes)
+    // Nobody waits for a layer of what leaves.
+    if (num_ranges_ == 0 || move.target_tier != 0 ||
+        move.num_blocks * options_.block_bytes <= options_.layered_bytes) {
       continue;
+    }
     std::uint32_t num_groups = 0;
     for (std::uint32_t r = 0; r < num_ranges_; ++r)
       num_groups += (move.num_blocks - 1) / ranges_[r].max_blocks + 1;
@@ -118,6 +144,8 @@ void Transport::AddGroups(StepBuilder& builder, const Move& move,
                       .target = BlockId{Index(move.target) + done},
                       .num_blocks = std::min(range.max_blocks, move.num_blocks - done),
                       .kind = GroupKind::kBlocks,
+                      .source_tier = move.source_tier,
+                      .target_tier = move.target_tier,
                       .priority = static_cast<std::uint8_t>(move.priority),
                       .before_layer = range.first,
                       .num_layers = range.num_layers});
@@ -126,16 +154,19 @@ void Transport::AddGroups(StepBuilder& builder, const Move& move,
 
 // Merging never costs groups: two moves of a and b blocks need at least as many as one of a + b.
 void Transport::MergeAdjacent() noexcept {
-  std::sort(moves_.begin(), moves_.begin() + num_moves_,
-            [](const Move& a, const Move& b) { return a.source < b.source; });
+  std::sort(moves_.begin(), moves_.begin() + num_moves_, [](const Move& a, const Move& b) {
+    return a.source_tier != b.source_tier ? a.source_tier < b.source_tier : a.source < b.source;
+  });
   std::uint32_t kept = 0;
   for (std::uint32_t m = 1; m < num_moves_; ++m) {
     Move& last = moves_[kept];
     const Move& move = moves_[m];
+    const bool same_tiers =
+        last.source_tier == move.source_tier && last.target_tier == move.target_tier;
     const bool at_source = Index(last.source) + last.num_blocks == Index(move.source);
     const bool at_target = Index(last.target) + last.num_blocks == Index(move.target) ||
                            IsMutant(Mutant::kMergeAcrossGap);
-    if (at_source && at_target) {
+    if (same_tiers && at_source && at_target) {
       last.num_blocks += move.num_blocks;
       last.num_bridged += move.num_bridged;
       last.priority = std::min(last.priority, move.priority);
@@ -158,6 +189,8 @@ void Transport::MergeAdjacent() noexcept {
 bool Transport::CanBridge(const Move& first, const Move& second) const noexcept {
   const std::uint32_t source_end = Index(first.source) + first.num_blocks;
   const std::uint32_t target_end = Index(first.target) + first.num_blocks;
+  if (first.source_tier + first.target_tier + second.source_tier + second.target_tier > 0)
+    return false;
   if (!IsWindow(first.target)) return false;
   if (Index(second.source) <= source_end || Index(second.target) <= target_end) return false;
   const std::uint32_t gap = Index(second.source) - source_end;
@@ -182,9 +215,15 @@ bool Transport::CanBridge(const Move& first, const Move& second) const noexcept 
   return true;
 }
 
-// How often the block has been handed out; windows are not.
-std::uint32_t Transport::Generation(BlockId block) const noexcept {
-  return IsWindow(block) ? 0 : pager_.generation(block);
+// How often the block has been handed out; windows and host blocks are not.
+std::uint32_t Transport::Generation(BlockId block, std::uint8_t tier) const noexcept {
+  return tier != 0 || IsWindow(block) ? 0 : pager_.generation(block);
+}
+
+std::byte* Transport::Address(BlockId block, std::uint8_t tier) const noexcept {
+  const std::size_t block_bytes = options_.block_bytes;
+  if (tier == 0) return memory_.data() + Index(block) * block_bytes;
+  return host_.data() + (Index(block) - 1) * block_bytes;
 }
 
 std::uint64_t Transport::CountLayers(const TransferGroup& group) const noexcept {
@@ -194,9 +233,11 @@ std::uint64_t Transport::CountLayers(const TransferGroup& group) const noexcept 
 
 CopyOp Transport::CopyOf(const TransferGroup& group) const noexcept {
   const std::size_t block_bytes = options_.block_bytes;
-  CopyOp copy = {.source = memory_.data() + Index(group.source) * block_bytes,
-                 .target = memory_.data() + Index(group.target) * block_bytes,
+  CopyOp copy = {.source = Address(group.source, group.source_tier),
+                 .target = Address(group.target, group.target_tier),
                  .bytes = group.num_blocks * block_bytes};
+  if (IsMutant(Mutant::kWrongTier) && group.source_tier == 1)
+    copy.source = Address(group.target, 0);
   if (group.num_layers == 0) return copy;
   const std::size_t layer_bytes = block_bytes / options_.num_layers;
   copy.source += group.before_layer * layer_bytes;
@@ -215,8 +256,8 @@ void Transport::Launch(const StepView& step) noexcept {
   for (std::uint32_t m = 0; m < num_moves_; ++m) {
     const Move& move = moves_[m];
     // K5: between plan and commit neither end was handed to anybody else.
-    CHECK(Generation(move.source) == move.source_generation);
-    CHECK(Generation(move.target) == move.target_generation);
+    CHECK(Generation(move.source, move.source_tier) == move.source_generation);
+    CHECK(Generation(move.target, move.target_tier) == move.target_generation);
     num_layers += std::uint64_t{move.num_blocks} * options_.num_layers;
   }
   for (std::uint32_t a = 0; a < num_asked_; ++a) {
@@ -234,7 +275,12 @@ void Transport::Launch(const StepView& step) noexcept {
     num_layers -= CountLayers(group);
     if (group.before_layer > 0) continue;  // Its blocks are counted with their first layers.
     num_moved_blocks_ += group.num_blocks;
-    num_staged_blocks_ += IsWindow(group.target) ? group.num_blocks : 0;
+    if (group.target_tier != 0)
+      num_parked_blocks_ += group.num_blocks;
+    else if (group.source_tier != 0)
+      num_resumed_blocks_ += group.num_blocks;
+    else
+      num_staged_blocks_ += IsWindow(group.target) ? group.num_blocks : 0;
   }
   // The descriptor moves what was planned, no more and no less.
   CHECK(num_layers == 0 || IsMutant(Mutant::kForgetAbandoned) || IsMutant(Mutant::kLoseLastLayers));

@@ -27,7 +27,7 @@
 //                        landed, and retires when all have; an executor that runs meanwhile waits
 //                        for each layer's (Device::WaitLayer)
 //
-// Blocks of the pool and of its windows.
+// Blocks of the pool and of its windows, and of the host tier (kv/host_tier.h).
 //
 // Threading: engine thread only. Memory: reserved by the constructor.
 #pragma once
@@ -59,6 +59,8 @@ enum class MovePriority : std::uint8_t {
   kCopyOnWrite,  // a row waits to write
   kStage,        // a row waits for its window
   kStuck,        // a row has more runs than a descriptor shows
+  kPark,         // rows wait for the blocks that become free
+  kResume,       // a row waits for its history, and others ran meanwhile
   kCompact,      // a row may soon have
 };
 
@@ -82,13 +84,14 @@ struct TransportOptions {
 
 class Transport {
  public:
-  // `memory` is the pool, which starts with the sentinel, and its windows; `device` and `pager`
-  // outlive the transport.
-  Transport(const TransportOptions& options, std::span<std::byte> memory, Device& device,
-            Pager& pager);
+  // `memory` is the pool, which starts with the sentinel, and its windows; `host` the second tier,
+  // whose first block has number 1; `device` and `pager` outlive the transport.
+  Transport(const TransportOptions& options, std::span<std::byte> memory, std::span<std::byte> host,
+            Device& device, Pager& pager);
 
   // What this step's budget still allows.
   std::uint32_t num_blocks_left() const noexcept { return max_blocks_ - num_planned_blocks_; }
+  std::uint32_t max_blocks() const noexcept { return max_blocks_; }
   std::uint32_t num_groups_left() const noexcept { return options_.max_groups - num_groups_; }
   // Groups that a move of so many blocks costs at most.
   std::uint32_t GroupsFor(std::uint32_t num_blocks) const noexcept;
@@ -97,6 +100,9 @@ class Transport {
 
   // Requires: both of one length, within the budget.
   void Add(const Extent& source, const Extent& target, MovePriority priority) noexcept;
+  // From the pool to the host tier, and back. As Add.
+  void AddPark(const Extent& pool, const Extent& host) noexcept;
+  void AddResume(const Extent& host, const Extent& pool) noexcept;
   // Merges, cuts, splits and puts everything planned into the step under construction.
   void Flush(StepBuilder& builder) noexcept;
   // The step is committed: submits its groups. Waits first for those of the step before.
@@ -109,6 +115,8 @@ class Transport {
   std::uint64_t num_moved_blocks() const noexcept { return num_moved_blocks_; }
   std::uint64_t num_launched_groups() const noexcept { return num_launched_groups_; }
   std::uint64_t num_staged_blocks() const noexcept { return num_staged_blocks_; }
+  std::uint64_t num_parked_blocks() const noexcept { return num_parked_blocks_; }
+  std::uint64_t num_resumed_blocks() const noexcept { return num_resumed_blocks_; }
   std::uint64_t reserved_bytes() const noexcept {
     return moves_.size() * sizeof(Move) + copies_.size() * sizeof(CopyOp);
   }
@@ -120,6 +128,8 @@ class Transport {
     std::uint32_t num_blocks = 0;
     std::uint32_t num_bridged = 0;  // of them: blocks that nobody asked for
     bool layered = false;           // cut by layers
+    std::uint8_t source_tier = 0;
+    std::uint8_t target_tier = 0;
     MovePriority priority{};
     std::uint32_t source_generation = 0;  // of the first block, when planned
     std::uint32_t target_generation = 0;
@@ -130,6 +140,7 @@ class Transport {
     std::uint16_t num_layers = 0;
     std::uint32_t max_blocks = 0;
   };
+  void AddMove(Move move) noexcept;
   void PlanLayerRanges();
   void ChooseLayered() noexcept;
   void AddGroups(StepBuilder& builder, const Move& move, const LayerRange& range) const noexcept;
@@ -137,7 +148,8 @@ class Transport {
   std::uint64_t CountLayers(const TransferGroup& group) const noexcept;
   void MergeAdjacent() noexcept;
   bool CanBridge(const Move& first, const Move& second) const noexcept;
-  std::uint32_t Generation(BlockId block) const noexcept;
+  std::uint32_t Generation(BlockId block, std::uint8_t tier) const noexcept;
+  std::byte* Address(BlockId block, std::uint8_t tier) const noexcept;
   bool IsWindow(BlockId block) const noexcept { return Index(block) >= options_.num_pool_blocks; }
 
   const TransportOptions options_;
@@ -146,10 +158,11 @@ class Transport {
   std::array<LayerRange, kMaxLayerRanges> ranges_ = {};
   std::uint32_t num_ranges_ = 0;  // 0: nothing is cut
   const std::span<std::byte> memory_;
+  const std::span<std::byte> host_;
   Device& device_;
   Pager& pager_;
   std::vector<Move> moves_;  // [max_groups], the first num_moves_ are planned
-  // As asked for, before anything was merged: what is marked as planned.
+  // As asked for, before anything was merged: what is marked as planned, none for the host's end.
   std::vector<std::pair<Extent, Extent>> asked_;
   std::uint32_t num_asked_ = 0;
   std::uint32_t num_moves_ = 0;
@@ -163,6 +176,8 @@ class Transport {
   std::uint64_t num_moved_blocks_ = 0;
   std::uint64_t num_launched_groups_ = 0;
   std::uint64_t num_staged_blocks_ = 0;
+  std::uint64_t num_parked_blocks_ = 0;
+  std::uint64_t num_resumed_blocks_ = 0;
 };
 
 }  // namespace kvrm

@@ -38,7 +38,7 @@ struct Bench {
                    .max_move_bytes_per_step = max_move_bytes,
                    .num_layers = layers.num_layers,
                    .layered_bytes = layers.layered_bytes},
-                  pool, device, pager),
+                  pool, {}, device, pager),
         builder(
             {.max_rows = 1, .max_tokens = 1, .max_runs = 4, .max_groups = 6, .block_tokens = 16},
             2) {}
@@ -175,7 +175,7 @@ struct WindowBench {
                    .lane_blocks = 8,
                    .max_groups = 4,
                    .max_move_bytes_per_step = 1 << 20},
-                  device.Reserve(48 << 10, "pool"), device, pager),
+                  device.Reserve(48 << 10, "pool"), {}, device, pager),
         builder(
             {.max_rows = 1, .max_tokens = 1, .max_runs = 4, .max_groups = 4, .block_tokens = 16},
             2) {
@@ -234,7 +234,8 @@ TEST(Compactor, CrowdedSequenceIsMovedTogetherOneBlockAStep) {
   Compactor compactor(4);
   std::uint32_t num_steps = 0;
   while (bench.pager.num_runs(SeqId{0}) > 4) {
-    compactor.Plan(bench.pager, bench.transport);
+    compactor.PlanStuck(bench.pager, bench.transport);
+    compactor.PlanCrowded(bench.pager, bench.transport);
     const StepView view = bench.Flush();
     ASSERT_LE(view.groups.size(), 1u);
     bench.transport.Launch(view);
@@ -252,7 +253,8 @@ TEST(Compactor, StallIsCountedWhenAllFreeBlocksArePromised) {
   ASSERT_TRUE(bench.pager.Open(SeqId{0}, 0) && bench.pager.Extend(SeqId{0}, 12 * 16));
   ASSERT_TRUE(bench.pager.Open(SeqId{1}, (63 - 12) * 16));
   Compactor compactor(4);
-  compactor.Plan(bench.pager, bench.transport);
+  compactor.PlanStuck(bench.pager, bench.transport);
+  compactor.PlanCrowded(bench.pager, bench.transport);
   EXPECT_EQ(compactor.num_stalls(), 1u);
   EXPECT_FALSE(bench.transport.has_planned());
 }

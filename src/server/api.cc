@@ -13,6 +13,9 @@
 #include "base/bounded_queue.h"
 #include "base/check.h"
 #include "base/log.h"
+#include "base/result.h"
+#include "server/http_metrics.h"
+#include "server/keys.h"
 #include "server/prepare.h"
 #include "server/routes.h"
 #include "server/version.h"
@@ -20,24 +23,26 @@
 namespace kvrm {
 namespace {
 
-constexpr std::size_t kMaxRequestIdBytes = 128;
 constexpr std::size_t kEventBatch = 256;
 // Events handled in one go before other connections get their turn.
 constexpr std::size_t kMaxEventBatches = 16;
-
-// The client's own id, where it is short and printable.
-std::string RequestIdOf(const HttpRequest& request) {
-  const std::string_view id = request.Field("x-request-id");
-  const bool clean = id.size() <= kMaxRequestIdBytes &&
-                     std::all_of(id.begin(), id.end(), [](char c) { return c > ' ' && c < 0x7f; });
-  return clean ? std::string(id) : std::string();
-}
 
 HttpResponse JsonResponse(std::string body, const std::string& request_id) {
   HttpResponse response;
   response.body = std::move(body);
   if (!request_id.empty()) response.headers.emplace_back("X-Request-Id", request_id);
   return response;
+}
+
+std::string CheckedPrefix(std::string prefix) {
+  if (prefix.empty() || prefix == "/") return {};
+  const bool clean = std::all_of(prefix.begin(), prefix.end(), [](char c) {
+    return c > ' ' && c < 0x7f && c != '?' && c != '#' && c != '"';
+  });
+  if (prefix.front() != '/' || prefix.back() == '/' || !clean || prefix.size() > 256) {
+    throw StartError("a root path begins with a slash and does not end with one: " + prefix);
+  }
+  return prefix;
 }
 
 ApiError Refusal(int status, std::string message) {
@@ -70,8 +75,11 @@ struct Server::State {
         const Clock& clock_in);
 
   std::optional<HttpResponse> OnHead(const HttpRequest& request);
+  HttpResponse OptionsResponse(const HttpRequest& request, const std::string& allow) const;
+  std::string_view PathOf(std::string_view path) const;
   void OnRequest(ExchangeId exchange, HttpRequest request);
   void OnGone(ExchangeId exchange);
+  void OnDone(const AccessRecord& record);
   void OnWake();
   void OnTick();
   void Answer(ExchangeId exchange, const Route& route, const HttpRequest& request);
@@ -91,10 +99,14 @@ struct Server::State {
   const Clock& clock;
 
   // I/O thread.
+  const KeySet keys;
+  const std::string root_path;
   HttpServer http;
+  HttpMetrics metrics;
   Generations generations;
   Rng seeds;
   std::unordered_map<std::uint64_t, bool> preparing;  // by exchange; false: the client has gone
+  std::unordered_map<std::uint64_t, ReplyUsage> used_tokens;  // by exchange, until it is done
   std::uint64_t num_rejected = 0;
   std::uint64_t num_dropped = 0;
 
@@ -122,6 +134,8 @@ Server::State::State(EnginePort engine_in, ModelPort model_in, const ServerOptio
                      .max_requests = engine.max_requests,
                      .default_max_tokens = options_in.default_max_tokens},
       clock(clock_in),
+      keys(options_in.api_keys),
+      root_path(CheckedPrefix(options_in.root_path)),
       http(options_in.http, clock_in, Callbacks()),
       generations(engine, model, Replies(), clock_in, options_in.seed),
       seeds(options_in.seed, "sampling-seeds"),
@@ -137,6 +151,7 @@ HttpCallbacks Server::State::Callbacks() {
   callbacks.on_gone = [this](ExchangeId exchange) { OnGone(exchange); };
   callbacks.on_wake = [this] { OnWake(); };
   callbacks.on_tick = [this] { OnTick(); };
+  callbacks.on_done = [this](const AccessRecord& record) { OnDone(record); };
   callbacks.error_body = [](int status, std::string_view message) {
     return ErrorBody(Refusal(status, std::string(message)));
   };
@@ -154,24 +169,48 @@ ReplyPort Server::State::Replies() {
   reply.write = [this](ExchangeId exchange, std::string_view bytes) {
     return http.Write(exchange, bytes);
   };
+  reply.account = [this](ExchangeId exchange, const ReplyUsage& usage) {
+    used_tokens[static_cast<std::uint64_t>(exchange)] = usage;
+  };
   reply.finish = [this](ExchangeId exchange) { return http.Finish(exchange); };
   return reply;
 }
 
+std::string_view Server::State::PathOf(std::string_view path) const {
+  if (!root_path.empty() && path.starts_with(root_path) && path.size() > root_path.size() &&
+      path[root_path.size()] == '/') {
+    path.remove_prefix(root_path.size());
+  }
+  return path;
+}
+
+// What is allowed; to a browser that asks before it sends a request of another origin, also which
+// headers. Whether that origin may is the server's answer to every request.
+HttpResponse Server::State::OptionsResponse(const HttpRequest& request,
+                                            const std::string& allow) const {
+  HttpResponse response;
+  response.status = 204;
+  response.headers.emplace_back("Allow", allow);
+  if (!request.Field("access-control-request-method").empty()) {
+    response.headers.emplace_back("Access-Control-Allow-Methods", allow);
+    response.headers.emplace_back("Access-Control-Allow-Headers",
+                                  "Authorization, Content-Type, X-Api-Key, X-Request-Id");
+    response.headers.emplace_back("Access-Control-Max-Age", "600");
+  }
+  return response;
+}
+
 // Everything that can be refused without reading a body.
 std::optional<HttpResponse> Server::State::OnHead(const HttpRequest& request) {
-  const std::string request_id = RequestIdOf(request);
-  const Route* route = FindRoute(request.path);
+  const std::string& request_id = request.request_id;
+  const Route* route = FindRoute(PathOf(request.path));
   if (route == nullptr && request.path != "*") {
     return ErrorResponse(Refusal(404, "no such path"), request_id);
   }
   const std::string allow =
       route == nullptr || route->is_post ? "OPTIONS, POST" : "GET, HEAD, OPTIONS";
   if (request.method == "OPTIONS") {
-    HttpResponse response;
-    response.status = 204;
-    response.headers.emplace_back("Allow", route == nullptr ? "GET, HEAD, OPTIONS, POST" : allow);
-    return response;
+    return OptionsResponse(request, route == nullptr ? "GET, HEAD, OPTIONS, POST" : allow);
   }
   const bool allowed = route->is_post ? request.method == "POST"
                                       : request.method == "GET" || request.method == "HEAD";
@@ -181,9 +220,8 @@ std::optional<HttpResponse> Server::State::OnHead(const HttpRequest& request) {
     response.headers.emplace_back("Allow", allow);
     return response;
   }
-  if (!route->is_public && !options.api_key.empty() &&
-      !KeyMatches(PresentedKey(request.Field("authorization"), request.Field("x-api-key")),
-                  options.api_key)) {
+  if (!route->is_public && !keys.empty() &&
+      !keys.Find(PresentedKey(request.Field("authorization"), request.Field("x-api-key")))) {
     return ErrorResponse(Refusal(401, "Invalid API Key"), request_id);
   }
   if (!route->is_post) return std::nullopt;
@@ -196,14 +234,14 @@ std::optional<HttpResponse> Server::State::OnHead(const HttpRequest& request) {
 }
 
 void Server::State::OnRequest(ExchangeId exchange, HttpRequest request) {
-  const Route* route = FindRoute(request.path);
+  const Route* route = FindRoute(PathOf(request.path));
   CHECK(route != nullptr);  // OnHead let it pass
   if (!route->is_post) return Answer(exchange, *route, request);
   Enqueue(exchange, JobKindOf(route->id), std::move(request));
 }
 
 void Server::State::Answer(ExchangeId exchange, const Route& route, const HttpRequest& request) {
-  const std::string request_id = RequestIdOf(request);
+  const std::string& request_id = request.request_id;
   std::string body;
   switch (route.id) {
     case RouteId::kHealth:
@@ -227,13 +265,15 @@ void Server::State::Answer(ExchangeId exchange, const Route& route, const HttpRe
       body = LedgerBody(engine.ledger());
       break;
     case RouteId::kMetrics: {
-      HttpResponse response = JsonResponse(MetricsText(engine.ledger()), request_id);
+      HttpResponse response = JsonResponse(
+          MetricsText(engine.ledger()) + metrics.Text(http.stats(), http.num_connections()),
+          request_id);
       response.content_type = kMetricsContentType;
       http.Respond(exchange, std::move(response));
       return;
     }
     case RouteId::kModel:
-      if (ModelNameOf(request.path) != model.served_name) {
+      if (ModelNameOf(PathOf(request.path)) != model.served_name) {
         http.Respond(exchange, ErrorResponse(Refusal(404, "no such model"), request_id));
         return;
       }
@@ -250,7 +290,7 @@ void Server::State::Enqueue(ExchangeId exchange, JobKind kind, HttpRequest reque
   auto job = std::make_unique<Job>();
   job->exchange = exchange;
   job->kind = kind;
-  job->request_id = RequestIdOf(request);
+  job->request_id = request.request_id;
   job->body = std::move(request.body);
   job->seed = seeds.Next();
   job->now_unix = clock.UnixSeconds();
@@ -270,6 +310,43 @@ void Server::State::OnGone(ExchangeId exchange) {
   const auto found = preparing.find(static_cast<std::uint64_t>(exchange));
   if (found != preparing.end()) found->second = false;
   generations.OnGone(exchange);
+}
+
+// One line a request: never a prompt, an output, a query or a key.
+void Server::State::OnDone(const AccessRecord& record) {
+  const Route* route = FindRoute(PathOf(record.path));
+  metrics.Count(route == nullptr ? "" : route->path, record);
+  const auto tokens = used_tokens.find(static_cast<std::uint64_t>(record.exchange));
+  const bool generated = tokens != used_tokens.end();
+  const ReplyUsage usage = generated ? tokens->second : ReplyUsage{};
+  if (generated) used_tokens.erase(tokens);
+  if (!options.access_log) return;
+  const std::string_view path = route == nullptr ? std::string_view(record.path) : route->path;
+  const std::int64_t ms = record.duration_ns / 1000000;
+  if (generated) {
+    Log(LogLevel::kInfo, "request",
+        {{"id", record.request_id},
+         {"method", record.method},
+         {"path", path},
+         {"status", record.status},
+         {"complete", record.complete ? "yes" : "no"},
+         {"ms", ms},
+         {"bytes_in", record.num_bytes_in},
+         {"bytes_out", record.num_bytes_out},
+         {"prompt_tokens", usage.num_prompt_tokens},
+         {"cached_tokens", usage.num_cached_tokens},
+         {"output_tokens", usage.num_output_tokens}});
+  } else {
+    Log(LogLevel::kInfo, "request",
+        {{"id", record.request_id},
+         {"method", record.method},
+         {"path", path},
+         {"status", record.status},
+         {"complete", record.complete ? "yes" : "no"},
+         {"ms", ms},
+         {"bytes_in", record.num_bytes_in},
+         {"bytes_out", record.num_bytes_out}});
+  }
 }
 
 void Server::State::OnWake() {

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "base/clock.h"
 #include "server/api_parse.h"
@@ -26,7 +27,10 @@ struct ServerOptions {
   ApiLimits limits;
   std::string host = "127.0.0.1";
   std::uint16_t port = 8080;          // 0: any free one
-  std::string api_key;                // empty: none asked for
+  std::vector<std::string> api_keys;  // empty: none asked for
+  // A prefix that clients may put before every path, like "/llm"; "": none.
+  std::string root_path;
+  bool access_log = true;             // one line a request
   std::uint32_t max_preparing = 256;  // requests between their body and the engine's queue
   std::uint32_t default_max_tokens = 4096;
   std::uint64_t seed = 0;  // of what clients leave open: sampling seeds, reply ids
@@ -41,7 +45,8 @@ struct ServerStats {
 
 class Server {
  public:
-  // `clock` outlives the server; so does what the ports refer to.
+  // `clock` outlives the server; so does what the ports refer to. Throws StartError for keys, a
+  // prefix or files of TLS that cannot be.
   Server(EnginePort engine, ModelPort model, const ServerOptions& options, const Clock& clock);
   // Stops first.
   ~Server();

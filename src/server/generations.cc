@@ -423,6 +423,7 @@ std::string Generations::Body(Generation& generation) const {
 }
 
 void Generations::Complete(Generation& generation) {
+  reply_.account(generation.exchange, generation.usage);
   if (generation.plan.stream) {
     std::string events;
     if (generation.head.include_usage) events = UsageEvent(generation.head, generation.usage);
@@ -436,16 +437,11 @@ void Generations::Complete(Generation& generation) {
     reply_.respond(generation.exchange, std::move(response));
   }
   ++stats_.num_completed;
-  Log(LogLevel::kInfo, "generation_complete",
-      {{"id", generation.request_id},
-       {"prompt_tokens", generation.usage.num_prompt_tokens},
-       {"cached_tokens", generation.usage.num_cached_tokens},
-       {"output_tokens", generation.usage.num_output_tokens},
-       {"ms", (clock_.NowNs() - generation.started_ns) / 1000000}});
   Release(generation);
 }
 
 void Generations::Fail(Generation& generation, const ApiError& error) {
+  reply_.account(generation.exchange, generation.usage);
   if (generation.stream_started) {
     reply_.write(generation.exchange, ErrorEvent(error) + std::string(kDoneEvent));
     reply_.finish(generation.exchange);
@@ -462,9 +458,7 @@ void Generations::OnGone(ExchangeId exchange) {
   const auto found = generations_.find(static_cast<std::uint64_t>(exchange));
   if (found == generations_.end()) return;
   ++stats_.num_abandoned;
-  Log(LogLevel::kInfo, "generation_abandoned",
-      {{"id", found->second->request_id},
-       {"output_tokens", found->second->usage.num_output_tokens}});
+  reply_.account(exchange, found->second->usage);
   Release(*found->second);
 }
 

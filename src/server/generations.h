@@ -46,6 +46,8 @@ struct ReplyPort {
       start_stream;
   std::function<bool(ExchangeId, std::string_view)> write;
   std::function<bool(ExchangeId)> finish;
+  // What a generation used, before its last byte is written or when it is given up.
+  std::function<void(ExchangeId, const ReplyUsage&)> account = [](ExchangeId, const ReplyUsage&) {};
 };
 
 // The answer to a refused request, with the headers its status calls for.

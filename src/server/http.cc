@@ -15,12 +15,17 @@
 #include <cerrno>
 #include <charconv>
 #include <chrono>
-#include <ctime>
+#include <memory>
 #include <unordered_map>
 
 #include "base/check.h"
 #include "base/log.h"
 #include "base/result.h"
+#include "base/rng.h"
+#include "server/http_admission.h"
+#include "server/http_session.h"
+#include "server/http_text.h"
+#include "server/tls.h"
 
 namespace kvrm {
 namespace {
@@ -34,80 +39,22 @@ constexpr std::int64_t kNsPerMs = 1000000;
 constexpr std::size_t kReadBytes = 64 << 10;
 constexpr std::size_t kMaxLingerBytes = 64 << 10;
 constexpr int kBacklog = 1024;
-constexpr std::int64_t kNever = INT64_MAX;
+constexpr std::int64_t kNever = kHttpNever;
 
-enum class Phase { kReading, kWaiting, kStreaming, kSending, kLingering, kClosed };
+constexpr std::size_t kMaxRequestIdBytes = 128;
+// nginx's word for it: the client closed the connection before there was an answer.
+constexpr int kClientGone = 499;
 
-const char* Reason(int status) {
-  switch (status) {
-    case 200:
-      return "OK";
-    case 204:
-      return "No Content";
-    case 400:
-      return "Bad Request";
-    case 401:
-      return "Unauthorized";
-    case 404:
-      return "Not Found";
-    case 405:
-      return "Method Not Allowed";
-    case 408:
-      return "Request Timeout";
-    case 413:
-      return "Content Too Large";
-    case 414:
-      return "URI Too Long";
-    case 417:
-      return "Expectation Failed";
-    case 429:
-      return "Too Many Requests";
-    case 431:
-      return "Request Header Fields Too Large";
-    case 500:
-      return "Internal Server Error";
-    case 501:
-      return "Not Implemented";
-    case 503:
-      return "Service Unavailable";
-    case 505:
-      return "HTTP Version Not Supported";
-    default:
-      return "Status";
-  }
+using Phase = HttpPhase;
+using Session = HttpSession;
+
+// The client's own id, where it is short and printable.
+std::string ClientsId(const HttpRequest& request) {
+  const std::string_view id = request.Field("x-request-id");
+  const bool clean = id.size() <= kMaxRequestIdBytes &&
+                     std::all_of(id.begin(), id.end(), [](char c) { return c > ' ' && c < 0x7f; });
+  return clean ? std::string(id) : std::string();
 }
-
-bool IsFieldValue(std::string_view value) {
-  return std::all_of(value.begin(), value.end(), [](char c) { return c >= ' ' && c != 0x7f; });
-}
-
-struct Session {
-  Session(std::uint64_t session_id, tcp::socket accepted, const ParserLimits& limits)
-      : id(session_id), socket(std::move(accepted)), parser(limits) {}
-
-  std::size_t unsent() const { return out.size() - out_offset; }
-
-  const std::uint64_t id;
-  tcp::socket socket;
-  RequestParser parser;
-  Phase phase = Phase::kReading;
-  std::uint64_t exchange = 0;  // 0: none is open
-  std::string out;             // [out_offset, end) is not sent yet
-  std::size_t out_offset = 0;
-  bool close_after = false;  // this exchange is the connection's last
-  bool chunked = false;      // framing of the stream
-  bool head_only = false;
-  bool old_version = false;  // HTTP/1.0
-  bool read_armed = false;
-  bool write_armed = false;
-  bool peer_ended = false;  // The client has sent FIN.
-  int num_pending = 0;      // handlers the io_context holds; the session outlives them all
-  std::uint32_t num_requests = 0;
-  std::size_t num_discarded = 0;
-  std::int64_t deadline_ns = kNever;       // of the phase
-  std::int64_t send_deadline_ns = kNever;  // while output waits
-  std::int64_t last_write_ns = 0;
-};
 
 }  // namespace
 
@@ -126,12 +73,15 @@ struct HttpServer::State {
   void Protect(const char* where, Body body);
 
   void OnReadable(Session& session);
-  void OnPeerEnd(Session& session, const ErrorCodeOf& error);
+  bool ContinueHandshake(Session& session);
+  void OnPeerEnd(Session& session, bool properly);
   void Consume(Session& session, std::string_view bytes);
   void Advance(Session& session, bool bytes_follow);
   void OnHead(Session& session, bool bytes_follow);
   void OnComplete(Session& session);
   void Refuse(Session& session, int status, std::string_view message);
+  bool ReserveBody(Session& session, std::uint64_t bytes);
+  void ReleaseBody(Session& session);
 
   void SendResponse(Session& session, const HttpResponse& response);
   std::string Head(Session& session, int status, std::string_view content_type);
@@ -142,16 +92,23 @@ struct HttpServer::State {
   void OnSent(Session& session);
   void AppendEvent(Session& session, std::string_view bytes);
 
+  void BeginRecord(Session& session);
+  void EndRecord(Session& session, bool complete);
+  bool MayRead(std::string_view origin) const;
+
   void Close(Session& session);
   void Reap(std::uint64_t id);
   void Tick();
   void CheckDeadlines(Session& session, std::int64_t now_ns);
+  bool BodyIsTooSlow(const Session& session, std::int64_t now_ns) const;
   Session* Find(ExchangeId exchange, Phase phase);
   std::int64_t After(std::int64_t ms) const { return clock.NowNs() + ms * kNsPerMs; }
 
   const HttpOptions options;
   const Clock& clock;
   const HttpCallbacks callbacks;
+  std::unique_ptr<TlsContext> tls;  // null: plain
+  HttpAdmission admission;
   asio::io_context io{1};
   tcp::acceptor acceptor{io};
   asio::steady_timer tick{io};
@@ -160,6 +117,8 @@ struct HttpServer::State {
   bool draining = false;
   std::uint64_t next_session = 1;
   std::uint64_t next_exchange = 1;
+  std::uint64_t next_request = 0;
+  std::uint64_t bodies_bytes = 0;
   std::unordered_map<std::uint64_t, std::unique_ptr<Session>> sessions;
   std::unordered_map<std::uint64_t, Session*> exchanges;
   std::array<char, kReadBytes> scratch{};
@@ -170,7 +129,17 @@ struct HttpServer::State {
 
 HttpServer::State::State(const HttpOptions& options_in, const Clock& clock_in,
                          HttpCallbacks callbacks_in)
-    : options(options_in), clock(clock_in), callbacks(std::move(callbacks_in)) {
+    : options(options_in),
+      clock(clock_in),
+      callbacks(std::move(callbacks_in)),
+      admission(options.max_connections, options.max_connections_per_address,
+                options.count_loopback) {
+  if (options.tls_certificate_file.empty() != options.tls_key_file.empty()) {
+    throw StartError("TLS needs a certificate and its key, and one of the two is not given");
+  }
+  if (!options.tls_key_file.empty()) {
+    tls = std::make_unique<TlsContext>(options.tls_certificate_file, options.tls_key_file);
+  }
   const int fd = ::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   if (fd < 0) throw StartError("cannot create an eventfd");
   wake.assign(fd);
@@ -179,12 +148,17 @@ HttpServer::State::State(const HttpOptions& options_in, const Clock& clock_in,
 // The I/O boundary: whatever a handler throws ends one connection, not the process (F7).
 template <typename Body>
 void HttpServer::State::Protect(const char* where, Body body) {
+  const std::int64_t begin_ns = clock.NowNs();
   try {
     body();
   } catch (const std::exception& error) {
     ++stats.num_exceptions;
     Log(LogLevel::kError, "http_exception", {{"where", where}, {"what", error.what()}});
   }
+  // The stall watchdog: nobody else was served meanwhile.
+  const std::int64_t taken_ns = clock.NowNs() - begin_ns;
+  stats.longest_handler_ns = std::max(stats.longest_handler_ns, taken_ns);
+  if (taken_ns > options.stall_ms * kNsPerMs) ++stats.num_stalls;
 }
 
 // Requires: the session's num_pending was raised when the handler was given to the io_context.
@@ -200,7 +174,7 @@ void HttpServer::State::RunHandler(Session& session, Body body) {
 void HttpServer::State::StartAccept() {
   if (accept_armed || draining || !acceptor.is_open()) return;
   // At the limit nobody is accepted: they wait in the backlog until somebody leaves.
-  if (sessions.size() >= options.max_connections) return;
+  if (sessions.size() >= admission.max_connections()) return;
   accept_armed = true;
   acceptor.async_accept([this](const ErrorCodeOf& error, tcp::socket socket) {
     accept_armed = false;
@@ -210,14 +184,22 @@ void HttpServer::State::StartAccept() {
 
 void HttpServer::State::OnAccept(const ErrorCodeOf& error, tcp::socket socket) {
   if (error) {
-    // Out of descriptors: trying again at once would burn a core. The next tick tries.
-    if (error != asio::error::operation_aborted) {
-      Log(LogLevel::kWarning, "accept_failed", {{"error", error.message()}});
+    if (error == asio::error::operation_aborted) return;
+    Log(LogLevel::kWarning, "accept_failed", {{"error", error.message()}});
+    if (error == asio::error::no_descriptors || error.value() == ENFILE) {
+      stats.num_turned_away += admission.TurnAway(acceptor.native_handle());
     }
+    // Trying again at once would burn a core. The next tick tries.
     return;
   }
   ++stats.num_accepted;
   ErrorCodeOf ignored;
+  const std::uint64_t address = admission.KeyOf(socket.remote_endpoint(ignored).address());
+  if (!admission.Enter(address)) {
+    ++stats.num_turned_away;
+    socket.close(ignored);
+    return StartAccept();
+  }
   socket.non_blocking(true, ignored);
   socket.set_option(tcp::no_delay(true), ignored);
   if (options.send_buffer_bytes > 0) {
@@ -226,8 +208,14 @@ void HttpServer::State::OnAccept(const ErrorCodeOf& error, tcp::socket socket) {
   const std::uint64_t id = next_session++;
   auto owned = std::make_unique<Session>(id, std::move(socket), options.parser);
   Session& session = *owned;
-  sessions.emplace(id, std::move(owned));
+  session.address = address;
+  session.accepted_ns = clock.NowNs();
   session.deadline_ns = After(options.head_ms);
+  sessions.emplace(id, std::move(owned));
+  if (tls) {
+    session.tls.emplace(*tls, session.socket.native_handle());
+    session.phase = Phase::kHandshake;
+  }
   ArmRead(session);
   StartAccept();
 }
@@ -241,6 +229,7 @@ void HttpServer::State::ArmRead(Session& session) {
     RunHandler(session, [&] {
       if (error) return Close(session);
       OnReadable(session);
+      if (session.tls && session.unsent() > 0) Flush(session);
       ArmRead(session);
     });
   });
@@ -254,6 +243,7 @@ void HttpServer::State::ArmWrite(Session& session) {
     session.write_armed = false;
     RunHandler(session, [&] {
       if (error) return Close(session);
+      if (std::exchange(session.read_wants_write, false)) OnReadable(session);
       Flush(session);
     });
   });
@@ -282,18 +272,44 @@ void HttpServer::State::ArmWake() {
 }
 
 void HttpServer::State::OnReadable(Session& session) {
-  ErrorCodeOf error;
-  const std::size_t num_read = session.socket.read_some(asio::buffer(scratch), error);
-  if (error == asio::error::would_block || error == asio::error::try_again) return;
-  if (error) return OnPeerEnd(session, error);
-  Consume(session, std::string_view(scratch.data(), num_read));
+  if (session.phase == Phase::kHandshake && !ContinueHandshake(session)) return;
+  const IoResult result = session.Read(scratch);
+  switch (result.state) {
+    case IoState::kDone:
+      session.last_read_ns = clock.NowNs();
+      return Consume(session, std::string_view(scratch.data(), result.num_bytes));
+    case IoState::kWantRead:
+      return;
+    case IoState::kWantWrite:
+      session.read_wants_write = true;
+      return ArmWrite(session);
+    default:
+      return OnPeerEnd(session, result.state == IoState::kEnd);
+  }
+}
+
+// Whether it is over, and well.
+bool HttpServer::State::ContinueHandshake(Session& session) {
+  const IoState state = session.tls->Handshake();
+  if (state == IoState::kDone) {
+    session.phase = Phase::kReading;
+    return true;
+  }
+  if (state == IoState::kWantWrite) {
+    session.read_wants_write = true;
+    ArmWrite(session);
+  } else if (state != IoState::kWantRead) {
+    ++stats.num_tls_failures;
+    Close(session);
+  }
+  return false;
 }
 
 // A client that ends its side while it waits has gone: half-closed connections are not served. Only
 // an answer that is already on its way is still sent.
-void HttpServer::State::OnPeerEnd(Session& session, const ErrorCodeOf& error) {
+void HttpServer::State::OnPeerEnd(Session& session, bool properly) {
   session.peer_ended = true;
-  if (error == asio::error::eof && session.phase == Phase::kSending) {
+  if (properly && session.phase == Phase::kSending) {
     session.close_after = true;
     return;
   }
@@ -308,11 +324,14 @@ void HttpServer::State::Consume(Session& session, std::string_view bytes) {
     if (session.num_discarded > kMaxLingerBytes) Close(session);
     return;
   }
-  if (!session.parser.begun() && session.num_requests > 0) {
-    session.deadline_ns = After(options.head_ms);
+  if (!session.parser.begun()) {
+    if (session.num_requests > 0) session.deadline_ns = After(options.head_ms);
+    BeginRecord(session);
   }
   while (!bytes.empty() && session.phase == Phase::kReading) {
-    bytes.remove_prefix(session.parser.Feed(bytes));
+    const std::size_t used = session.parser.Feed(bytes);
+    session.record.num_bytes_in += used;
+    bytes.remove_prefix(used);
     Advance(session, !bytes.empty());
   }
 }
@@ -322,8 +341,11 @@ void HttpServer::State::Advance(Session& session, bool bytes_follow) {
   RequestParser& parser = session.parser;
   if (parser.state() == RequestParser::State::kHeadDone) OnHead(session, bytes_follow);
   if (session.phase != Phase::kReading) return;
+  const bool has_room = ReserveBody(session, parser.request().body.size());
   if (parser.state() == RequestParser::State::kFailed) {
     Refuse(session, parser.error_status(), parser.error_message());
+  } else if (!has_room) {
+    Refuse(session, 503, "too many request bodies are in flight, try again later");
   } else if (parser.state() == RequestParser::State::kDone) {
     if (bytes_follow) session.close_after = true;
     OnComplete(session);
@@ -331,17 +353,28 @@ void HttpServer::State::Advance(Session& session, bool bytes_follow) {
 }
 
 void HttpServer::State::OnHead(Session& session, bool bytes_follow) {
-  const HttpRequest& request = session.parser.request();
+  HttpRequest& request = session.parser.request();
+  AccessRecord& record = session.record;
+  record.method = request.method;
+  record.path = request.path;
+  if (std::string id = ClientsId(request); !id.empty()) record.request_id = std::move(id);
+  request.request_id = record.request_id;
+  session.origin = MayRead(request.Field("origin")) ? request.Field("origin") : "";
   session.head_only = request.method == "HEAD";
   session.old_version = request.version_minor == 0;
   const bool pipelined = bytes_follow && !session.parser.has_body();
   session.close_after = pipelined || !request.keep_alive || draining ||
-                        ++session.num_requests >= options.max_requests_per_connection;
+                        ++session.num_requests >= options.max_requests_per_connection ||
+                        record.begin_ns - session.accepted_ns >= options.connection_ms * kNsPerMs;
   session.deadline_ns = After(options.body_ms);
+  session.body_begin_ns = clock.NowNs();
   if (const std::optional<HttpResponse> refusal = callbacks.on_head(request)) {
     // Its body, if any, stays unread, so nothing on this connection can be framed any more.
     if (session.parser.has_body()) session.close_after = true;
     return SendResponse(session, *refusal);
+  }
+  if (!ReserveBody(session, session.parser.declared_bytes())) {
+    return Refuse(session, 503, "too many request bodies are in flight, try again later");
   }
   const bool send_continue = request.expects_continue;
   session.parser.ContinueToBody();
@@ -353,6 +386,7 @@ void HttpServer::State::OnComplete(Session& session) {
   session.phase = Phase::kWaiting;
   session.deadline_ns = kNever;
   session.exchange = next_exchange++;
+  session.record.exchange = ExchangeId{session.exchange};
   exchanges.emplace(session.exchange, &session);
   callbacks.on_request(ExchangeId{session.exchange}, std::move(session.parser.request()));
 }
@@ -363,27 +397,75 @@ void HttpServer::State::Refuse(Session& session, int status, std::string_view me
   HttpResponse response;
   response.status = status;
   response.body = callbacks.error_body(status, message);
+  if (status == 503) response.headers.emplace_back("Retry-After", "1");
+  response.headers.emplace_back("X-Request-Id", session.record.request_id);
   SendResponse(session, response);
+}
+
+// Counts the body among those in flight; false: there is no room for it.
+bool HttpServer::State::ReserveBody(Session& session, std::uint64_t bytes) {
+  if (bytes <= session.body_bytes) return true;
+  const std::uint64_t more = bytes - session.body_bytes;
+  if (more > options.max_bodies_bytes - std::min(bodies_bytes, options.max_bodies_bytes)) {
+    return false;
+  }
+  bodies_bytes += more;
+  session.body_bytes = bytes;
+  return true;
+}
+
+void HttpServer::State::ReleaseBody(Session& session) {
+  bodies_bytes -= std::exchange(session.body_bytes, 0);
+}
+
+void HttpServer::State::BeginRecord(Session& session) {
+  static constexpr char kHex[] = "0123456789abcdef";
+  session.recorded = false;
+  session.record = {};
+  session.record.begin_ns = clock.NowNs();
+  std::string id = "req-";
+  const std::uint64_t bits = Mix64(options.id_seed ^ ++next_request);
+  for (int shift = 60; shift >= 0; shift -= 4)
+    id += kHex[bits >> shift & 15];
+  session.record.request_id = std::move(id);
+}
+
+void HttpServer::State::EndRecord(Session& session, bool complete) {
+  if (std::exchange(session.recorded, true)) return;
+  AccessRecord& record = session.record;
+  if (record.status == 0) record.status = kClientGone;
+  record.complete = complete;
+  record.duration_ns = clock.NowNs() - record.begin_ns;
+  callbacks.on_done(record);
+}
+
+bool HttpServer::State::MayRead(std::string_view origin) const {
+  return !origin.empty() && std::any_of(options.cors_origins.begin(), options.cors_origins.end(),
+                                        [&](const std::string& allowed) {
+                                          return allowed == "*" || allowed == origin;
+                                        });
 }
 
 std::string HttpServer::State::Head(Session& session, int status, std::string_view content_type) {
   const std::int64_t second = clock.UnixSeconds();
   if (second != date_second || date.empty()) {
-    const std::time_t time = second;
-    std::tm parts{};
-    ::gmtime_r(&time, &parts);
-    char text[64];
-    date.assign(text, std::strftime(text, sizeof text, "%a, %d %b %Y %H:%M:%S GMT", &parts));
+    date = HttpDate(second);
     date_second = second;
   }
-  std::string head =
-      "HTTP/1.1 " + std::to_string(status) + ' ' + Reason(status) + "\r\nDate: " + date + "\r\n";
+  session.record.status = status;
+  std::string head = "HTTP/1.1 " + std::to_string(status) + ' ' + HttpReason(status) +
+                     "\r\nDate: " + date + "\r\n";
   if (!content_type.empty()) {
     head += "Content-Type: ";
     head += content_type;
     head += "\r\n";
   }
   head += "X-Content-Type-Options: nosniff\r\n";
+  if (!options.cors_origins.empty()) head += "Vary: Origin\r\n";
+  if (!session.origin.empty()) {
+    head += "Access-Control-Allow-Origin: " + session.origin +
+            "\r\nAccess-Control-Expose-Headers: X-Request-Id, Retry-After\r\n";
+  }
   if (session.close_after) {
     head += "Connection: close\r\n";
   } else if (session.old_version) {
@@ -412,6 +494,7 @@ void HttpServer::State::SendResponse(Session& session, const HttpResponse& respo
   session.exchange = 0;
   session.phase = Phase::kSending;
   session.deadline_ns = kNever;
+  ReleaseBody(session);
   const bool bodyless = response.status == 204;
   std::string head = Head(session, response.status, bodyless ? "" : response.content_type);
   if (!bodyless) head += "Content-Length: " + std::to_string(response.body.size()) + "\r\n";
@@ -428,14 +511,12 @@ void HttpServer::State::Append(Session& session, std::string_view bytes) {
 
 void HttpServer::State::Flush(Session& session) {
   while (session.unsent() > 0 && session.phase != Phase::kClosed) {
-    ErrorCodeOf error;
-    const std::size_t num_sent = session.socket.write_some(
-        asio::buffer(session.out.data() + session.out_offset, session.unsent()), error);
-    if (error == asio::error::would_block || error == asio::error::try_again) {
-      return ArmWrite(session);
-    }
-    if (error) return Close(session);
-    session.out_offset += num_sent;
+    const IoResult result = session.WriteUnsent();
+    // Readability is always awaited, and Flush is called after it.
+    if (result.state == IoState::kWantRead) return;
+    if (result.state == IoState::kWantWrite) return ArmWrite(session);
+    if (result.state != IoState::kDone) return Close(session);
+    session.record.num_bytes_out += result.num_bytes;
     session.send_deadline_ns = After(options.send_ms);
   }
   if (session.phase == Phase::kClosed) return;
@@ -447,7 +528,9 @@ void HttpServer::State::Flush(Session& session) {
 }
 
 void HttpServer::State::OnSent(Session& session) {
+  EndRecord(session, true);
   session.parser.Reset();
+  session.origin.clear();
   session.head_only = false;
   if (!session.close_after) {
     session.phase = Phase::kReading;
@@ -457,8 +540,7 @@ void HttpServer::State::OnSent(Session& session) {
   }
   if (session.peer_ended) return Close(session);
   // Closing with unread input would send RST, which can destroy the answer before it is read.
-  ErrorCodeOf ignored;
-  session.socket.shutdown(tcp::socket::shutdown_send, ignored);
+  session.EndSending();
   session.phase = Phase::kLingering;
   session.deadline_ns = After(options.linger_ms);
 }
@@ -484,12 +566,15 @@ void HttpServer::State::Close(Session& session) {
   session.phase = Phase::kClosed;
   ErrorCodeOf ignored;
   session.socket.close(ignored);
+  ReleaseBody(session);
+  admission.Leave(session.address);
   const std::uint64_t exchange = session.exchange;
   exchanges.erase(exchange);
   ++session.num_pending;
   asio::post(io, [this, &session, exchange] {
     --session.num_pending;
     if (exchange != 0) Protect("gone", [&] { callbacks.on_gone(ExchangeId{exchange}); });
+    Protect("record", [&] { EndRecord(session, false); });
     Reap(session.id);
   });
 }
@@ -514,7 +599,7 @@ void HttpServer::State::CheckDeadlines(Session& session, std::int64_t now_ns) {
     ++stats.num_timed_out;
     return Close(session);
   }
-  if (now_ns >= session.deadline_ns) {
+  if (now_ns >= session.deadline_ns || BodyIsTooSlow(session, now_ns)) {
     if (session.phase == Phase::kReading && session.parser.begun()) {
       ++stats.num_timed_out;
       return Refuse(session, 408, "the request took too long to arrive");
@@ -526,6 +611,17 @@ void HttpServer::State::CheckDeadlines(Session& session, std::int64_t now_ns) {
     AppendEvent(session, ":\n\n");
     Flush(session);
   }
+}
+
+bool HttpServer::State::BodyIsTooSlow(const Session& session, std::int64_t now_ns) const {
+  if (!session.reads_body()) return false;
+  const std::int64_t begun_ns = session.body_begin_ns;
+  const std::int64_t idle_since_ns = std::max(session.last_read_ns, begun_ns);
+  if (now_ns - idle_since_ns >= options.body_idle_ms * kNsPerMs) return true;
+  const std::int64_t elapsed_ms = (now_ns - begun_ns) / kNsPerMs;
+  if (elapsed_ms < options.body_grace_ms) return false;
+  const auto wanted = static_cast<std::uint64_t>(elapsed_ms) * options.min_body_bytes_per_s / 1000;
+  return session.num_body_bytes() < wanted;
 }
 
 Session* HttpServer::State::Find(ExchangeId exchange, Phase phase) {
@@ -586,7 +682,10 @@ void HttpServer::BeginDrain() noexcept {
     state.acceptor.close(ignored);
     for (const auto& entry : state.sessions) {
       Session& session = *entry.second;
-      if (session.phase == Phase::kReading && !session.parser.begun()) state.Close(session);
+      if (session.phase == Phase::kHandshake ||
+          (session.phase == Phase::kReading && !session.parser.begun())) {
+        state.Close(session);
+      }
     }
   });
 }
@@ -605,6 +704,7 @@ bool HttpServer::StartStream(ExchangeId exchange,
   if (session->old_version || state_->draining) session->close_after = true;
   session->chunked = !session->old_version;
   session->phase = Phase::kStreaming;
+  state_->ReleaseBody(*session);
   session->last_write_ns = state_->clock.NowNs();
   std::string head = state_->Head(*session, 200, "text/event-stream");
   head += "Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n";

@@ -46,6 +46,7 @@ struct HttpRequest {
   bool expects_continue = false;
   std::vector<HttpField> fields;
   std::string body;
+  std::string request_id;  // the server's word: not the parser's
 
   // The value of the first field of that (lower-case) name, or "".
   std::string_view Field(std::string_view name) const;
@@ -69,6 +70,9 @@ class RequestParser {
   bool begun() const { return begun_; }
   // Whether bytes of a body will follow or have followed the head.
   bool has_body() const { return chunked_ || content_length_ > 0; }
+  // What Content-Length says; 0 for chunks.
+  std::uint64_t declared_bytes() const { return content_length_; }
+  std::uint64_t num_body_bytes() const { return request_.body.size(); }
   HttpRequest& request() { return request_; }
   int error_status() const { return error_status_; }
   std::string_view error_message() const { return error_message_; }

@@ -71,20 +71,4 @@ std::optional<std::string> ModelNameOf(std::string_view path) {
   return name;
 }
 
-bool KeyMatches(std::string_view presented, std::string_view key) {
-  // Every byte presented is compared with some byte of the key; only the length shows in the time.
-  unsigned difference = presented.size() == key.size() ? 0 : 1;
-  for (std::size_t i = 0; i < presented.size(); ++i) {
-    const char expected = key.empty() ? '\0' : key[i % key.size()];
-    difference |= static_cast<unsigned>(static_cast<unsigned char>(presented[i] ^ expected));
-  }
-  return difference == 0;
-}
-
-std::string_view PresentedKey(std::string_view authorization, std::string_view x_api_key) {
-  constexpr std::string_view kBearer = "Bearer ";
-  if (authorization.starts_with(kBearer)) return authorization.substr(kBearer.size());
-  return x_api_key;
-}
-
 }  // namespace kvrm

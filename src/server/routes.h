@@ -43,9 +43,4 @@ const Route* FindRoute(std::string_view path);
 // The NAME in "/v1/models/NAME", percent signs decoded; nullopt when malformed.
 std::optional<std::string> ModelNameOf(std::string_view path);
 
-// Whether the request may pass. Takes the same time wherever the keys differ (H4).
-bool KeyMatches(std::string_view presented, std::string_view key);
-// The key a request presents, from "Bearer KEY" or X-Api-Key.
-std::string_view PresentedKey(std::string_view authorization, std::string_view x_api_key);
-
 }  // namespace kvrm

@@ -9,6 +9,7 @@
 #include "base/rng.h"
 #include "server/api.h"
 #include "server/fakes_for_test.h"
+#include "server/keys.h"
 #include "server/routes.h"
 
 namespace kvrm {
@@ -626,7 +627,7 @@ TEST_F(ServerTest, ConnectionsBeyondTheLimitWait) {
 
 TEST_F(ServerTest, EveryRouteButHealthNeedsTheKey) {
   ServerOptions options;
-  options.api_key = "secret";
+  options.api_keys = {"other", "secret"};
   Start(options);
   const auto status = [&](const Route& route, const std::string& fields) {
     const std::string path = std::string(route.path) + (route.id == RouteId::kModel ? "x" : "");

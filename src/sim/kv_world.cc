@@ -70,6 +70,8 @@ StepLogHeader KvWorld::LogHeader() const {
           .num_lanes = cache.max_seqs,
           .lane_blocks = cache.max_blocks_per_seq,
           .ring_entries = scenario_.depth,
+          .num_host_blocks = cache_.options().host_blocks,
+          .max_parked = cache_.options().max_parked,
           .has_lives = true,
           .view = KvViewName(cache.view),
           .placement = PlacementPolicyName(cache.placement)};

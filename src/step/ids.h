@@ -17,6 +17,8 @@ enum class SlotId : std::uint32_t {};
 enum class RowId : std::uint32_t {};
 // Index of a sequence in the tables of kv/ and engine/; dense, reused after release.
 enum class SeqId : std::uint32_t {};
+// A history in the host tier; dense, reused when it has left.
+enum class ParkedId : std::uint32_t {};
 // Commit epoch: 1 for the first step, then one more each step. 0: no step.
 enum class StepId : std::uint64_t {};
 

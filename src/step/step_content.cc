@@ -10,31 +10,31 @@ StepContent::StepContent(const StepLogHeader& header)
       mirrored_(header.limits.mirrored),
       num_pool_blocks_(header.num_pool_blocks),
       num_window_blocks_(header.num_window_blocks),
-      slots_((std::uint64_t{num_pool_blocks_} + num_window_blocks_) * block_tokens_),
+      num_host_blocks_(header.num_host_blocks),
+      slots_((std::uint64_t{num_pool_blocks_} + num_window_blocks_ + num_host_blocks_) *
+             block_tokens_),
       shown_(num_window_blocks_, kOwnMemory),
       layers_(header.num_layer_blocks) {}
 
 std::uint64_t StepContent::RequiredBytes(const StepLogHeader& header) {
-  const std::uint64_t num_blocks = std::uint64_t{header.num_pool_blocks} + header.num_window_blocks;
+  const std::uint64_t num_blocks =
+      std::uint64_t{header.num_pool_blocks} + header.num_window_blocks + header.num_host_blocks;
   return num_blocks * header.limits.block_tokens * sizeof(SlotContent) +
          std::uint64_t{header.num_window_blocks} * sizeof(std::uint32_t) +
          std::uint64_t{header.num_layer_blocks} * sizeof(LayerBlock);
 }
 
 void StepContent::Copy(const TransferGroup& group, std::uint64_t retired) {
-  const std::uint64_t source = std::uint64_t{Index(group.source)} * block_tokens_;
-  const std::uint64_t target = std::uint64_t{Index(group.target)} * block_tokens_;
+  const std::uint64_t source =
+      std::uint64_t{PlaceOf(group.source, group.source_tier)} * block_tokens_;
+  const std::uint64_t target =
+      std::uint64_t{PlaceOf(group.target, group.target_tier)} * block_tokens_;
   for (std::uint64_t i = 0; i < std::uint64_t{group.num_blocks} * block_tokens_; ++i) {
     SlotContent& to = slots_[target + i];
     to = slots_[source + i];
     if (to.writer > retired) to.stamp = kTornStamp;
     to.writer = 0;
   }
-}
-
-void StepContent::SetUnknown(std::uint32_t block) {
-  for (std::uint32_t i = 0; i < block_tokens_; ++i)
-    At(block, i) = {.stamp = kUnknownStamp};
 }
 
 void StepContent::Map(const TransferGroup& group) {

@@ -23,7 +23,7 @@ namespace kvrm {
 
 // Stamps that are none.
 inline constexpr std::uint64_t kNeverWritten = 0;
-inline constexpr std::uint64_t kUnknownStamp = 1;  // records were lost, or another tier's content
+inline constexpr std::uint64_t kUnknownStamp = 1;  // records were lost
 inline constexpr std::uint64_t kTornStamp = 2;     // copied while a step in flight wrote it
 inline constexpr std::uint64_t kHoleStamp = 3;     // of a position that is not attended
 inline constexpr std::uint64_t kFirstStamp = 4;
@@ -56,16 +56,23 @@ class StepContent {
 
   std::uint32_t num_blocks() const { return num_pool_blocks_ + num_window_blocks_; }
   std::uint32_t num_pool_blocks() const { return num_pool_blocks_; }
-  bool IsWindow(std::uint32_t block) const { return block >= num_pool_blocks_; }
+  bool IsWindow(std::uint32_t block) const {
+    return block >= num_pool_blocks_ && block < num_blocks();
+  }
+  // Blocks of the host tier, which counts from 1, have their place behind the windows.
+  std::uint32_t num_host_blocks() const { return num_host_blocks_; }
+  std::uint32_t PlaceOf(BlockId block, std::uint8_t tier) const {
+    return tier == 0 ? Index(block) : num_blocks() + Index(block) - 1;
+  }
+  std::uint32_t num_places() const { return num_blocks() + num_host_blocks_; }
   std::uint32_t num_layer_blocks() const { return static_cast<std::uint32_t>(layers_.size()); }
 
   SlotContent& At(std::uint32_t block, std::uint32_t offset) {
     return slots_[std::uint64_t{block} * block_tokens_ + offset];
   }
-  // Whole blocks of the first tier. What a row of an epoch after `retired` wrote is torn.
+  // Whole blocks of either tier. What a row of an epoch after `retired` wrote is torn.
   // Requires, here and below: within the geometry.
   void Copy(const TransferGroup& group, std::uint64_t retired);
-  void SetUnknown(std::uint32_t block);
   void Map(const TransferGroup& group);
   // The layer buffers hold what they are given for the length of one step.
   void Gather(const TransferGroup& group, StepId step);
@@ -95,7 +102,8 @@ class StepContent {
   const bool mirrored_;  // windows have memory of their own
   const std::uint32_t num_pool_blocks_;
   const std::uint32_t num_window_blocks_;
-  std::vector<SlotContent> slots_;    // [num_blocks * block_tokens]
+  const std::uint32_t num_host_blocks_;
+  std::vector<SlotContent> slots_;    // [num_places * block_tokens]
   std::vector<std::uint32_t> shown_;  // [num_window_blocks]
   std::vector<LayerBlock> layers_;    // [num_layer_blocks]
 };

@@ -71,8 +71,8 @@ void AppendStepLogHeader(const StepLogHeader& header, std::vector<std::byte>* ou
                                  header.num_lanes,
                                  header.lane_blocks,
                                  header.ring_entries,
-                                 0,
-                                 0};
+                                 header.num_host_blocks,
+                                 header.max_parked};
   static_assert(std::size(words) == kStepLogHeaderWords);
   std::vector<std::byte> payload;
   const auto* const bytes = reinterpret_cast<const std::byte*>(words);
@@ -310,6 +310,14 @@ void StepLog::Opened(const StepLogOpened& opened) noexcept {
 
 void StepLog::Trimmed(SeqId seq, std::uint32_t from, std::uint32_t to) noexcept {
   state_->Put({.kind = StepLogKind::kTrimmed, .seq = seq, .from = from, .to = to});
+}
+
+void StepLog::Parked(SeqId seq, ParkedId parked) noexcept {
+  state_->Put({.kind = StepLogKind::kParked, .value = Index(parked), .seq = seq});
+}
+
+void StepLog::Resumed(SeqId seq, ParkedId parked) noexcept {
+  state_->Put({.kind = StepLogKind::kResumed, .value = Index(parked), .seq = seq});
 }
 
 void StepLog::Step(const StepView& step) noexcept {

@@ -28,7 +28,7 @@
 
 namespace kvrm {
 
-inline constexpr std::uint32_t kStepLogVersion = 2;
+inline constexpr std::uint32_t kStepLogVersion = 3;
 
 enum class StepLogKind : std::uint32_t {
   kHeader = 1,
@@ -41,6 +41,8 @@ enum class StepLogKind : std::uint32_t {
   kSampled,  // the tokens drawn from its logits
   kGap,      // so many records were lost here
   kEnd,      // the log was closed
+  kParked,   // a sequence has left for the host tier, under this number
+  kResumed,  // a sequence begins with the history that was parked under this number
 };
 
 // The geometry that everything else is checked against.
@@ -53,6 +55,8 @@ struct StepLogHeader {
   std::uint32_t num_lanes = 0;          // sequences
   std::uint32_t lane_blocks = 0;        // most blocks of a sequence, and blocks of its window
   std::uint32_t ring_entries = 0;       // most steps committed and not retired
+  std::uint32_t num_host_blocks = 0;    // of the host tier, numbered from 1
+  std::uint32_t max_parked = 0;         // histories there
   // kOpened and kTrimmed are complete: a sequence without the one or a hole without the other is
   // a violation. Else a row at position 0 begins a sequence and holes are believed.
   bool has_lives = false;
@@ -100,6 +104,8 @@ class StepLog {
 
   void Opened(const StepLogOpened& opened) noexcept;
   void Trimmed(SeqId seq, std::uint32_t from, std::uint32_t to) noexcept;
+  void Parked(SeqId seq, ParkedId parked) noexcept;
+  void Resumed(SeqId seq, ParkedId parked) noexcept;
   void Step(const StepView& step) noexcept;
   // Of the step, copies whose before_layer is at most this.
   void Landed(StepId step, std::uint32_t deadline) noexcept;
@@ -128,11 +134,13 @@ class StepLog {
 // One record as read. What `kind` does not use is empty; spans are valid until the next Next.
 struct StepLogRecord {
   StepLogKind kind{};
-  StepView view = {};         // kStep
-  StepId step{};              // kLanded, kLatched, kRetired, kSampled
-  std::uint64_t value = 0;    // kLanded: the deadline; kRetired: the checksum; kGap, kEnd: records
+  StepView view = {};  // kStep
+  StepId step{};       // kLanded, kLatched, kRetired, kSampled
+  // kLanded: the deadline; kRetired: the checksum; kGap, kEnd: records; kParked, kResumed: the
+  // number
+  std::uint64_t value = 0;
   StepLogOpened opened = {};  // kOpened
-  SeqId seq{};                // kTrimmed
+  SeqId seq{};                // kTrimmed, kParked, kResumed
   std::uint32_t from = 0;     // kTrimmed
   std::uint32_t to = 0;
   std::span<const std::int32_t> tokens = {};  // kSampled

@@ -69,6 +69,10 @@ void ForEachPieceOf(const StepLogRecord& record, Put put) {
     case StepLogKind::kTrimmed:
       put_words({Index(record.seq), record.from, record.to});
       return;
+    case StepLogKind::kParked:
+    case StepLogKind::kResumed:
+      put_words({Index(record.seq), static_cast<std::uint32_t>(record.value)});
+      return;
     case StepLogKind::kStep: {
       const StepView& view = record.view;
       put(view.header, sizeof(StepHeader));

@@ -41,8 +41,8 @@ constexpr WordLimit kHeaderLimits[kStepLogHeaderWords] = {
     {"num_lanes", 1, 1u << 20},
     {"lane_blocks", 1, 1u << 28},
     {"ring_entries", 1, 1u << 10},
-    {"reserved", 0, 0},
-    {"reserved", 0, 0},
+    {"num_host_blocks", 0, std::numeric_limits<std::uint32_t>::max() - 1},
+    {"max_parked", 0, 1u << 20},
 };
 
 Error At(std::uint64_t offset, const std::string& message) {
@@ -174,6 +174,11 @@ const char* TakeSmall(Cursor* cursor, StepLogRecord* record) {
       return cursor->Take(&record->seq) && cursor->Take(&record->from) && cursor->Take(&record->to)
                  ? nullptr
                  : "trimmed is cut off";
+    case StepLogKind::kParked:
+    case StepLogKind::kResumed:
+      if (!cursor->Take(&record->seq) || !cursor->Take(&count)) return "parked is cut off";
+      record->value = count;
+      return nullptr;
     case StepLogKind::kLanded:
       return cursor->Take(&record->step) && cursor->Take(&record->value) ? nullptr
                                                                          : "landed is cut off";
@@ -221,9 +226,9 @@ Result<StepLogKind> StepLogReader::Frame(std::span<const std::byte>* payload) co
   }
   std::memcpy(&frame, bytes_.data() + offset_, sizeof(frame));
   if (frame.kind < static_cast<std::uint32_t>(StepLogKind::kHeader) ||
-      frame.kind > static_cast<std::uint32_t>(StepLogKind::kEnd)) {
+      frame.kind > static_cast<std::uint32_t>(StepLogKind::kResumed)) {
     return OutOfRange(offset_, "kind", frame.kind, 1,
-                      static_cast<std::uint64_t>(StepLogKind::kEnd));
+                      static_cast<std::uint64_t>(StepLogKind::kResumed));
   }
   if (frame.payload_bytes % 4 != 0) {
     return At(offset_ + 4,
@@ -275,6 +280,8 @@ Status StepLogReader::ReadHeader() {
   header_.num_lanes = words[17];
   header_.lane_blocks = words[18];
   header_.ring_entries = words[19];
+  header_.num_host_blocks = words[20];
+  header_.max_parked = words[21];
   const auto names = payload.subspan(sizeof(words));
   header_.view = NameOf(names.first(kStepLogNameBytes));
   header_.placement = NameOf(names.subspan(kStepLogNameBytes));

@@ -4,15 +4,19 @@
 #include <algorithm>
 #include <limits>
 #include <optional>
+#include <utility>
 
 namespace kvrm {
 
 std::uint64_t StepReplay::RequiredBytes(const StepLogHeader& header) {
-  return StepContent::RequiredBytes(header) + std::uint64_t{header.num_lanes} * sizeof(Life);
+  return StepContent::RequiredBytes(header) +
+         (std::uint64_t{header.num_lanes} + header.max_parked) * sizeof(Life);
 }
 
 StepReplay::StepReplay(const StepLogHeader& header)
-    : header_(header), content_(header), lives_(header.num_lanes) {}
+    : header_(header),
+      content_(header),
+      lives_(std::size_t{header.num_lanes} + header.max_parked) {}
 
 bool StepReplay::Consume(const StepLogRecord& record) {
   switch (record.kind) {
@@ -28,12 +32,17 @@ bool StepReplay::Consume(const StepLogRecord& record) {
       for (const TransferGroup& group : record.view.groups) {
         if (group.kind == GroupKind::kMap) content_.Map(group);
         if (group.kind == GroupKind::kLayerSlices) content_.Gather(group, record.view.header->step);
-        if (group.kind != GroupKind::kBlocks || group.target_tier != 0) continue;
-        if (group.source_tier != 0) return false;
+        if (group.kind != GroupKind::kBlocks) continue;
         content_.Copy(group, std::numeric_limits<std::uint64_t>::max());
       }
       for (std::uint32_t row = 0; row < record.view.header->num_rows; ++row)
         RunRow(record.view, row);
+      return true;
+    case StepLogKind::kParked:
+      lives_[header_.num_lanes + record.value] = std::exchange(lives_[Index(record.seq)], {});
+      return true;
+    case StepLogKind::kResumed:
+      lives_[Index(record.seq)] = std::exchange(lives_[header_.num_lanes + record.value], {});
       return true;
     case StepLogKind::kGap:
       return false;

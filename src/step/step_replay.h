@@ -53,7 +53,7 @@ class StepReplay {
 
   const StepLogHeader header_;
   StepContent content_;
-  std::vector<Life> lives_;  // [num_lanes]
+  std::vector<Life> lives_;  // [num_lanes], and behind them the parked ones
   std::map<std::uint64_t, SequenceDigest> digests_;
   std::uint64_t num_unopened_ = 0;
 };

@@ -37,19 +37,21 @@ StepVerifier::State::State(const StepLogHeader& header_in)
       block_tokens_(header_in.limits.block_tokens),
       lane_tokens_(std::uint64_t{header_in.lane_blocks} * block_tokens_),
       content_(header_in),
-      blocks_(content_.num_blocks()),
-      lives_(header_in.num_lanes),
-      history_(header_in.num_lanes * lane_tokens_),
-      may_be_hole_(std::uint64_t{header_in.num_lanes} * header_in.lane_blocks),
+      blocks_(content_.num_places()),
+      lives_(std::size_t{header_in.num_lanes} + header_in.max_parked),
+      history_(lives_.size() * lane_tokens_),
+      may_be_hole_(lives_.size() * header_in.lane_blocks),
       flights_(header_in.ring_entries),
       layer_marks_(header_in.num_layer_blocks) {}
 
 std::uint64_t StepVerifier::RequiredBytes(const StepLogHeader& header) {
-  const std::uint64_t num_blocks = std::uint64_t{header.num_pool_blocks} + header.num_window_blocks;
-  const std::uint64_t lane_blocks = std::uint64_t{header.num_lanes} * header.lane_blocks;
+  const std::uint64_t num_blocks =
+      std::uint64_t{header.num_pool_blocks} + header.num_window_blocks + header.num_host_blocks;
+  const std::uint64_t num_lives = std::uint64_t{header.num_lanes} + header.max_parked;
+  const std::uint64_t lane_blocks = num_lives * header.lane_blocks;
   return StepContent::RequiredBytes(header) + num_blocks * sizeof(State::Block) +
          lane_blocks * header.limits.block_tokens * sizeof(std::uint64_t) + lane_blocks +
-         std::uint64_t{header.num_lanes} * sizeof(State::Life) +
+         num_lives * sizeof(State::Life) +
          std::uint64_t{header.num_layer_blocks} * sizeof(std::uint64_t);
 }
 
@@ -74,6 +76,10 @@ bool StepVerifier::Consume(const StepLogRecord& record) {
       return state.Opened(record.opened);
     case StepLogKind::kTrimmed:
       return state.Trimmed(record);
+    case StepLogKind::kParked:
+      return state.Parked(record);
+    case StepLogKind::kResumed:
+      return state.Resumed(record);
     case StepLogKind::kStep:
       return state.Step(record.view);
     case StepLogKind::kLanded:
@@ -308,14 +314,19 @@ bool StepVerifier::State::CheckGroup(const StepView& view, const TransferGroup& 
   const bool moves = group.kind == GroupKind::kBlocks;
   if (!moves && (group.source_tier != 0 || group.target_tier != 0))
     return bad("only whole blocks leave the first tier");
-  if (group.source_tier == 0 && !within(group.source, 1, moves ? all_end : pool_end))
+  if (group.source_tier > 1 || group.target_tier > 1) return bad("there are two tiers");
+  const std::uint64_t host_end = std::uint64_t{content_.num_host_blocks()} + 1;
+  if (group.source_tier == 0 ? !within(group.source, 1, moves ? all_end : pool_end)
+                             : !within(group.source, 1, host_end)) {
     return bad("source beyond the blocks, or the sentinel");
+  }
   if (group.kind == GroupKind::kLayerSlices) {
     if ((view.header->flags & kStepLayerWindows) == 0 ||
         !within(group.target, 1, content_.num_layer_blocks())) {
       return bad("target beyond the layer buffers");
     }
-  } else if (group.target_tier == 0 && !within(group.target, moves ? 1 : pool_end, all_end)) {
+  } else if (group.target_tier == 0 ? !within(group.target, moves ? 1 : pool_end, all_end)
+                                    : !within(group.target, 1, host_end)) {
     return bad("target beyond the blocks, or the sentinel");
   }
   return true;
@@ -339,7 +350,8 @@ bool StepVerifier::State::CheckDeadline(const TransferGroup& group) {
 // `block`, a target of this step already, gets the layers behind those it has, from the same block.
 bool StepVerifier::State::CheckNextLayers(const TransferGroup& group, std::uint32_t block) {
   Block& target = blocks_[block];
-  const std::uint32_t source = Index(group.source) + (block - Index(group.target));
+  const std::uint32_t source = content_.PlaceOf(group.source, group.source_tier) +
+                               (block - content_.PlaceOf(group.target, group.target_tier));
   const bool is_part = group.kind == GroupKind::kBlocks && group.num_layers > 0;
   if (!is_part || target.target_source != source || target.target_layers > group.before_layer)
     return Fail(StepRule::kGroups, kNoNumber, block, "the target of two groups");  // D6
@@ -353,9 +365,9 @@ bool StepVerifier::State::CheckNextLayers(const TransferGroup& group, std::uint3
 }
 
 bool StepVerifier::State::CheckAllLayers(const TransferGroup& group) {
-  if (group.num_layers == 0 || group.target_tier != 0) return true;
+  if (group.num_layers == 0) return true;
   for (std::uint32_t i = 0; i < group.num_blocks; ++i) {
-    const std::uint32_t block = Index(group.target) + i;
+    const std::uint32_t block = content_.PlaceOf(group.target, group.target_tier) + i;
     if (blocks_[block].target_layers == header_.layout.num_layers) continue;
     return Fail(StepRule::kDeadline, kNoNumber, block,
                 "layer " + Number(blocks_[block].target_layers) + " is copied by no group");  // D8
@@ -365,15 +377,14 @@ bool StepVerifier::State::CheckAllLayers(const TransferGroup& group) {
 
 // Nothing else of this step, and no step in flight, uses what the group overwrites or shows.
 bool StepVerifier::State::CheckTargets(const TransferGroup& group) {
-  const std::uint32_t first = Index(group.target);
-  if (group.target_tier != 0) return true;
+  const std::uint32_t first = content_.PlaceOf(group.target, group.target_tier);
   for (std::uint32_t b = first; b < first + group.num_blocks; ++b) {
     const bool is_layer = group.kind == GroupKind::kLayerSlices;
     std::uint64_t& mark = is_layer ? layer_marks_[b] : blocks_[b].target_epoch;
     if (mark == now_ && is_layer)
       return Fail(StepRule::kGroups, kNoNumber, b, "the target of two groups");  // D6
     if (mark != now_ && !is_layer) {
-      blocks_[b].target_source = Index(group.source) + (b - first);
+      blocks_[b].target_source = content_.PlaceOf(group.source, group.source_tier) + (b - first);
       blocks_[b].target_layers = group.num_layers == 0 ? header_.layout.num_layers : 0;
     }
     const bool is_first = mark != now_;
@@ -396,8 +407,8 @@ bool StepVerifier::State::CheckTargets(const TransferGroup& group) {
 }
 
 bool StepVerifier::State::CheckSources(const TransferGroup& group) {
-  if (group.kind != GroupKind::kBlocks || group.source_tier != 0) return true;
-  const std::uint32_t first = Index(group.source);
+  if (group.kind != GroupKind::kBlocks) return true;
+  const std::uint32_t first = content_.PlaceOf(group.source, group.source_tier);
   for (std::uint32_t b = first; b < first + group.num_blocks; ++b) {
     if (blocks_[b].target_epoch == now_)
       return Fail(StepRule::kGroups, kNoNumber, b, "both source and target of groups");  // D6
@@ -441,28 +452,25 @@ void StepVerifier::State::ApplyGroup(const TransferGroup& group, StepId step) {
   if (group.before_layer > 0) return;  // Of blocks that the group of their first layers has copied.
   totals_.num_copied_blocks += group.num_blocks;
   last_copies_ = now_;
-  const bool from_here = group.source_tier == 0;
-  const bool to_here = group.target_tier == 0;
-  if (!from_here && !to_here) return;
-  if (from_here && to_here) content_.Copy(group, fence_);
+  totals_.num_parked_blocks += group.target_tier != 0 ? group.num_blocks : 0;
+  totals_.num_resumed_blocks += group.source_tier != 0 ? group.num_blocks : 0;
+  content_.Copy(group, fence_);
   for (std::uint32_t i = 0; i < group.num_blocks; ++i) {
-    const std::uint32_t target = Index(group.target) + i;
+    const std::uint32_t target = content_.PlaceOf(group.target, group.target_tier) + i;
     std::uint64_t life = 0;
     bool is_bridge = false;
-    if (to_here && content_.IsWindow(target)) {
+    if (content_.IsWindow(target)) {
       const std::uint64_t number = target - content_.num_pool_blocks();
       const std::uint64_t lane = number / header_.lane_blocks;
-      if (lane < lives_.size()) life = lives_[lane].id;
-      is_bridge = lane < lives_.size() && may_be_hole_[number] != 0;
+      if (lane < header_.num_lanes) life = lives_[lane].id;
+      is_bridge = lane < header_.num_lanes && may_be_hole_[number] != 0;
     }
     // What is copied into a window's hole was on the way: nobody cares what it is.
-    if (from_here && !is_bridge) {
-      Block& source = blocks_[Index(group.source) + i];
+    if (!is_bridge) {
+      Block& source = blocks_[content_.PlaceOf(group.source, group.source_tier) + i];
       source.copy_epoch = now_;
       source.copy_life = life;
     }
-    if (!to_here) continue;
-    if (!from_here) content_.SetUnknown(target);
     blocks_[target].copy_epoch = now_;
     blocks_[target].copy_life = life;
     blocks_[target].life = 0;

@@ -27,7 +27,9 @@
 //              same tokens from the first on, under the same salt. Sharing is just this
 //   hole       only what was trimmed is missing from a history
 //   window     a row shows windows and layer buffers of its own lane, filled or gathered for it
-//   sequence   a row goes on where its sequence stands
+//   sequence   a row goes on where its sequence stands, a resumed one where it was parked
+//
+// Blocks of the host tier are blocks like those of the pool here, numbered behind the windows.
 //
 // After lost records (kGap) everything unknown is believed until it is written anew.
 //
@@ -95,7 +97,9 @@ struct StepTotals {
   std::uint64_t num_sequences = 0;
   std::uint64_t num_copies = 0;  // groups of whole blocks
   std::uint64_t num_copied_blocks = 0;
-  std::uint64_t num_slices = 0;  // groups of layer slices
+  std::uint64_t num_parked_blocks = 0;   // of them, to the host tier
+  std::uint64_t num_resumed_blocks = 0;  // and back
+  std::uint64_t num_slices = 0;          // groups of layer slices
   std::uint64_t num_maps = 0;
   std::uint64_t num_lost = 0;  // records
   std::uint32_t most_in_flight = 0;

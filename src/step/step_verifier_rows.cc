@@ -2,6 +2,7 @@
 // StepVerifier: what rows read and write, and the histories of their sequences.
 #include <algorithm>
 #include <string>
+#include <utility>
 
 #include "step/step_verifier_state.h"
 
@@ -60,6 +61,40 @@ bool StepVerifier::State::Trimmed(const StepLogRecord& record) {
   const std::uint32_t begin = (record.from + block_tokens_ - 1) / block_tokens_;
   for (std::uint32_t b = begin; b < record.to / block_tokens_; ++b)
     MayBeHole(record.seq)[b] = 1;
+  return true;
+}
+
+void StepVerifier::State::MoveLife(SeqId from, SeqId to) {
+  lives_[Index(to)] = std::exchange(lives_[Index(from)], {});
+  std::copy_n(History(from), lives_[Index(to)].length, History(to));
+  std::copy_n(MayBeHole(from), header_.lane_blocks, MayBeHole(to));
+}
+
+// A history that nobody resumes is forgotten when its number is used again.
+bool StepVerifier::State::Parked(const StepLogRecord& record) {
+  now_ = committed_ + 1;
+  const auto bad = [this](const char* what) {
+    return Fail(StepRule::kSequence, kNoNumber, kNoNumber, what);
+  };
+  if (Index(record.seq) >= header_.num_lanes || record.value >= header_.max_parked)
+    return bad("parked beyond the lanes or the histories");
+  const Life& life = lives_[Index(record.seq)];
+  if (life.id == 0) return bad("parked and never began");
+  MoveLife(record.seq, SeqId{header_.num_lanes + static_cast<std::uint32_t>(record.value)});
+  return true;
+}
+
+bool StepVerifier::State::Resumed(const StepLogRecord& record) {
+  now_ = committed_ + 1;
+  const auto bad = [this](const char* what) {
+    return Fail(StepRule::kSequence, kNoNumber, kNoNumber, what);
+  };
+  if (Index(record.seq) >= header_.num_lanes || record.value >= header_.max_parked)
+    return bad("resumed beyond the lanes or the histories");
+  const SeqId parked{header_.num_lanes + static_cast<std::uint32_t>(record.value)};
+  if (lives_[Index(parked)].id == 0) return bad("resumed and not parked");
+  MoveLife(parked, record.seq);
+  lives_[Index(record.seq)].id = ++num_lives_;
   return true;
 }
 

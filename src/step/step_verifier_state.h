@@ -15,7 +15,7 @@ namespace kvrm {
 struct StepVerifier::State {
   explicit State(const StepLogHeader& header_in);
 
-  // Of a block of the pool or of a window, whoever holds it. Epoch 0: never.
+  // Of a block of the pool, of a window or of the host tier, whoever holds it. Epoch 0: never.
   struct Block {
     std::uint64_t row_epoch = 0;     // the last step a row of which read or wrote it
     std::uint64_t copy_epoch = 0;    // the last step that copied from or into it
@@ -48,6 +48,9 @@ struct StepVerifier::State {
   bool Step(const StepView& view);
   bool Opened(const StepLogOpened& opened);
   bool Trimmed(const StepLogRecord& record);
+  bool Parked(const StepLogRecord& record);
+  bool Resumed(const StepLogRecord& record);
+  void MoveLife(SeqId from, SeqId to);
   bool Landed(std::uint64_t step, std::uint64_t deadline);
   bool Latched(std::uint64_t step);
   bool Retired(std::uint64_t step, std::uint64_t checksum);
@@ -91,10 +94,11 @@ struct StepVerifier::State {
   const std::uint32_t block_tokens_;
   const std::uint64_t lane_tokens_;
   StepContent content_;
-  std::vector<Block> blocks_;
-  std::vector<Life> lives_;                 // [num_lanes]
-  std::vector<std::uint64_t> history_;      // [num_lanes * lane_tokens] stamps by position
-  std::vector<std::uint8_t> may_be_hole_;   // [num_lanes * lane_blocks]
+  std::vector<Block> blocks_;  // by StepContent::PlaceOf
+  // Of lanes, and behind them of parked histories.
+  std::vector<Life> lives_;
+  std::vector<std::uint64_t> history_;      // [.. * lane_tokens] stamps by position
+  std::vector<std::uint8_t> may_be_hole_;   // [.. * lane_blocks]
   std::vector<Flight> flights_;             // [ring_entries]
   std::vector<std::uint64_t> layer_marks_;  // [num_layer_blocks] the last step that gathered there
   std::uint64_t num_lives_ = 0;

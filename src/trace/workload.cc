@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "trace/workload.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/check.h"
+
+namespace kvrm {
+namespace {
+
+constexpr std::uint32_t kLeftOut = ~std::uint32_t{0};
+
+std::int64_t Scaled(std::int64_t ns, double factor) {
+  const double scaled = static_cast<double>(ns) * factor;
+  return static_cast<std::int64_t>(
+      std::llround(std::min(scaled, static_cast<double>(kMaxTraceNs))));
+}
+
+bool InWindow(const ShapeOptions& options, const TraceRequest& request) {
+  if (request.arrival != Arrival::kTimed) return true;
+  const double at_s = static_cast<double>(request.arrival_ns) * 1e-9;
+  return at_s >= options.begin_s &&
+         (options.duration_s <= 0.0 || at_s < options.begin_s + options.duration_s);
+}
+
+// Keeps a part of the requests, and the links between those that stay.
+void Select(const ShapeOptions& options, Workload* workload) {
+  std::vector<TraceRequest>& requests = workload->requests;
+  std::vector<std::uint32_t> new_idx(requests.size(), kLeftOut);
+  std::vector<std::int64_t> began(requests.size(), 0);
+  const std::uint64_t limit = options.max_requests == 0 ? requests.size() : options.max_requests;
+  std::uint32_t num_kept = 0;
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    TraceRequest request = requests[i];
+    const bool linked = request.arrival == Arrival::kAfter;
+    const bool orphan = linked && new_idx[request.after] == kLeftOut;
+    began[i] = linked ? began[request.after] : request.arrival_ns;
+    if (i < options.skip || num_kept == limit || !InWindow(options, request)) continue;
+    if (orphan) {
+      request.arrival = Arrival::kTimed;
+      request.arrival_ns = began[i];
+      if (!InWindow(options, request)) continue;
+    } else if (linked) {
+      request.after = new_idx[request.after];
+    }
+    new_idx[i] = num_kept;
+    requests[num_kept++] = request;
+  }
+  requests.resize(num_kept);
+}
+
+}  // namespace
+
+double OfferedRate(const Workload& workload) {
+  std::int64_t first_ns = kMaxTraceNs;
+  std::int64_t last_ns = 0;
+  std::uint64_t num_timed = 0;
+  for (const TraceRequest& request : workload.requests) {
+    if (request.arrival != Arrival::kTimed) continue;
+    ++num_timed;
+    first_ns = std::min(first_ns, request.arrival_ns);
+    last_ns = std::max(last_ns, request.arrival_ns);
+  }
+  if (num_timed < 2 || last_ns <= first_ns) return 0.0;
+  return static_cast<double>(num_timed - 1) / (static_cast<double>(last_ns - first_ns) * 1e-9);
+}
+
+void Shape(const ShapeOptions& options, Workload* workload) {
+  CHECK(workload->requests.size() <= kMaxTraceRequests);
+  Select(options, workload);
+  std::int64_t first_ns = kMaxTraceNs;
+  for (const TraceRequest& request : workload->requests) {
+    if (request.arrival == Arrival::kTimed) first_ns = std::min(first_ns, request.arrival_ns);
+  }
+  double factor = options.time_scale;
+  const double offered = OfferedRate(*workload);
+  if (options.rate_rps > 0.0 && offered > 0.0) factor = offered / options.rate_rps;
+  for (TraceRequest& request : workload->requests) {
+    if (request.arrival == Arrival::kTimed) request.arrival_ns -= first_ns;
+    request.arrival_ns = Scaled(request.arrival_ns, factor);
+    if (options.max_prompt > 0)
+      request.prompt_tokens = std::min(request.prompt_tokens, options.max_prompt);
+    if (options.max_output > 0)
+      request.output_tokens = std::min(request.output_tokens, options.max_output);
+  }
+}
+
+}  // namespace kvrm
