@@ -275,6 +275,7 @@ ChoiceTextOptions TextOptions(const GenerationFields& fields, bool chat, const M
   options.tools =
       ToolParserOptions{.format = model.takes_tools ? model.tool_format : ToolFormat::kJson,
                         .names = tools.names,
+                        .tools = tools.tools,
                         .single = !tools.parallel};
   if (tools.choice == ToolFields::Choice::kRequired) options.tools->format = ToolFormat::kJson;
   if (tools.choice == ToolFields::Choice::kNamed) {
