@@ -54,6 +54,12 @@ JobKind JobKindOf(RouteId route) {
       return JobKind::kChat;
     case RouteId::kCompletion:
       return JobKind::kCompletion;
+    case RouteId::kEmbeddings:
+      return JobKind::kEmbeddings;
+    case RouteId::kApplyTemplate:
+      return JobKind::kApplyTemplate;
+    case RouteId::kCountTokens:
+      return JobKind::kCountTokens;
     case RouteId::kTokenize:
       return JobKind::kTokenize;
     default:
@@ -87,6 +93,7 @@ struct Server::State {
   template <typename Body>
   void OrFail(ExchangeId exchange, Body body);
   bool TakeEvents();
+  void TakeBelongings();
   HttpCallbacks Callbacks();
   ReplyPort Replies();
   void RunWorker();
@@ -256,6 +263,12 @@ void Server::State::Answer(ExchangeId exchange, const Route& route, const HttpRe
     case RouteId::kVersion:
       body = json::serialize(json::object{{"version", kVersion}});
       break;
+    case RouteId::kProps:
+      body = PropsBody(model, engine);
+      break;
+    case RouteId::kSlots:
+      body = SlotsBody(engine, engine.ledger().engine.num_running);
+      break;
     case RouteId::kLedger:
       body = LedgerBody(engine.ledger());
       break;
@@ -391,10 +404,21 @@ void Server::State::TakePrepared(Prepared prepared) {
   }
 }
 
+// What belongs to the events that were just polled, before these.
+void Server::State::TakeBelongings() {
+  TopLogprobs logprobs;
+  while (engine.poll_logprobs(&logprobs))
+    generations.OnLogprobs(logprobs);
+  Embedding embedding;
+  while (engine.poll_embedding(&embedding))
+    generations.OnEmbedding(std::move(embedding));
+}
+
 // Returns whether more may wait.
 bool Server::State::TakeEvents() {
   std::array<TokenEvent, kEventBatch> events;
   const std::size_t num_events = engine.poll(events);
+  TakeBelongings();
   for (std::size_t i = 0; i < num_events; ++i)
     generations.OnEvent(events[i]);
   return num_events == events.size();

@@ -25,44 +25,23 @@ struct Refused {
   std::optional<std::int64_t> neutral;
 };
 constexpr std::array kRefused = {
-    Refused{"best_of", 1},
-    Refused{"logprobs", {}},
-    Refused{"top_logprobs", 0},
-    Refused{"n_probs", 0},
-    Refused{"prompt_logprobs", {}},
-    Refused{"logit_bias", {}},
-    Refused{"presence_penalty", 0},
-    Refused{"frequency_penalty", 0},
-    Refused{"repetition_penalty", 1},
-    Refused{"repeat_penalty", 1},
-    Refused{"dry_multiplier", 0},
-    Refused{"xtc_probability", 0},
-    Refused{"typical_p", 1},
-    Refused{"mirostat", 0},
-    Refused{"min_tokens", 0},
-    Refused{"tools", {}},
-    Refused{"functions", {}},
-    Refused{"suffix", {}},
-    Refused{"grammar", {}},
-    Refused{"json_schema", {}},
-    Refused{"structured_outputs", {}},
-    Refused{"guided_json", {}},
-    Refused{"guided_regex", {}},
-    Refused{"guided_choice", {}},
-    Refused{"guided_grammar", {}},
-    Refused{"allowed_token_ids", {}},
-    Refused{"bad_words", {}},
-    Refused{"chat_template", {}},
-    Refused{"include_stop_str_in_output", {}},
-    Refused{"truncate_prompt_tokens", {}},
-    Refused{"continue_final_message", {}},
-    Refused{"documents", {}},
-    Refused{"lora", {}},
-    Refused{"prompt_embeds", {}},
-    Refused{"audio", {}},
-    Refused{"use_beam_search", {}},
-    Refused{"samplers", {}},
+    Refused{"best_of", 1},         Refused{"dry_multiplier", 0},
+    Refused{"xtc_probability", 0}, Refused{"typical_p", 1},
+    Refused{"mirostat", 0},        Refused{"post_sampling_probs", {}},
+    Refused{"functions", {}},      Refused{"suffix", {}},
+    Refused{"chat_template", {}},  Refused{"documents", {}},
+    Refused{"lora", {}},           Refused{"prompt_embeds", {}},
+    Refused{"audio", {}},          Refused{"use_beam_search", {}},
+    Refused{"samplers", {}},       Refused{"thinking_token_budget", {}},
 };
+
+// Names that clients send and that change no answer of this server.
+constexpr std::array<std::string_view, 20> kNoEffect = {
+    "user",          "metadata",          "store",        "service_tier",
+    "request_id",    "session_id",        "id_slot",      "cache_prompt",
+    "n_keep",        "sse_ping_interval", "verbosity",    "safety_identifier",
+    "function_call", "prompt_cache_key",  "modalities",   "include_reasoning",
+    "prediction",    "return_progress",   "mirostat_tau", "mirostat_eta"};
 
 bool AsksForNothing(const json::value& value, const std::optional<std::int64_t>& neutral) {
   switch (value.kind()) {
@@ -87,42 +66,9 @@ void RefuseUnsupported(JsonFields& fields) {
     if (value == nullptr || AsksForNothing(*value, refused.neutral)) continue;
     fields.Fail(refused.name, std::string(refused.name) + " is not supported yet");
   }
-  if (const json::object* format = fields.Object("response_format")) {
-    const json::value* type = format->if_contains("type");
-    if (type == nullptr || !type->is_string() || type->get_string() != "text") {
-      fields.Fail("response_format", "response_format other than text is not supported yet");
-    }
-  }
-  if (const json::value* choice = fields.Get("tool_choice")) {
-    if (!choice->is_string() ||
-        (choice->get_string() != "none" && choice->get_string() != "auto")) {
-      fields.Fail("tool_choice", "tool_choice is not supported yet");
-    }
-  }
-  if (fields.Bool("skip_special_tokens") == false) {
-    fields.Fail("skip_special_tokens", "skip_special_tokens is not supported yet");
-  }
-}
-
-void ReadSampling(JsonFields& fields, SamplingFields& sampling) {
-  sampling.temperature = fields.Number("temperature", 0, 2);
-  sampling.top_p = fields.Number("top_p", 0, 1);
-  if (sampling.top_p == 0.0) fields.Fail("top_p", "top_p must be greater than 0");
-  sampling.min_p = fields.Number("min_p", 0, 1);
-  // -1 means "all" in one family of clients, 0 in the other.
-  if (const auto top_k = fields.Integer("top_k", -1, kMaxTokenId)) {
-    sampling.top_k = static_cast<std::int32_t>(std::max<std::int64_t>(*top_k, 0));
-  }
-  if (const json::value* seed = fields.Get("seed")) {
-    if (const std::uint64_t* large = seed->if_uint64()) {
-      sampling.seed = *large;
-    } else if (const std::optional<std::int64_t> exact = ExactInteger(*seed)) {
-      // -1 asks for a random seed, in the spelling of llama-server.
-      if (*exact != -1) sampling.seed = std::bit_cast<std::uint64_t>(*exact);
-    } else {
-      fields.Fail("seed", "seed must be a 64-bit integer");
-    }
-  }
+  for (const std::string_view name : kNoEffect)
+    fields.Get(name);
+  fields.Bool("spaces_between_special_tokens");
 }
 
 void ReadMaxTokens(JsonFields& fields, GenerationFields& request) {
@@ -135,7 +81,12 @@ void ReadMaxTokens(JsonFields& fields, GenerationFields& request) {
     if (*n_predict == 0) fields.Fail("n_predict", "n_predict must be at least 1");
     if (*n_predict > 0) keep(*n_predict);
   }
-  if (const auto max_tokens = fields.Integer("max_tokens", 1, kMax)) keep(*max_tokens);
+  // A text is scored by asking for its echo and no output.
+  const bool may_be_none = fields.Bool("echo").value_or(false);
+  if (const auto max_tokens = fields.Integer("max_tokens", may_be_none ? 0 : 1, kMax)) {
+    request.only_echo = *max_tokens == 0;
+    keep(std::max<std::int64_t>(*max_tokens, 1));
+  }
   if (const auto max_tokens = fields.Integer("max_completion_tokens", 1, kMax)) keep(*max_tokens);
 }
 
@@ -161,15 +112,7 @@ void ReadStop(JsonFields& fields, const ApiLimits& limits, GenerationFields& req
         AddStop(fields, item, limits, request.stop);
     }
   }
-  if (const json::array* ids = fields.Array("stop_token_ids", limits.max_stop_ids)) {
-    for (const json::value& item : *ids) {
-      const std::optional<std::int64_t> id = ExactInteger(item);
-      if (!id || *id < 0 || *id > kMaxTokenId) {
-        return fields.Fail("stop_token_ids", "stop_token_ids must be an array of token ids");
-      }
-      request.stop_ids.push_back(static_cast<std::int32_t>(*id));
-    }
-  }
+  request.stop_ids = ReadTokenIds(fields, "stop_token_ids", limits.max_stop_ids);
 }
 
 void ReadSamples(JsonFields& fields, const ApiLimits& limits, GenerationFields& request) {
@@ -202,6 +145,24 @@ void ReadTurn(JsonFields& fields, GenerationFields& request) {
   request.max_predict_ms = static_cast<std::uint32_t>(std::max<std::int64_t>(predict_ms, 0));
 }
 
+void ReadStreaming(JsonFields& fields, GenerationFields& request) {
+  request.stream = fields.Bool("stream").value_or(false);
+  request.timings_per_token = fields.Bool("timings_per_token").value_or(false);
+  const json::object* options = fields.Object("stream_options");
+  if (options == nullptr) return;
+  JsonFields nested(*options);
+  request.continuous_usage = nested.Bool("continuous_usage_stats").value_or(false);
+  request.include_usage = nested.Bool("include_usage").value_or(false);
+  if (nested.error()) fields.Fail("stream_options", "stream_options: " + nested.error()->message);
+}
+
+std::optional<std::uint32_t> ReadTruncation(JsonFields& fields) {
+  constexpr std::int64_t kMax = std::numeric_limits<std::uint32_t>::max();
+  const auto most = fields.Integer("truncate_prompt_tokens", 1, kMax);
+  if (!most) return std::nullopt;
+  return static_cast<std::uint32_t>(*most);
+}
+
 // What chat and completions have in common.
 void ReadShared(JsonFields& fields, const ApiLimits& limits, GenerationFields& request) {
   fields.String("model");
@@ -211,14 +172,15 @@ void ReadShared(JsonFields& fields, const ApiLimits& limits, GenerationFields& r
   ReadSamples(fields, limits, request);
   ReadCacheSalt(fields, request.cache_salt);
   ReadTurn(fields, request);
+  ReadStreaming(fields, request);
+  request.grammar = ReadGrammar(fields);
+  request.truncate_prompt = ReadTruncation(fields);
   request.ignore_eos = fields.Bool("ignore_eos").value_or(false);
-  request.stream = fields.Bool("stream").value_or(false);
   request.echo = fields.Bool("echo").value_or(false);
-  if (const json::object* options = fields.Object("stream_options")) {
-    JsonFields nested(*options);
-    request.include_usage = nested.Bool("include_usage").value_or(false);
-    if (nested.error()) fields.Fail("stream_options", "stream_options: " + nested.error()->message);
-  }
+  request.skip_special_tokens = fields.Bool("skip_special_tokens").value_or(true);
+  request.include_stop = fields.Bool("include_stop_str_in_output").value_or(false);
+  request.return_token_ids = fields.Bool("return_token_ids").value_or(false);
+  request.return_token_ids |= fields.Bool("return_tokens").value_or(false);
   RefuseUnsupported(fields);
 }
 
@@ -251,43 +213,44 @@ std::vector<std::int32_t> ReadIds(JsonFields& fields, std::string_view name,
   return ids;
 }
 
-// prompt: string, array of strings, array of ids, array of arrays of ids.
-void ReadPrompt(JsonFields& fields, const ApiLimits& limits, std::vector<Prompt>& prompts) {
-  static constexpr std::string_view kShape =
-      "prompt must be a string, an array of strings, an array of token ids or an array of those";
-  const json::value* prompt = fields.Get("prompt");
-  if (prompt == nullptr) return fields.Fail("prompt", "prompt is required");
+// string, array of strings, array of ids, array of arrays of ids.
+void ReadPrompt(JsonFields& fields, const std::string& name, const ApiLimits& limits,
+                std::vector<Prompt>& prompts) {
+  const std::string shape =
+      name + " must be a string, an array of strings, an array of token ids or an array of those";
+  const json::value* prompt = fields.Get(name);
+  if (prompt == nullptr) return fields.Fail(name, name + " is required");
   if (const json::string* text = prompt->if_string()) {
     prompts.emplace_back(std::string(*text));
   } else if (const json::array* items = prompt->if_array(); items != nullptr && !items->empty()) {
     if (items->front().is_number()) {
-      prompts.emplace_back(ReadIds(fields, "prompt", *items, limits));
+      prompts.emplace_back(ReadIds(fields, name, *items, limits));
     } else {
       if (items->size() > limits.max_prompts) {
-        return fields.Fail("prompt",
-                           "prompt has more than " + std::to_string(limits.max_prompts) + " items");
+        return fields.Fail(
+            name, name + " has more than " + std::to_string(limits.max_prompts) + " items");
       }
       for (const json::value& item : *items) {
-        if (item.kind() != items->front().kind()) return fields.Fail("prompt", std::string(kShape));
+        if (item.kind() != items->front().kind()) return fields.Fail(name, shape);
         if (const json::string* item_text = item.if_string()) {
           prompts.emplace_back(std::string(*item_text));
         } else if (const json::array* ids = item.if_array()) {
-          prompts.emplace_back(ReadIds(fields, "prompt", *ids, limits));
+          prompts.emplace_back(ReadIds(fields, name, *ids, limits));
         } else {
-          return fields.Fail("prompt", std::string(kShape));
+          return fields.Fail(name, shape);
         }
       }
     }
   } else {
-    return fields.Fail("prompt", std::string(kShape));
+    return fields.Fail(name, shape);
   }
   std::size_t total_bytes = 0;
   for (const Prompt& item : prompts) {
     if (const auto* item_text = std::get_if<std::string>(&item)) total_bytes += item_text->size();
   }
   if (total_bytes > limits.max_prompt_bytes) {
-    fields.Fail("prompt",
-                "prompt is longer than " + std::to_string(limits.max_prompt_bytes) + " bytes");
+    fields.Fail(name,
+                name + " is longer than " + std::to_string(limits.max_prompt_bytes) + " bytes");
   }
 }
 
@@ -333,7 +296,10 @@ std::size_t ReadMessage(JsonFields& fields, json::object& message) {
     fields.Fail("messages", "a message's content must be a string or an array of parts");
     return 0;
   }
-  return content->is_string() ? content->get_string().size() : 0;
+  std::size_t num_bytes = content->is_string() ? content->get_string().size() : 0;
+  if (!ReadMessageCalls(message, &num_bytes))
+    fields.Fail("messages", "a message's tool_calls must be an array of function calls");
+  return num_bytes;
 }
 
 void ReadMessages(JsonFields& fields, const ApiLimits& limits, json::array& messages) {
@@ -379,6 +345,23 @@ void ReadTemplateKwargs(JsonFields& fields, const ApiLimits& limits, json::objec
   }
 }
 
+void ReadChatOnly(JsonFields& fields, GenerationFields& request) {
+  request.continue_final_message = fields.Bool("continue_final_message").value_or(false);
+  const std::optional<bool> adds = fields.Bool("add_generation_prompt");
+  request.add_generation_prompt = adds.value_or(!request.continue_final_message);
+  if (request.continue_final_message && request.add_generation_prompt) {
+    fields.Fail("continue_final_message",
+                "continue_final_message and add_generation_prompt exclude each other");
+  }
+  if (const auto effort = fields.String("reasoning_effort"))
+    request.template_kwargs.emplace("reasoning_effort", *effort);
+  if (const auto format = fields.String("reasoning_format")) {
+    if (*format != "none" && *format != "auto" && *format != "deepseek")
+      fields.Fail("reasoning_format", "reasoning_format must be none, auto or deepseek");
+    request.split_reasoning = *format != "none";
+  }
+}
+
 template <typename T>
 ApiResult<T> Finish(const JsonFields& fields, T value) {
   if (fields.error()) return *fields.error();
@@ -392,8 +375,11 @@ ApiResult<GenerationFields> ParseCompletion(std::string_view body, const ApiLimi
   if (const ApiError* error = ErrorOf(parsed)) return *error;
   JsonFields fields(std::get<json::object>(parsed));
   GenerationFields request;
-  ReadPrompt(fields, limits, request.prompts);
+  ReadPrompt(fields, "prompt", limits, request.prompts);
   ReadShared(fields, limits, request);
+  request.logprobs = ReadLogprobs(fields, false);
+  if (const json::value* tools = fields.Get("tools"); tools && !AsksForNothing(*tools, {}))
+    fields.Fail("tools", "tools are for chat");
   request.ignored = fields.Unknown(kMaxIgnoredNames);
   return Finish(fields, std::move(request));
 }
@@ -405,9 +391,39 @@ ApiResult<GenerationFields> ParseChat(std::string_view body, const ApiLimits& li
   GenerationFields request;
   ReadMessages(fields, limits, request.messages);
   ReadTemplateKwargs(fields, limits, request.template_kwargs);
-  request.add_generation_prompt = fields.Bool("add_generation_prompt").value_or(true);
+  ReadChatOnly(fields, request);
   ReadShared(fields, limits, request);
+  request.logprobs = ReadLogprobs(fields, true);
+  request.tools = ReadTools(fields);
   if (request.echo) fields.Fail("echo", "echo is not supported for chat");
+  request.ignored = fields.Unknown(kMaxIgnoredNames);
+  return Finish(fields, std::move(request));
+}
+
+ApiResult<EmbeddingFields> ParseEmbeddings(std::string_view body, const ApiLimits& limits) {
+  const ApiResult<json::object> parsed = ParseBody(body);
+  if (const ApiError* error = ErrorOf(parsed)) return *error;
+  JsonFields fields(std::get<json::object>(parsed));
+  EmbeddingFields request;
+  fields.String("model");
+  // llama-server's own route has "content".
+  ReadPrompt(fields, fields.Get("input") == nullptr && fields.Get("content") ? "content" : "input",
+             limits, request.inputs);
+  if (const auto format = fields.String("encoding_format")) {
+    if (*format != "float" && *format != "base64")
+      fields.Fail("encoding_format", "encoding_format must be float or base64");
+    request.base64 = *format == "base64";
+  }
+  constexpr std::int64_t kMax = std::numeric_limits<std::int32_t>::max();
+  if (const auto dimensions = fields.Integer("dimensions", 1, kMax))
+    request.dimensions = static_cast<std::uint32_t>(*dimensions);
+  if (const auto pooling = fields.String("pooling")) {
+    if (*pooling != "last" && *pooling != "mean")
+      fields.Fail("pooling", "pooling must be last or mean");
+    request.pooling = *pooling == "mean" ? Pooling::kMean : Pooling::kLast;
+  }
+  request.truncate_prompt = ReadTruncation(fields);
+  fields.String("user");
   request.ignored = fields.Unknown(kMaxIgnoredNames);
   return Finish(fields, std::move(request));
 }
@@ -437,6 +453,9 @@ ApiResult<TokenizeFields> ParseTokenize(std::string_view body, const ApiLimits& 
   if (const auto add = fields.Bool("add_special")) request.add_special = *add;
   if (const auto add = fields.Bool("add_special_tokens")) request.add_special = *add;
   request.parse_special = fields.Bool("parse_special").value_or(false);
+  request.with_strings = fields.Bool("return_token_strs").value_or(false);
+  request.tools = ReadTools(fields);
+  ReadTemplateKwargs(fields, limits, request.template_kwargs);
   request.with_pieces = fields.Bool("with_pieces").value_or(false);
   request.add_generation_prompt = fields.Bool("add_generation_prompt").value_or(true);
   return Finish(fields, std::move(request));

@@ -15,6 +15,8 @@
 
 #include "base/json.h"
 #include "server/api_error.h"
+#include "server/sampling_fields.h"
+#include "server/tool_fields.h"
 
 namespace kvrm {
 
@@ -30,14 +32,6 @@ struct ApiLimits {
   std::uint32_t max_samples = 16;  // of one prompt; at most kMaxSamples
 };
 
-struct SamplingFields {
-  std::optional<double> temperature;  // 0..2
-  std::optional<double> top_p;        // (0, 1]
-  std::optional<double> min_p;        // [0, 1]
-  std::optional<std::int32_t> top_k;  // 0: all
-  std::optional<std::uint64_t> seed;
-};
-
 using Prompt = std::variant<std::string, std::vector<std::int32_t>>;
 
 struct GenerationFields {
@@ -45,6 +39,8 @@ struct GenerationFields {
   std::optional<std::uint32_t> max_tokens;
   std::vector<std::string> stop;
   std::vector<std::int32_t> stop_ids;
+  LogprobFields logprobs;
+  GrammarField grammar;
   std::uint32_t num_samples = 1;  // "n": choices for each prompt
   std::string cache_salt;         // at most kMaxSaltBytes
   std::int32_t priority = 0;      // lower first
@@ -53,13 +49,23 @@ struct GenerationFields {
   bool ignore_eos = false;
   bool stream = false;
   bool include_usage = false;
+  bool continuous_usage = false;
   bool echo = false;
+  bool only_echo = false;  // with echo, max_tokens of 0: nothing of the output is wanted
+  bool skip_special_tokens = true;
+  bool include_stop = false;  // the stop string is part of the answer
+  bool return_token_ids = false;
+  bool timings_per_token = false;
+  std::optional<std::uint32_t> truncate_prompt;  // only so many last tokens of the prompt
 
   std::vector<Prompt> prompts;  // completions
 
   json::array messages;  // chat; content is always a string or null here
   json::object template_kwargs;
   bool add_generation_prompt = true;
+  bool continue_final_message = false;
+  bool split_reasoning = true;
+  ToolFields tools;
 
   std::vector<std::string> ignored;  // names, shortened, at most 8
 };
@@ -67,12 +73,25 @@ struct GenerationFields {
 ApiResult<GenerationFields> ParseCompletion(std::string_view body, const ApiLimits& limits);
 ApiResult<GenerationFields> ParseChat(std::string_view body, const ApiLimits& limits);
 
+struct EmbeddingFields {
+  std::vector<Prompt> inputs;
+  std::optional<std::uint32_t> dimensions;
+  std::optional<std::uint32_t> truncate_prompt;
+  bool base64 = false;
+  Pooling pooling = Pooling::kLast;
+  std::vector<std::string> ignored;  // as above
+};
+ApiResult<EmbeddingFields> ParseEmbeddings(std::string_view body, const ApiLimits& limits);
+
 struct TokenizeFields {
   std::variant<std::string, json::array> input;  // text, or chat messages
   bool add_special = true;
   bool parse_special = false;
   bool with_pieces = false;
+  bool with_strings = false;  // vLLM's return_token_strs
   bool add_generation_prompt = true;
+  ToolFields tools;  // with messages
+  json::object template_kwargs;
 };
 ApiResult<TokenizeFields> ParseTokenize(std::string_view body, const ApiLimits& limits);
 

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "engine/request.h"
 
 namespace kvrm {
@@ -79,20 +81,188 @@ TEST(ApiParse, WrongTypesAndRangesNameTheField) {
 
 TEST(ApiParse, RefusesByNameWhatWouldChangeTheAnswer) {
   for (const char* members :
-       {R"("best_of":2)", R"("logprobs":1)", R"("logprobs":true)", R"("logit_bias":{"5":1})",
-        R"("presence_penalty":0.5)", R"("frequency_penalty":-1)", R"("repetition_penalty":1.1)",
-        R"("repeat_penalty":1.1)", R"("tools":[{}])", R"("tool_choice":"required")",
-        R"("response_format":{"type":"json_object"})", R"("suffix":"x")",
-        R"("grammar":"root ::= x")", R"("chat_template":"{{x}}")", R"("min_tokens":3)",
-        R"("skip_special_tokens":false)"}) {
+       {R"("best_of":2)", R"("tools":[{}])", R"("suffix":"x")", R"("chat_template":"{{x}}")",
+        R"("typical_p":0.5)", R"("mirostat":1)", R"("dry_multiplier":0.8)", R"("lora":[{}])"}) {
     const std::string text = members;
     EXPECT_EQ(RefusedField(text), text.substr(1, text.find('"', 1) - 1));
   }
   for (const char* members :
        {R"("n":1)", R"("logprobs":false)", R"("logit_bias":{})", R"("presence_penalty":0)",
-        R"("repeat_penalty":1.0)", R"("tools":[])", R"("tool_choice":"auto")",
-        R"("response_format":{"type":"text"})", R"("suffix":"")", R"("skip_special_tokens":true)"})
+        R"("repeat_penalty":1.0)", R"("tools":[])", R"("response_format":{"type":"text"})",
+        R"("suffix":"")", R"("skip_special_tokens":true)", R"("typical_p":1)"})
     EXPECT_EQ(RefusedField(members), "") << members;
+}
+
+TEST(ApiParse, ReadsPenaltiesInBothSpellings) {
+  const SamplingFields fields =
+      Accept(R"({"prompt":"a","repeat_penalty":1.5,"repeat_last_n":64,"presence_penalty":1,
+                 "frequency_penalty":-2})")
+          .sampling;
+  EXPECT_EQ(fields.repetition_penalty, 1.5);
+  EXPECT_EQ(fields.penalty_window, 64);
+  EXPECT_EQ(fields.presence_penalty, 1.0);
+  EXPECT_EQ(fields.frequency_penalty, -2.0);
+  EXPECT_EQ(Accept(R"({"prompt":"a","repeat_penalty":1.5,"repetition_penalty":1.2})")
+                .sampling.repetition_penalty,
+            1.2);
+  EXPECT_EQ(RefusedField(R"("repetition_penalty":0)"), "repetition_penalty");
+  EXPECT_EQ(RefusedField(R"("presence_penalty":2.1)"), "presence_penalty");
+  EXPECT_EQ(RefusedField(R"("frequency_penalty":"x")"), "frequency_penalty");
+  EXPECT_EQ(RefusedField(R"("repeat_last_n":-2)"), "repeat_last_n");
+}
+
+TEST(ApiParse, ReadsBiasAsObjectAndAsPairs) {
+  const std::vector<BiasField> object =
+      Accept(R"({"prompt":"a","logit_bias":{"5":-100,"word":2.5}})").sampling.bias;
+  ASSERT_EQ(object.size(), 2u);
+  EXPECT_EQ(std::get<std::int32_t>(object[0].token), 5);
+  EXPECT_EQ(object[0].bias, -100.0f);
+  EXPECT_EQ(std::get<std::string>(object[1].token), "word");
+  const std::vector<BiasField> pairs =
+      Accept(R"({"prompt":"a","logit_bias":[[7,1],["x",false]]})").sampling.bias;
+  ASSERT_EQ(pairs.size(), 2u);
+  EXPECT_EQ(std::get<std::int32_t>(pairs[0].token), 7);
+  EXPECT_TRUE(std::isinf(pairs[1].bias));
+  for (const char* members :
+       {R"("logit_bias":5)", R"("logit_bias":{"5":101})", R"("logit_bias":{"5":"x"})",
+        R"("logit_bias":[[1]])", R"("logit_bias":[[-1,1]])", R"("logit_bias":[[1,true]])",
+        R"("logit_bias":{"5":1e999})"})
+    EXPECT_EQ(RefusedField(members), "logit_bias") << members;
+  std::string many = R"("logit_bias":{"0":1)";
+  for (int i = 1; i < 301; ++i)
+    many += ",\"" + std::to_string(i) + "\":1";
+  EXPECT_EQ(RefusedField(many + "}"), "logit_bias");
+}
+
+TEST(ApiParse, ReadsLogprobsOfBothRoutes) {
+  const std::string chat = R"({"messages":[{"role":"user","content":"a"}],)";
+  EXPECT_FALSE(Accept(chat + R"("logprobs":false})", true).logprobs.output);
+  EXPECT_EQ(Accept(chat + R"("logprobs":true})", true).logprobs.output, 0u);
+  EXPECT_EQ(Accept(chat + R"("logprobs":true,"top_logprobs":20})", true).logprobs.output, 20u);
+  EXPECT_EQ(Accept(chat + R"("n_probs":3,"prompt_logprobs":0})", true).logprobs.output, 3u);
+  EXPECT_EQ(Accept(chat + R"("prompt_logprobs":0})", true).logprobs.prompt, 0u);
+  EXPECT_EQ(Accept(R"({"prompt":"a","logprobs":5})").logprobs.output, 5u);
+  EXPECT_FALSE(Accept(R"({"prompt":"a","n_probs":0})").logprobs.output);
+  EXPECT_EQ(RefusedField(R"("logprobs":true)"), "logprobs");
+  EXPECT_EQ(RefusedField(R"("logprobs":21)"), "logprobs");
+  EXPECT_EQ(RefusedField(R"("prompt_logprobs":-1)"), "prompt_logprobs");
+  const ApiResult<GenerationFields> refused = ParseChat(chat + R"("top_logprobs":2})", {});
+  ASSERT_NE(ErrorOf(refused), nullptr);
+  EXPECT_EQ(ErrorOf(refused)->param, "top_logprobs");
+}
+
+TEST(ApiParse, ReadsFormsInAllSpellings) {
+  struct Example {
+    const char* members;
+    GrammarKind kind;
+    const char* text;
+  };
+  const Example examples[] = {
+      {R"("response_format":{"type":"json_object"})", GrammarKind::kJsonObject, ""},
+      {R"("response_format":{"type":"json_schema","json_schema":{"name":"n","schema":{"a":1}}})",
+       GrammarKind::kJsonSchema, R"({"a":1})"},
+      {R"("response_format":{"type":"json_schema","schema":{"a":1}})", GrammarKind::kJsonSchema,
+       R"({"a":1})"},
+      {R"("response_format":{"type":"json_object","schema":{"a":1}})", GrammarKind::kJsonSchema,
+       R"({"a":1})"},
+      {R"("json_schema":{"a":1})", GrammarKind::kJsonSchema, R"({"a":1})"},
+      {R"("guided_json":"{}")", GrammarKind::kJsonSchema, "{}"},
+      {R"("grammar":"root ::= x")", GrammarKind::kGbnf, "root ::= x"},
+      {R"("guided_regex":"a+")", GrammarKind::kRegex, "a+"},
+      {R"("guided_choice":["a","b\"\n"])", GrammarKind::kGbnf, "root ::= \"a\" | \"b\\\"\\x0a\"\n"},
+      {R"("structured_outputs":{"regex":"x"})", GrammarKind::kRegex, "x"},
+      {R"("structured_outputs":{"json_object":true})", GrammarKind::kJsonObject, ""},
+      {R"("grammar":"","json_schema":null)", GrammarKind::kNone, ""},
+  };
+  for (const Example& example : examples) {
+    const GrammarSpec spec =
+        Accept(R"({"prompt":"a",)" + std::string(example.members) + "}").grammar.spec;
+    EXPECT_EQ(spec.kind, example.kind) << example.members;
+    EXPECT_EQ(spec.text, example.text) << example.members;
+  }
+  EXPECT_EQ(RefusedField(R"("grammar":5)"), "grammar");
+  EXPECT_EQ(RefusedField(R"("guided_choice":[])"), "guided_choice");
+  EXPECT_EQ(RefusedField(R"("response_format":{"type":"xml"})"), "response_format");
+  EXPECT_EQ(RefusedField(R"("response_format":{"type":"json_schema"})"), "response_format");
+  EXPECT_EQ(RefusedField(R"("grammar":"a","guided_regex":"b")"), "guided_regex");
+}
+
+TEST(ApiParse, ReadsTools) {
+  const auto with = [](const std::string& members) {
+    return R"({"messages":[{"role":"user","content":"a"}],)" + members + "}";
+  };
+  const std::string tools =
+      R"("tools":[{"type":"function","function":{"name":"f","parameters":{"type":"object"}}}])";
+  const ToolFields fields = Accept(with(tools), true).tools;
+  EXPECT_EQ(fields.names, (std::vector<std::string>{"f"}));
+  EXPECT_EQ(fields.choice, ToolFields::Choice::kAuto);
+  EXPECT_EQ(Accept(with(tools + R"(,"tool_choice":"none")"), true).tools.choice,
+            ToolFields::Choice::kNone);
+  const ToolFields named =
+      Accept(with(tools + R"(,"tool_choice":{"type":"function","function":{"name":"f"}})"), true)
+          .tools;
+  EXPECT_EQ(named.choice, ToolFields::Choice::kNamed);
+  EXPECT_EQ(ForcedCallGrammar(named).text, R"({"type":"object"})");
+  const ToolFields required =
+      Accept(with(tools + R"(,"tool_choice":"required","parallel_tool_calls":false)"), true).tools;
+  EXPECT_EQ(ForcedCallGrammar(required).text,
+            R"({"type":"array","minItems":1,"items":{"anyOf":[{"type":"object","properties":)"
+            R"({"name":{"const":"f"},"parameters":{"type":"object"}},"required":["name",)"
+            R"("parameters"],"additionalProperties":false}]},"maxItems":1})");
+  for (const std::string& members :
+       {std::string(R"("tools":[{}])"), std::string(R"("tools":"f")"),
+        std::string(R"("tools":[{"type":"function","function":{"name":"a b"}}])")}) {
+    const ApiResult<GenerationFields> refused = ParseChat(with(members), {});
+    ASSERT_NE(ErrorOf(refused), nullptr) << members;
+    EXPECT_EQ(ErrorOf(refused)->param, "tools");
+  }
+  for (const char* choice : {R"("required")", R"("maybe")", R"({"function":{"name":"f"}})"}) {
+    const ApiResult<GenerationFields> refused =
+        ParseChat(with(std::string(R"("tool_choice":)") + choice), {});
+    ASSERT_NE(ErrorOf(refused), nullptr) << choice;
+    EXPECT_EQ(ErrorOf(refused)->param, "tool_choice");
+  }
+}
+
+TEST(ApiParse, ArgumentsOfEarlierCallsBecomeObjects) {
+  const GenerationFields fields = Accept(
+      R"({"messages":[{"role":"user","content":"a"},{"role":"assistant","content":null,
+          "tool_calls":[{"id":"1","type":"function","function":{"name":"f",
+          "arguments":"{\"x\":1}"}}]},{"role":"tool","tool_call_id":"1","content":"2"}]})",
+      true);
+  const json::value& call = fields.messages.at(1).at("tool_calls").at(0).at("function");
+  EXPECT_EQ(call.at("arguments").at("x"), 1);
+  const ApiResult<GenerationFields> refused =
+      ParseChat(R"({"messages":[{"role":"assistant","content":null,"tool_calls":[{"x":1}]}]})", {});
+  ASSERT_NE(ErrorOf(refused), nullptr);
+  EXPECT_EQ(ErrorOf(refused)->param, "messages");
+}
+
+TEST(ApiParse, NothingIsGeneratedOnlyForAnEcho) {
+  EXPECT_TRUE(Accept(R"({"prompt":"a","echo":true,"max_tokens":0})").only_echo);
+  EXPECT_FALSE(Accept(R"({"prompt":"a","echo":true,"max_tokens":1})").only_echo);
+}
+
+TEST(ApiParse, ReadsEmbeddings) {
+  const ApiResult<EmbeddingFields> parsed = ParseEmbeddings(
+      R"({"input":["a","b"],"encoding_format":"base64","dimensions":8,"pooling":"mean"})", {});
+  ASSERT_EQ(ErrorOf(parsed), nullptr);
+  const auto& fields = std::get<EmbeddingFields>(parsed);
+  EXPECT_EQ(fields.inputs.size(), 2u);
+  EXPECT_TRUE(fields.base64);
+  EXPECT_EQ(fields.dimensions, 8u);
+  EXPECT_EQ(fields.pooling, Pooling::kMean);
+  const std::pair<const char*, const char*> refused[] = {
+      {R"({})", "input"},
+      {R"({"input":5})", "input"},
+      {R"({"input":"a","encoding_format":"hex"})", "encoding_format"},
+      {R"({"input":"a","dimensions":0})", "dimensions"},
+      {R"({"input":"a","pooling":"max"})", "pooling"}};
+  for (const auto& [body, param] : refused) {
+    const ApiResult<EmbeddingFields> result = ParseEmbeddings(body, {});
+    ASSERT_NE(ErrorOf(result), nullptr) << body;
+    EXPECT_EQ(ErrorOf(result)->param, param);
+  }
 }
 
 TEST(ApiParse, SamplesAndSalt) {
@@ -123,8 +293,9 @@ TEST(ApiParse, SamplesAndSalt) {
 }
 
 TEST(ApiParse, IgnoresAndListsOtherFields) {
-  const GenerationFields fields = Accept(R"({"prompt":"a","user":"u","cache_prompt":true})");
-  EXPECT_EQ(fields.ignored, (std::vector<std::string>{"user", "cache_prompt"}));
+  const GenerationFields fields =
+      Accept(R"({"prompt":"a","user":"u","cache_prompt":true,"colour":1,"shape":2})");
+  EXPECT_EQ(fields.ignored, (std::vector<std::string>{"colour", "shape"}));
   std::string many = R"({"prompt":"a")";
   for (int i = 0; i < 100; ++i)
     many += ",\"" + std::string(200, 'x') + std::to_string(i) + "\":1";

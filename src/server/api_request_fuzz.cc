@@ -22,8 +22,8 @@ constexpr std::uint32_t kMaxRequests = 20;
 void CheckPlan(const GenerationPlan& plan, const PrepareLimits& limits) {
   CHECK(!plan.prompts.empty() && plan.prompts.size() <= limits.api.max_prompts);
   CHECK(plan.prompts.size() * plan.prompts.front().request.num_samples <= kMaxRequests);
-  CHECK(plan.stop.size() <= limits.api.max_stops);
-  for (const std::string& stop : plan.stop)
+  CHECK(plan.text.stop.size() <= limits.api.max_stops);
+  for (const std::string& stop : plan.text.stop)
     CHECK(!stop.empty() && stop.size() <= limits.api.max_stop_bytes);
   for (const PromptPlan& prompt : plan.prompts) {
     const Request& request = prompt.request;
@@ -47,7 +47,7 @@ void FuzzOne(std::uint8_t route, std::string_view body) {
   limits.max_context = kContext;
   limits.max_requests = kMaxRequests;
   Job job;
-  job.kind = static_cast<JobKind>(route % 4);
+  job.kind = static_cast<JobKind>(route % kNumJobKinds);
   job.body = body;
   const Prepared prepared = Prepare(job, model, limits);
   if (const auto* plan = std::get_if<GenerationPlan>(&prepared.outcome)) {

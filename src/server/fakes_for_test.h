@@ -60,10 +60,25 @@ class FakeEngine {
     return {.submit = [this](Request request) { return Submit(std::move(request)); },
             .cancel = [this](RequestId request) { Cancel(request); },
             .poll = [this](std::span<TokenEvent> events) { return Poll(events); },
+            .poll_logprobs =
+                [this](TopLogprobs* logprobs) {
+                  if (logprobs_.empty()) return false;
+                  *logprobs = logprobs_.front();
+                  logprobs_.erase(logprobs_.begin());
+                  return true;
+                },
+            .poll_embedding =
+                [this](Embedding* embedding) {
+                  if (embeddings_.empty()) return false;
+                  *embedding = embeddings_.front();
+                  embeddings_.erase(embeddings_.begin());
+                  return true;
+                },
             .set_wake = [this](std::function<void()> wake) { wake_ = std::move(wake); },
             .ledger = [this] { return ledger_; },
             .max_context = 1000,
-            .max_requests = 20};
+            .max_requests = 20,
+            .max_rows = 4};
   }
 
   // Before the server starts.
@@ -91,6 +106,10 @@ class FakeEngine {
     for (const char c : text)
       Send(request, static_cast<unsigned char>(c), FinishReason::kNone);
   }
+
+  // Without a server only: they wait to be polled on the same thread.
+  void AddLogprobs(const TopLogprobs& logprobs) { logprobs_.push_back(logprobs); }
+  void AddEmbedding(const Embedding& embedding) { embeddings_.push_back(embedding); }
 
   // Outputs, which are requests of their own: a request for n of them counts as n.
   std::size_t num_submitted() const { return num_submitted_.load(std::memory_order_acquire); }
@@ -147,6 +166,8 @@ class FakeEngine {
   std::vector<Request> requests_ = std::vector<Request>(kMaxRequests);
   std::atomic<std::size_t> num_submitted_{0};
   std::array<std::atomic<bool>, kMaxRequests> cancelled_{};
+  std::vector<TopLogprobs> logprobs_;
+  std::vector<Embedding> embeddings_;
   EngineLedger ledger_;
   std::string reply_;
   FinishReason reply_finish_ = FinishReason::kStop;
@@ -195,7 +216,7 @@ inline ModelPort FakeModel() {
   model.token_bytes = [](std::int32_t id) {
     return id < 256 ? std::string(1, static_cast<char>(id)) : std::string();
   };
-  model.open_stream = [](StreamDecoder::Start) { return OpenByteStream(); };
+  model.open_stream = [](StreamDecoder::Start, bool) { return OpenByteStream(); };
   model.render = [](const ChatInputs& inputs) -> Result<std::vector<RenderedPiece>> {
     std::vector<RenderedPiece> pieces;
     for (const json::value& message : inputs.messages) {

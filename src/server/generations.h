@@ -62,6 +62,9 @@ class Generations {
 
   void Start(ExchangeId exchange, const std::string& request_id, GenerationPlan plan);
   void OnEvent(const TokenEvent& event);
+  // What belongs to an event is given before it.
+  void OnLogprobs(const TopLogprobs& logprobs);
+  void OnEmbedding(Embedding embedding);
   void OnGone(ExchangeId exchange);
   // As AbortAll, but only of those whose first token has not come: their clients have seen nothing
   // and may ask another server.
@@ -80,9 +83,21 @@ class Generations {
     std::size_t choice_idx = 0;
   };
 
+  std::unique_ptr<Generation> MakeGeneration(ExchangeId exchange, const std::string& request_id,
+                                             const GenerationPlan& plan);
+  bool AddChoices(Generation& generation, PromptPlan& prompt);
+  void BeginPrompt(Generation& generation, Choice& choice);
   void Advance(Generation& generation, std::size_t choice_idx, const TokenEvent& event);
-  void Emit(Generation& generation, std::size_t choice_idx, const std::string& text);
-  void EndChoice(Generation& generation, std::size_t choice_idx, const char* reason);
+  void Score(const Generation& generation, Choice& choice, const TokenEvent& event) const;
+  std::vector<ToolCallPart> CallsOf(const Generation& generation,
+                                    std::vector<ToolCallDelta> deltas);
+  ChoicePart PartOf(Generation& generation, Choice& choice, TextPart text);
+  json::value TakeLogprobs(const Generation& generation, Choice& choice) const;
+  void Emit(Generation& generation, std::size_t choice_idx, TextPart text);
+  void EndChoice(Generation& generation, std::size_t choice_idx, const TokenEvent& event);
+  PromptFacts FactsOf(const Generation& generation, const Choice& choice) const;
+  ReplyTimings TimingsOf(const Generation& generation) const;
+  std::string Body(Generation& generation) const;
   void Complete(Generation& generation);
   void Fail(Generation& generation, const ApiError& error);
   // Cancels what still runs and forgets the generation; the reference is dead afterwards.

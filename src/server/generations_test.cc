@@ -34,6 +34,12 @@ class GenerationsTest : public testing::Test {
   void Deliver() {
     std::array<TokenEvent, 16> events;
     while (const std::size_t count = engine_port_.poll(events)) {
+      TopLogprobs logprobs;
+      while (engine_port_.poll_logprobs(&logprobs))
+        generations_.OnLogprobs(logprobs);
+      Embedding embedding;
+      while (engine_port_.poll_embedding(&embedding))
+        generations_.OnEmbedding(std::move(embedding));
       for (std::size_t i = 0; i < count; ++i)
         generations_.OnEvent(events[i]);
     }
@@ -211,6 +217,222 @@ TEST_F(GenerationsTest, OneFailureEndsAllChoices) {
   EXPECT_TRUE(engine_.cancelled(FakeEngine::IdOf(0)));
   EXPECT_TRUE(engine_.cancelled(FakeEngine::IdOf(2)));
   EXPECT_EQ(generations_.num_active(), 0u);
+}
+
+TopLogprobs LogprobsOf(RequestId request, std::uint32_t position, std::int32_t token,
+                       std::int32_t likeliest) {
+  TopLogprobs logprobs;
+  logprobs.request = request;
+  logprobs.position = position;
+  logprobs.token = {.token = token, .logprob = -2.0f};
+  logprobs.rank = 2;
+  logprobs.num_top = 1;
+  logprobs.likeliest[0] = {.token = likeliest, .logprob = -0.5f};
+  return logprobs;
+}
+
+TEST_F(GenerationsTest, LogprobsOfAChat) {
+  Ask(JobKind::kChat, R"({"messages":[{"role":"user","content":"hi"}],"logprobs":true,
+                          "top_logprobs":1})");
+  ASSERT_EQ(engine_.request(0).num_top_logprobs, 1u);
+  EXPECT_FALSE(engine_.request(0).num_prompt_logprobs);
+  const RequestId id = FakeEngine::IdOf(0);
+  engine_.AddLogprobs(LogprobsOf(id, 19, 0xc3, 'x'));
+  engine_.AddLogprobs(LogprobsOf(id, 20, 0xa9, 0xa9));
+  engine_.SendText(id, "\xc3\xa9");
+  engine_.Send(id, kFakeEos, FinishReason::kStop);
+  Deliver();
+  const json::value body = Body();
+  const json::value& choice = body.at("choices").at(0);
+  EXPECT_EQ(choice.at("message").at("content"), "\xc3\xa9");
+  const json::array& content = choice.at("logprobs").at("content").as_array();
+  ASSERT_EQ(content.size(), 2u);  // The stop token is no part of the text.
+  EXPECT_EQ(content[0].at("bytes"), (json::array{0xc3}));
+  EXPECT_EQ(content[0].at("token"), "\xef\xbf\xbd");
+  EXPECT_EQ(content[0].at("top_logprobs").at(0).at("token"), "x");
+  EXPECT_EQ(content[0].at("top_logprobs").at(0).at("logprob"), -0.5);
+  EXPECT_EQ(content[1].at("bytes"), (json::array{0xa9}));
+}
+
+TEST_F(GenerationsTest, EchoedLogprobsStandInFrontOfTheOutputs) {
+  Ask(JobKind::kCompletion,
+      R"({"prompt":"ab","n":2,"echo":true,"logprobs":1,"prompt_logprobs":1,"max_tokens":1,
+          "return_token_ids":true})");
+  EXPECT_EQ(engine_.request(0).num_prompt_logprobs, 1u);
+  engine_.AddLogprobs(LogprobsOf(FakeEngine::IdOf(0), 1, 'b', 'B'));
+  for (const std::size_t i : {0u, 1u})
+    engine_.AddLogprobs(LogprobsOf(FakeEngine::IdOf(i), 2, 'c', 'C'));
+  for (const std::size_t i : {0u, 1u})
+    engine_.Send(FakeEngine::IdOf(i), 'c', FinishReason::kLength);
+  Deliver();
+  const json::value body = Body();
+  for (const std::size_t i : {0u, 1u}) {
+    const json::value& choice = body.at("choices").at(i);
+    EXPECT_EQ(choice.at("text"), "abc");
+    const json::value& logprobs = choice.at("logprobs");
+    EXPECT_EQ(logprobs.at("tokens"), (json::array{"a", "b", "c"}));
+    EXPECT_EQ(logprobs.at("text_offset"), (json::array{0, 1, 2}));
+    EXPECT_TRUE(logprobs.at("token_logprobs").at(0).is_null());
+    EXPECT_EQ(logprobs.at("token_logprobs").at(1), -2.0);
+    EXPECT_TRUE(logprobs.at("top_logprobs").at(0).is_null());
+    EXPECT_EQ(logprobs.at("top_logprobs").at(1).at("B"), -0.5);
+    EXPECT_EQ(logprobs.at("top_logprobs").at(1).at("b"), -2.0);
+    EXPECT_EQ(choice.at("prompt_token_ids"), (json::array{'a', 'b'}));
+    EXPECT_EQ(choice.at("token_ids"), (json::array{'c'}));
+    const json::array& prompt = choice.at("prompt_logprobs").as_array();
+    ASSERT_EQ(prompt.size(), 2u);
+    EXPECT_TRUE(prompt[0].is_null());
+    EXPECT_EQ(prompt[1].at("98").at("rank"), 2);
+    EXPECT_EQ(prompt[1].at("66").at("decoded_token"), "B");
+  }
+}
+
+TEST_F(GenerationsTest, StreamedLogprobsAreThoseOfTheText) {
+  Ask(JobKind::kCompletion,
+      R"({"prompt":"a","logprobs":0,"stream":true,"stop":"xyz","max_tokens":9})");
+  const RequestId id = FakeEngine::IdOf(0);
+  engine_.SendText(id, "bxyq");
+  engine_.Send(id, kFakeEos, FinishReason::kStop);
+  Deliver();
+  json::array tokens;
+  std::string text;
+  for (const json::value& chunk : Chunks()) {
+    const json::value& choice = chunk.at("choices").at(0);
+    text += choice.at("text").as_string();
+    if (choice.at("logprobs").is_null()) continue;
+    for (const json::value& token : choice.at("logprobs").at("tokens").as_array())
+      tokens.push_back(token);
+  }
+  EXPECT_EQ(text, "bxyq");
+  EXPECT_EQ(tokens, (json::array{"b", "x", "y", "q"}));
+}
+
+TEST_F(GenerationsTest, OnlyTheEchoIsGivenWhereNoOutputIsWanted) {
+  Ask(JobKind::kCompletion, R"({"prompt":"ab","echo":true,"logprobs":0,"max_tokens":0})");
+  EXPECT_EQ(engine_.request(0).max_tokens, 1u);
+  engine_.AddLogprobs(LogprobsOf(FakeEngine::IdOf(0), 1, 'b', 'B'));
+  engine_.Send(FakeEngine::IdOf(0), 'c', FinishReason::kLength);
+  Deliver();
+  const json::value body = Body();
+  EXPECT_EQ(body.at("choices").at(0).at("text"), "ab");
+  EXPECT_EQ(body.at("choices").at(0).at("logprobs").at("tokens"), (json::array{"a", "b"}));
+}
+
+TEST_F(GenerationsTest, StopReasonNamesWhatStoppedIt) {
+  Ask(JobKind::kCompletion,
+      R"({"prompt":["a","b","c"],"stop":["!"],"stop_token_ids":[120],"max_tokens":9,
+          "include_stop_str_in_output":true})");
+  engine_.SendText(FakeEngine::IdOf(0), "q!r");
+  engine_.Send(FakeEngine::IdOf(1), 120, FinishReason::kStop);
+  engine_.Send(FakeEngine::IdOf(2), kFakeEos, FinishReason::kStop);
+  Deliver();
+  const json::value body = Body();
+  EXPECT_EQ(body.at("choices").at(0).at("text"), "q!");
+  EXPECT_EQ(body.at("choices").at(0).at("stop_reason"), "!");
+  EXPECT_EQ(body.at("choices").at(1).at("stop_reason"), 120);
+  EXPECT_TRUE(body.at("choices").at(2).at("stop_reason").is_null());
+  EXPECT_EQ(body.at("timings").at("predicted_n"), 4);
+}
+
+constexpr const char* kToolChat =
+    R"({"messages":[{"role":"user","content":"hi"}],"tools":[{"type":"function","function":)"
+    R"({"name":"add","parameters":{"type":"object"}}}])";
+
+TEST_F(GenerationsTest, ToolCallsOfAWholeAnswer) {
+  model_.takes_tools = true;
+  model_.tool_format = ToolFormat::kHermes;
+  model_.may_reason = true;
+  Ask(JobKind::kChat, std::string(kToolChat) + "}");
+  const RequestId id = FakeEngine::IdOf(0);
+  engine_.SendText(id,
+                   "<think>two</think>I add. <tool_call>{\"name\": \"add\", \"arguments\": "
+                   "{\"a\": 1}}</tool_call>");
+  engine_.Send(id, kFakeEos, FinishReason::kStop);
+  Deliver();
+  const json::value body = Body();
+  const json::value& choice = body.at("choices").at(0);
+  EXPECT_EQ(choice.at("finish_reason"), "tool_calls");
+  EXPECT_EQ(choice.at("message").at("content"), "I add.");
+  EXPECT_EQ(choice.at("message").at("reasoning_content"), "two");
+  EXPECT_EQ(choice.at("message").at("reasoning"), "two");
+  const json::value& call = choice.at("message").at("tool_calls").at(0);
+  EXPECT_EQ(call.at("type"), "function");
+  EXPECT_TRUE(call.at("id").as_string().starts_with("call_"));
+  EXPECT_EQ(call.at("function").at("name"), "add");
+  EXPECT_EQ(call.at("function").at("arguments"), "{\"a\": 1}");
+}
+
+TEST_F(GenerationsTest, ToolCallsAreStreamedAsTheyCome) {
+  model_.takes_tools = true;
+  model_.tool_format = ToolFormat::kMistral;
+  Ask(JobKind::kChat, std::string(kToolChat) + R"(,"stream":true})");
+  const RequestId id = FakeEngine::IdOf(0);
+  engine_.SendText(id, "[TOOL_CALLS]add[ARGS]{\"a\": 1}");
+  engine_.Send(id, kFakeEos, FinishReason::kStop);
+  Deliver();
+  std::string arguments;
+  std::string call_id;
+  int num_begun = 0;
+  std::string reason;
+  for (const json::value& chunk : Chunks()) {
+    const json::value& choice = chunk.at("choices").at(0);
+    if (choice.at("finish_reason").is_string()) reason = choice.at("finish_reason").as_string();
+    const json::object& delta = choice.at("delta").as_object();
+    if (!delta.contains("tool_calls")) continue;
+    const json::object& call = delta.at("tool_calls").at(0).as_object();
+    EXPECT_EQ(call.at("index"), 0);
+    arguments += call.at("function").at("arguments").as_string();
+    if (!call.contains("id")) continue;
+    ++num_begun;
+    call_id = call.at("id").as_string();
+    EXPECT_EQ(call.at("function").at("name"), "add");
+  }
+  EXPECT_EQ(num_begun, 1);
+  EXPECT_EQ(call_id.size(), 9u);
+  EXPECT_EQ(arguments, "{\"a\": 1}");
+  EXPECT_EQ(reason, "tool_calls");
+}
+
+TEST_F(GenerationsTest, UsageComesWithEveryChunkWhereItIsAskedFor) {
+  Ask(JobKind::kCompletion,
+      R"({"prompt":"a","stream":true,"timings_per_token":true,
+          "stream_options":{"continuous_usage_stats":true}})");
+  engine_.SendText(FakeEngine::IdOf(0), "bc");
+  engine_.Send(FakeEngine::IdOf(0), kFakeEos, FinishReason::kStop);
+  Deliver();
+  const std::vector<json::value> chunks = Chunks();
+  ASSERT_EQ(chunks.size(), 3u);
+  for (std::size_t i = 0; i < chunks.size(); ++i) {
+    EXPECT_EQ(chunks[i].at("usage").at("completion_tokens"), i + 1);
+    EXPECT_EQ(chunks[i].at("timings").at("predicted_n"), i + 1);
+  }
+}
+
+TEST_F(GenerationsTest, EmbeddingsHaveLengthOne) {
+  Ask(JobKind::kEmbeddings, R"({"input":["ab","c"],"dimensions":2})");
+  ASSERT_EQ(engine_.num_submitted(), 2u);
+  EXPECT_EQ(engine_.request(0).pooling, Pooling::kLast);
+  EXPECT_EQ(engine_.request(0).num_samples, 1u);
+  for (const std::size_t i : {1u, 0u}) {
+    engine_.AddEmbedding({.request = FakeEngine::IdOf(i), .values = {3.0f, 4.0f, 99.0f}});
+    engine_.Send(FakeEngine::IdOf(i), -1, FinishReason::kStop);
+  }
+  Deliver();
+  const json::value body = Body();
+  EXPECT_EQ(body.at("object"), "list");
+  ASSERT_EQ(body.at("data").as_array().size(), 2u);
+  EXPECT_NEAR(body.at("data").at(1).at("embedding").at(0).to_number<double>(), 0.6, 1e-6);
+  EXPECT_NEAR(body.at("data").at(1).at("embedding").at(1).to_number<double>(), 0.8, 1e-6);
+  EXPECT_EQ(body.at("data").at(1).at("embedding").as_array().size(), 2u);
+  EXPECT_EQ(body.at("usage").at("prompt_tokens"), 3);
+}
+
+TEST_F(GenerationsTest, EmbeddingsInBase64) {
+  Ask(JobKind::kEmbeddings, R"({"input":"a","encoding_format":"base64"})");
+  engine_.AddEmbedding({.request = FakeEngine::IdOf(0), .values = {0.0f, 2.0f}});
+  engine_.Send(FakeEngine::IdOf(0), -1, FinishReason::kStop);
+  Deliver();
+  EXPECT_EQ(Body().at("data").at(0).at("embedding"), "AAAAAAAAgD8=");  // 0, 1
 }
 
 }  // namespace

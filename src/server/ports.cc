@@ -24,6 +24,10 @@ EnginePort PortOf(Engine& engine) {
   return {.submit = [&engine](Request request) { return engine.Submit(std::move(request)); },
           .cancel = [&engine](RequestId request) { engine.Cancel(request); },
           .poll = [&engine](std::span<TokenEvent> events) { return engine.Poll(events); },
+          .poll_logprobs =
+              [&engine](TopLogprobs* logprobs) { return engine.PollLogprobs(logprobs); },
+          .poll_embedding =
+              [&engine](Embedding* embedding) { return engine.PollEmbedding(embedding); },
           .set_wake = [&engine](std::function<void()> wake) { engine.SetWake(std::move(wake)); },
           .ledger =
               [&engine] {
@@ -45,7 +49,8 @@ EnginePort PortOf(Engine& engine) {
               },
           .retry_after_s = [&engine] { return engine.RetryAfterSeconds(); },
           .max_context = engine.max_context(),
-          .max_requests = engine.options().max_queued + engine.options().max_rows};
+          .max_requests = engine.options().max_queued + engine.options().max_rows,
+          .max_rows = engine.options().max_rows};
 }
 
 ModelPort PortOf(const Model& model, const ChatSupport& chat) {
@@ -68,11 +73,17 @@ ModelPort PortOf(const Model& model, const ChatSupport& chat) {
     return tokenizer.EncodePieces(pieces, add_special);
   };
   port.token_bytes = [&tokenizer](std::int32_t id) { return tokenizer.TokenBytes(id, true); };
-  port.open_stream = [&tokenizer](StreamDecoder::Start start) -> TextStream {
-    return [decoder = StreamDecoder(tokenizer, start)](std::optional<std::int32_t> id) mutable {
+  port.open_stream = [&tokenizer](StreamDecoder::Start start, bool special) -> TextStream {
+    return [decoder =
+                StreamDecoder(tokenizer, start, special)](std::optional<std::int32_t> id) mutable {
       return id ? decoder.Push(*id) : decoder.Finish();
     };
   };
+  port.chat_template = model.chat_template();
+  port.takes_tools = port.chat_template.find("tools") != std::string::npos;
+  port.may_reason = port.chat_template.find("<think>") != std::string::npos ||
+                    port.chat_template.find("</think>") != std::string::npos;
+  port.tool_format = DetectToolFormat(port.chat_template);
   port.render = [&chat](const ChatInputs& inputs) -> Result<std::vector<RenderedPiece>> {
     if (!chat.chat_template) return Error{ErrorCode::kUnsupported, chat.reason};
     return chat.chat_template->Render(inputs);

@@ -18,6 +18,7 @@
 #include "model/tokenizer.h"
 #include "model/weights.h"
 #include "server/ledger.h"
+#include "server/tool_calls.h"
 
 namespace kvrm {
 
@@ -26,12 +27,15 @@ struct EnginePort {
   std::function<Result<RequestId>(Request)> submit;        // I/O thread
   std::function<void(RequestId)> cancel;                   // I/O thread
   std::function<std::size_t(std::span<TokenEvent>)> poll;  // I/O thread
+  std::function<bool(TopLogprobs*)> poll_logprobs;         // I/O thread, after poll
+  std::function<bool(Embedding*)> poll_embedding;          // I/O thread, after poll
   std::function<void(std::function<void()>)> set_wake;     // once, before requests
   std::function<EngineLedger()> ledger;                    // I/O thread
   // Seconds after which a refused request may find room; absent: 1. I/O thread.
   std::function<std::uint32_t()> retry_after_s = {};
   std::uint32_t max_context = 0;
   std::uint32_t max_requests = 0;  // that run or wait at once
+  std::uint32_t max_rows = 0;      // that run at once
 };
 
 // Streaming detokenisation of one output, as StreamDecoder: a token gives the text that has become
@@ -52,12 +56,17 @@ struct ModelPort {
   std::vector<std::int32_t> stop_ids;
   std::string bos_text;
   std::string eos_text;
+  std::string chat_template;  // its source; empty: none
+  bool takes_tools = false;   // the template looks at them
+  bool may_reason = false;    // the template knows of <think>
+  ToolFormat tool_format = ToolFormat::kJson;
 
   std::function<std::vector<std::int32_t>(std::string_view, const EncodeOptions&)> encode;
   std::function<std::vector<std::int32_t>(std::span<const TextPiece>, bool add_special)>
       encode_pieces;
   std::function<std::string(std::int32_t)> token_bytes;
-  std::function<TextStream(StreamDecoder::Start)> open_stream;
+  // `special`: control tokens become their names, else nothing.
+  std::function<TextStream(StreamDecoder::Start, bool special)> open_stream;
   // The error says why the model cannot chat, when it cannot.
   std::function<Result<std::vector<RenderedPiece>>(const ChatInputs&)> render;
 };

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -12,12 +13,22 @@
 #include "engine/request.h"
 #include "server/api_error.h"
 #include "server/api_parse.h"
+#include "server/choice_text.h"
 #include "server/http.h"
 #include "server/ports.h"
 
 namespace kvrm {
 
-enum class JobKind { kChat, kCompletion, kTokenize, kDetokenize };
+enum class JobKind {
+  kChat,
+  kCompletion,
+  kEmbeddings,
+  kTokenize,
+  kDetokenize,
+  kApplyTemplate,
+  kCountTokens,
+};
+inline constexpr int kNumJobKinds = 7;
 
 struct Job {
   ExchangeId exchange{};
@@ -34,12 +45,26 @@ struct PromptPlan {
   std::string echo;  // text put before each output
 };
 
+struct EmbeddingPlan {
+  bool base64 = false;
+  std::uint32_t dimensions = 0;
+};
+
 struct GenerationPlan {
   bool chat = false;
   bool stream = false;
   bool include_usage = false;
-  std::vector<std::string> stop;
+  bool continuous_usage = false;   // in every chunk
+  bool timings_per_token = false;  // in every chunk
+  bool logprobs = false;           // of the output
+  bool echo_logprobs = false;      // of the prompt, in front of them
+  bool prompt_logprobs = false;    // of the prompt, on their own
+  bool only_echo = false;          // nothing of the output
+  bool return_token_ids = false;
+  ChoiceTextOptions text;
+  std::vector<std::int32_t> client_stop_ids;  // named as the reason where they stop it
   std::vector<PromptPlan> prompts;
+  std::optional<EmbeddingPlan> embedding;  // then nothing else matters
 };
 
 struct PrepareLimits {
@@ -47,6 +72,8 @@ struct PrepareLimits {
   std::uint32_t max_context = 0;
   std::uint32_t max_requests = 0;  // choices of one answer: all of them run or wait at once
   std::uint32_t default_max_tokens = 4096;  // cut to the rest of the context
+  // Whether the engine takes a GrammarSpec. Without, what needs one is refused by name.
+  bool has_grammars = false;
 };
 
 struct Prepared {

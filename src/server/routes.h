@@ -21,8 +21,13 @@ enum class RouteId : std::uint8_t {
   kModel,  // "/v1/models/NAME"
   kChat,
   kCompletion,
+  kEmbeddings,
   kTokenize,
   kDetokenize,
+  kApplyTemplate,
+  kCountTokens,
+  kProps,
+  kSlots,
 };
 
 struct Route {

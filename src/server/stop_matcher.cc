@@ -8,7 +8,8 @@
 
 namespace kvrm {
 
-StopMatcher::StopMatcher(std::vector<std::string> stops) : stops_(std::move(stops)) {
+StopMatcher::StopMatcher(std::vector<std::string> stops, bool include)
+    : stops_(std::move(stops)), include_(include) {
   for (const std::string& stop : stops_)
     CHECK(!stop.empty());
 }
@@ -29,7 +30,8 @@ std::string StopMatcher::Push(std::string_view text) {
   }
   if (first_end != std::string::npos) {
     matched_ = true;
-    held_.resize(first_begin);
+    match_ = held_.substr(first_begin, first_end - first_begin);
+    held_.resize(include_ ? first_end : first_begin);
     return std::exchange(held_, {});
   }
   const std::size_t num_certain = held_.size() - HeldBytes();

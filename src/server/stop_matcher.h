@@ -19,19 +19,24 @@ class StopMatcher {
  public:
   // Empty strings are not allowed. Cost per byte grows with the stop strings' lengths (limits of
   // the API: 8 strings of 128 bytes).
-  explicit StopMatcher(std::vector<std::string> stops);
+  // `include`: the stop string is let out, and what follows it is not.
+  explicit StopMatcher(std::vector<std::string> stops, bool include = false);
 
   // Returns the text that has become certain. After a match: "".
   std::string Push(std::string_view text);
   // The text has ended: what was held was no stop string.
   std::string Finish();
   bool matched() const { return matched_; }
+  // The stop string. Requires: matched().
+  const std::string& match() const { return match_; }
 
  private:
   std::size_t HeldBytes() const;
 
   std::vector<std::string> stops_;
   std::string held_;
+  std::string match_;
+  bool include_ = false;
   bool matched_ = false;
 };
 

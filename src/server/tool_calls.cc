@@ -6,11 +6,15 @@
 #include <span>
 #include <utility>
 
+#include "server/xml_call.h"
+
 namespace kvrm {
 namespace {
 
 // A header that is longer holds no name.
 constexpr std::size_t kMaxHeaderBytes = 512;
+constexpr std::string_view kXmlBegin = "<function=";
+constexpr std::string_view kXmlEnd = "</function>";
 
 // How a format is written. `name_first`: the name stands in the header, between `name_begin` (or
 // the header's beginning) and `name_end`.
@@ -51,6 +55,8 @@ constexpr std::array kSyntaxes = {
     Syntax{ToolFormat::kFirefunction, "firefunction", {"functools"}, ""},
     Syntax{ToolFormat::kGranite, "granite", {"<|tool_call|>", "<tool_call>"}, "</tool_call>"},
     Syntax{ToolFormat::kCommandR, "command-r", {"<|START_ACTION|>", "Action:"}, "<|END_ACTION|>"},
+    Syntax{ToolFormat::kNemotron, "nemotron", {"<TOOLCALL>"}, "</TOOLCALL>"},
+    Syntax{ToolFormat::kMiniMax, "minimax", {"<tool_calls>"}, "</tool_calls>"},
     Syntax{ToolFormat::kKimi,
            "kimi",
            {"<|tool_calls_section_begin|>", "<|tool_call_begin|>"},
@@ -138,6 +144,8 @@ ToolFormat DetectToolFormat(std::string_view chat_template) {
   if (has("functools[")) return ToolFormat::kFirefunction;
   if (has("<|START_ACTION|>") || has("Action:")) return ToolFormat::kCommandR;
   if (has("<|tool_call|>")) return ToolFormat::kGranite;
+  if (has("<TOOLCALL>")) return ToolFormat::kNemotron;
+  if (has("<tool_calls>")) return ToolFormat::kMiniMax;
   // Others write XML parameters into a function inside a <tool_call>.
   if (has("<function=") && !has("<parameter=")) return ToolFormat::kFunctionary;
   if (has("<tool_call>")) return ToolFormat::kHermes;
@@ -167,6 +175,8 @@ void ToolCallParser::Take(char c) {
       return TakeHeader(c);
     case State::kCall:
       return TakeCall(c);
+    case State::kXml:
+      return TakeXml(c);
   }
 }
 
@@ -277,6 +287,7 @@ bool ToolCallParser::HeaderIsHopeless() const {
     default:
       break;
   }
+  if (options_.format == ToolFormat::kHermes && kXmlBegin.starts_with(rest)) return false;
   return !std::string_view("```json").starts_with(rest) &&
          !std::string_view("json").starts_with(rest);  // The fence is a mark of its own.
 }
@@ -304,7 +315,30 @@ void ToolCallParser::TakeHeader(char c) {
     fallback_.clear();
     return EndRegion();
   }
-  if (HeaderIsHopeless()) GiveUp();
+  if (options_.format == ToolFormat::kHermes && header_.ends_with(kXmlBegin)) {
+    state_ = State::kXml;
+  } else if (HeaderIsHopeless()) {
+    GiveUp();
+  }
+}
+
+void ToolCallParser::TakeXml(char c) {
+  fallback_ += c;
+  if (!fallback_.ends_with(kXmlEnd)) return;
+  const std::size_t begin = fallback_.find(kXmlBegin);  // It is there: it brought us here.
+  std::optional<XmlCall> call =
+      ReadXmlCall(std::string_view(fallback_).substr(begin), options_.tools);
+  const bool may_call = num_calls_ < (options_.single ? 1 : kMaxCalls);
+  if (!call || !may_call) return GiveUp();
+  space_.clear();
+  delta_.calls.push_back({.call_idx = num_calls_++,
+                          .begins = true,
+                          .name = std::move(call->name),
+                          .arguments = std::move(call->arguments)});
+  fallback_.clear();
+  header_.clear();
+  after_call_ = true;
+  state_ = State::kHeader;
 }
 
 // The calls have ended; text follows. An opener without any call stays.
@@ -388,6 +422,9 @@ OutputDelta ToolCallParser::Finish() {
     }
     case State::kCall:
       if (!started_) GiveUp();
+      break;
+    case State::kXml:
+      GiveUp();
       break;
   }
   if (num_calls_ == 0) delta_.content += std::exchange(space_, {});

@@ -9,6 +9,7 @@
 //
 //   text    content; what may be the beginning of an opener is held back
 //   header  between an opener, or a call, and the next object: separators, or a name
+//   xml     instead of a call, a function whose parameters are XML: it goes out when it is whole
 //   call    one JSON object: the call with its name, or after a name the arguments alone. The
 //           arguments go out as they come once the name is known; until then the text may still
 //           turn out to be content
@@ -25,6 +26,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/json.h"
 #include "server/call_reader.h"
 
 namespace kvrm {
@@ -32,7 +34,8 @@ namespace kvrm {
 enum class ToolFormat : std::uint8_t {
   kJson,           // {"name", "arguments"} as the whole answer: where the template names no format
   kNamed,          // the whole answer is the arguments of one function that was asked for
-  kHermes,         // <tool_call>{"name", "arguments"}</tool_call>: Hermes, Qwen, Granite 4
+  kHermes,         // <tool_call>{"name", "arguments"}</tool_call>: Hermes, Qwen, Granite 4; or
+                   // with parameters in XML (server/xml_call.h): Qwen3-Coder, Nemotron 3
   kLlama,          // {"name", "parameters"} as the whole answer, or after <|python_tag|>; ; between
   kMistral,        // [TOOL_CALLS][{"name", "arguments"}], or [TOOL_CALLS]name[ARGS]{...}
   kDeepSeek,       // its own control tokens around name and ```json arguments
@@ -41,8 +44,12 @@ enum class ToolFormat : std::uint8_t {
   kFirefunction,   // functools[{"name", "arguments"}]
   kGranite,        // <|tool_call|>[{"name", "arguments"}]
   kCommandR,       // Action: ```json [{"tool_name", "parameters"}]```, or <|START_ACTION|>[...]
+  kNemotron,       // <TOOLCALL>[{"name", "arguments"}]</TOOLCALL>
+  kMiniMax,        // <tool_calls> {"name", "arguments"} ... </tool_calls>
   kKimi,           // <|tool_call_begin|>functions.name:0<|tool_call_argument_begin|>{...}
 };
+
+inline constexpr int kNumToolFormats = 14;
 
 const char* ToolFormatName(ToolFormat format);
 ToolFormat DetectToolFormat(std::string_view chat_template);
@@ -62,6 +69,7 @@ struct OutputDelta {
 struct ToolParserOptions {
   ToolFormat format = ToolFormat::kJson;
   std::vector<std::string> names;  // of the tools; kNamed: the one
+  json::array tools = {};          // their schemas, which say what parameters in XML are
   // One call at most; what follows it is content.
   bool single = false;
 };
@@ -78,13 +86,14 @@ class ToolCallParser {
   std::size_t num_calls() const { return num_calls_; }
 
  private:
-  enum class State : std::uint8_t { kStart, kText, kHeader, kCall };
+  enum class State : std::uint8_t { kStart, kText, kHeader, kCall, kXml };
 
   void Take(char c);
   void TakeStart(char c);
   void TakeText(char c);
   void TakeHeader(char c);
   void TakeCall(char c);
+  void TakeXml(char c);
   void BeginCall(std::optional<std::string> name);
   void Report(CallReader::Status status);
   bool MayBegin(const std::string& name) const;

@@ -49,7 +49,7 @@ Parsed Parse(ToolFormat format, std::string_view text, std::size_t step) {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   if (size < 2) return 0;
-  const auto format = static_cast<kvrm::ToolFormat>(data[0] % 12);
+  const auto format = static_cast<kvrm::ToolFormat>(data[0] % kvrm::kNumToolFormats);
   const std::string_view text(reinterpret_cast<const char*>(data + 2), size - 2);
   const kvrm::Parsed whole = kvrm::Parse(format, text, text.size() + 1);
   const kvrm::Parsed cut = kvrm::Parse(format, text, 1 + data[1] % 16);

@@ -37,7 +37,10 @@ const std::vector<std::string> kNames = {"get_weather", "add"};
 
 // In pieces of `piece_bytes`; 0: at once.
 Parsed Parse(ToolFormat format, std::string_view text, std::size_t piece_bytes = 0) {
-  ToolCallParser parser({.format = format, .names = kNames});
+  static const json::array kTools = {
+      {{"function",
+        {{"name", "add"}, {"parameters", {{"properties", {{"a", {{"type", "integer"}}}}}}}}}}};
+  ToolCallParser parser({.format = format, .names = kNames, .tools = kTools});
   Parsed parsed;
   const std::size_t step = piece_bytes == 0 ? std::max<std::size_t>(text.size(), 1) : piece_bytes;
   for (std::size_t at = 0; at < text.size(); at += step)
@@ -67,6 +70,18 @@ std::vector<Case> GoodCases() {
        "<tool_call>{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}</tool_call> "
        "Done.",
        {" Done.", {kWeather}}},
+      {ToolFormat::kHermes,
+       "I look.\n<tool_call>\n<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n"
+       "</function>\n</tool_call>\n<tool_call><function=add><parameter=a>12</parameter>"
+       "<parameter=b>12</parameter></function></tool_call>",
+       {"I look.", {{"get_weather", R"({"city":"Paris"})"}, {"add", R"({"a":12,"b":"12"})"}}}},
+      {ToolFormat::kNemotron,
+       R"(<TOOLCALL>[{"name": "get_weather", "arguments": {"city": "Paris"}}]</TOOLCALL>)",
+       {"", {kWeather}}},
+      {ToolFormat::kMiniMax,
+       "<tool_calls>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}\n"
+       "</tool_calls>",
+       {"", {kWeather}}},
       {ToolFormat::kLlama,
        R"({"name": "get_weather", "parameters": {"city": "Paris"}}; {"name":"add","parameters":)"
        R"({"a": [1, {"b": "}"}], "c": "\""}})",
@@ -172,9 +187,11 @@ TEST(ToolCalls, OtherTextIsContent) {
       "<function=two words>{}",
       "[TOOL_CALLS] is a mark of theirs.",
       "<|tool_call|>[not json]",
+      "<tool_call><function=add><parameter=a>1</parameter>",
+      "<tool_call><function=add>text</function></tool_call>",
       "",
   };
-  for (int format = 0; format <= static_cast<int>(ToolFormat::kKimi); ++format) {
+  for (int format = 0; format < kNumToolFormats; ++format) {
     for (const std::string& text : texts) {
       const auto tool_format = static_cast<ToolFormat>(format);
       if (tool_format == ToolFormat::kNamed) continue;  // There every object is the call.
@@ -248,22 +265,33 @@ TEST(ToolCalls, AnyTextGoesIn) {
       "<｜tool▁calls▁begin｜>",
       "<｜tool▁call▁begin｜>",
       "<｜tool▁sep｜>",
+      "</function>",
+      "<parameter=a>",
+      "</parameter>",
+      "<TOOLCALL>",
+      "<tool_calls>",
       "<|tool_call_begin|>functions.add:0<|tool_call_argument_begin|>",
       "é"};
+  const std::vector<Case> cases = GoodCases();
   Rng rng(1);
   std::size_t num_calls = 0;
   for (int round = 0; round < 20000; ++round) {
     std::string text;
     for (std::size_t i = 1 + rng.Below(30); i > 0; --i)
       text += pieces[rng.Below(pieces.size())];
-    const auto format = static_cast<ToolFormat>(rng.Below(12));
+    const auto format = static_cast<ToolFormat>(rng.Below(kNumToolFormats));
+    // Now and then a good answer with something put into it.
+    if (const Case& good = cases[rng.Below(cases.size())]; good.format == format) {
+      const std::size_t at = rng.Below(good.text.size());
+      text = good.text.substr(0, at) + text.substr(0, rng.Below(4)) + good.text.substr(at);
+    }
     const Parsed whole = Parse(format, text);
     ASSERT_EQ(Parse(format, text, 1 + rng.Below(7)), whole) << text;
     num_calls += whole.calls.size();
     if (format == ToolFormat::kFunctionary32) continue;  // Its "all" is no content.
     ASSERT_TRUE(!whole.calls.empty() || whole.content == text) << ToolFormatName(format) << text;
   }
-  EXPECT_GT(num_calls, 100u);
+  EXPECT_GT(num_calls, 1000u);
 }
 
 TEST(ToolCalls, DepthIsBounded) {
