@@ -42,6 +42,7 @@ std::span<const PlannedRow> Scheduler::Pass(std::uint32_t max_new) noexcept {
   budget_ = options_.max_step_tokens;
   samples_ = options_.prompt_samples;
   PlanRunning();
+  ParkAhead();
   Admit(max_new);
   return rows_;
 }
@@ -58,6 +59,7 @@ void Scheduler::PlanRunning() noexcept {
 }
 
 void Scheduler::Plan(Sequence& sequence) noexcept {
+  if (cache_.is_resuming(sequence.seq)) return;
   const PlannedRow row = {
       .sequence = &sequence,
       .num_tokens = WithinSamples(
@@ -79,10 +81,31 @@ std::uint32_t Scheduler::WithinSamples(const Sequence& sequence,
 bool Scheduler::Secure(const PlannedRow& row) noexcept {
   const Sequence& sequence = *row.sequence;
   while (!cache_.Extend(sequence.seq, sequence.num_computed + row.num_tokens)) {
-    if (running_.back().get() == row.sequence) return false;
+    if (cache_.is_parking() || running_.back().get() == row.sequence) return false;
     PreemptYoungest();
   }
   return true;
+}
+
+void Scheduler::ParkAhead() noexcept {
+  if (running_.size() < 2 || cache_.is_parking()) return;
+  const std::uint64_t one_each = running_.size() * cache_.options().layout.block_tokens;
+  if (cache_.num_available_tokens() >=
+      std::min<std::uint64_t>(options_.headroom_tokens / 2, one_each)) {
+    return;
+  }
+  if (cache_.CanPark(running_.back()->seq)) PreemptYoungest();
+}
+
+void Scheduler::GiveUpBlocks(Sequence& victim) noexcept {
+  victim.parked = cache_.Park(victim.seq);
+  if (victim.parked) {
+    if (options_.log != nullptr) options_.log->Parked(victim.seq, *victim.parked);
+    return;
+  }
+  cache_.Release(victim.seq);
+  victim.num_computed = 0;
+  victim.num_published_blocks = 0;
 }
 
 bool Scheduler::PreemptYoungest() noexcept {
@@ -97,10 +120,8 @@ bool Scheduler::PreemptYoungest() noexcept {
     if (victim->wants_prompt()) samples_ += victim->NumSamples(planned->num_tokens);
     rows_.erase(planned);
   }
-  cache_.Release(victim->seq);
+  GiveUpBlocks(*victim);
   free_seqs_.push_back(victim->seq);
-  victim->num_computed = 0;
-  victim->num_published_blocks = 0;
   ++num_preemptions_;
   InsertById(waiting_, std::move(victim));
   return true;
@@ -109,6 +130,7 @@ bool Scheduler::PreemptYoungest() noexcept {
 // New sequences, in order of arrival, with credit for all tokens they know and one more: enough to
 // come out of the prompt without preempting anyone.
 void Scheduler::Admit(std::uint32_t max_new) noexcept {
+  if (cache_.is_parking()) return;
   std::size_t i = 0;
   while (max_new > 0 && i < waiting_.size() && running_.size() < options_.max_rows && budget_ > 0) {
     Sequence& next = *waiting_[i];
@@ -116,7 +138,7 @@ void Scheduler::Admit(std::uint32_t max_new) noexcept {
       ++i;
       continue;
     }
-    if (!HasRoomFor(next) || !Open(next)) return;
+    if (!HasRoomFor(next) || !(next.parked ? Resume(next) : Open(next))) return;
     --max_new;
     Run(i, free_seqs_.back());
     Plan(next);
@@ -125,8 +147,18 @@ void Scheduler::Admit(std::uint32_t max_new) noexcept {
 
 // What it might find in the prefix cache is left out of the account.
 bool Scheduler::HasRoomFor(const Sequence& sequence) const noexcept {
-  return running_.empty() || cache_.num_available_tokens() >=
-                                 std::uint64_t{options_.headroom_tokens} + sequence.length();
+  const std::uint64_t headroom =
+      std::uint64_t{options_.headroom_tokens} * (sequence.parked ? 2 : 1);
+  return running_.empty() || cache_.num_available_tokens() >= headroom + sequence.length();
+}
+
+bool Scheduler::Resume(Sequence& sequence) noexcept {
+  const std::uint32_t reserve = std::min(sequence.length() + 1, sequence.max_length);
+  if (!cache_.Resume(*sequence.parked, free_seqs_.back(), sequence.tokens, sequence.keys, reserve))
+    return false;
+  if (options_.log != nullptr) options_.log->Resumed(free_seqs_.back(), *sequence.parked);
+  sequence.parked.reset();
+  return true;
 }
 
 // Takes over what is cached of its tokens, except for those whose logits are wanted.
@@ -207,6 +239,7 @@ std::unique_ptr<Sequence> Scheduler::Remove(RequestId id) noexcept {
              waiting != waiting_.end()) {
     sequence = std::move(*waiting);
     waiting_.erase(waiting);
+    if (sequence->parked) cache_.Discard(*sequence->parked);
   }
   return sequence;
 }

@@ -4,8 +4,17 @@
 // A pass: rows that decode first, one token each; then prompts in chunks, oldest first, under the
 // step's token budget; then new sequences while rows, budget and blocks last. When the pool is full
 // the youngest running sequence gives its blocks back and waits again at its place in the order of
-// arrival; it is recomputed later. The oldest sequence is never preempted, and the pool holds at
-// least one sequence of the longest context, so every pass makes progress.
+// arrival. It is parked in the host tier and resumed later, or, when there is no room, recomputed.
+// The oldest sequence is never preempted, and the pool holds at least one sequence of the longest
+// context, so every pass makes progress.
+//
+// What is parked leaves the pool in the steps to come, a part in each. So one is parked ahead of
+// need, when less than half of the headroom is left and one block a row. A row that gets no block
+// meanwhile sits steps out, and while a history is on its way out nobody else is preempted and
+// nobody taken in. That has an end: each step moves a part of what leaves, or parts of what is more
+// urgent and bounded itself (MovePriority); then the row gets its block, or the next one leaves;
+// and when all others have left, the pool is the oldest one's. Who comes back leaves twice the
+// headroom free: others must write one and a half headrooms before anybody is parked again.
 //
 // Threading: engine thread only. Memory: queues are reserved by the constructor.
 #pragma once
@@ -73,6 +82,9 @@ class Scheduler {
   void Admit(std::uint32_t max_new) noexcept;
   bool HasRoomFor(const Sequence& sequence) const noexcept;
   bool Open(Sequence& sequence) noexcept;
+  bool Resume(Sequence& sequence) noexcept;
+  void GiveUpBlocks(Sequence& victim) noexcept;
+  void ParkAhead() noexcept;
   void Run(std::size_t waiting_idx, SeqId seq) noexcept;
   static const Sequence* Find(const Queue& queue, RequestId id) noexcept;
   bool WaitsForParent(const Sequence& sequence) const noexcept;
