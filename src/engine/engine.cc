@@ -208,6 +208,7 @@ struct Engine::State {
                    .prompt_chunk = options.prompt_chunk,
                    .max_waiting = options.max_queued,
                    .headroom_tokens = HeadroomTokens(options),
+                   .preempt_seed = options.preempt_seed,
                    .prompt_samples = kPromptSamples,
                    .log = loop.log()},
                   loop.cache()),

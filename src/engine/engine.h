@@ -54,6 +54,7 @@ struct EngineOptions {
   std::uint32_t prompt_chunk = 0;    // tokens per row and step; 0: max_step_tokens
   std::string kernels = {};          // "": as KVRM_ISA or the best; else a table's name
   std::uint64_t placement_seed = 0;  // not 0: kScattered, whatever `placement` is (tests)
+  std::uint64_t preempt_seed = 0;    // not 0: now and then somebody is preempted (tests)
   DType kv_dtype = DType::kF16;
   std::string descriptor_log = {};  // file that records every descriptor (step/step_log.h)
   // Most bytes that Engine::reserved may sum up to; 0: no limit. More is refused at start, with the

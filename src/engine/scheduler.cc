@@ -12,7 +12,7 @@
 namespace kvrm {
 
 Scheduler::Scheduler(const SchedulerOptions& options, KvCache& cache)
-    : options_(options), cache_(cache) {
+    : options_(options), cache_(cache), rng_(options.preempt_seed, "preempt") {
   CHECK(options.max_rows >= 1 && options.max_step_tokens >= options.max_rows);
   CHECK(options.prompt_chunk >= 1);
   waiting_.reserve(options.max_waiting + options.max_rows);
@@ -41,6 +41,7 @@ std::span<const PlannedRow> Scheduler::Pass(std::uint32_t max_new) noexcept {
   rows_.clear();
   budget_ = options_.max_step_tokens;
   samples_ = options_.prompt_samples;
+  if (options_.preempt_seed != 0 && running_.size() > 1 && rng_.Below(8) == 0) PreemptYoungest();
   PlanRunning();
   ParkAhead();
   Admit(max_new);

@@ -24,6 +24,7 @@
 #include <span>
 #include <vector>
 
+#include "base/rng.h"
 #include "engine/sequence.h"
 #include "kv/kv_cache.h"
 #include "step/step_log.h"
@@ -39,6 +40,7 @@ struct SchedulerOptions {
   // which compaction finds holes (docs/decisions/0013-allocation-policy.md). Not asked of a
   // newcomer that would be alone.
   std::uint32_t headroom_tokens = 0;
+  std::uint64_t preempt_seed = 0;  // not 0: as EngineOptions
   // Of prompts whose every position is sampled, positions in a step; at least 1.
   std::uint32_t prompt_samples = 1;
   StepLog* log = nullptr;  // told of every sequence that begins
@@ -101,6 +103,7 @@ class Scheduler {
   std::uint32_t budget_ = 0;   // tokens left in the step being planned
   std::uint32_t samples_ = 0;  // prompt_samples left in it
   std::uint64_t num_preemptions_ = 0;
+  Rng rng_;  // of preempt_seed
 };
 
 }  // namespace kvrm
