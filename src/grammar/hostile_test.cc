@@ -61,7 +61,7 @@ std::vector<Hostile> Cases() {
     wide += (i ? "," : "") + std::to_string(Mix64(static_cast<std::uint64_t>(i)) % 1000000000);
   wide += "]}";
   return {
-      {"grammar too long", kGbnf, "root ::= \"" + Times("a", kMaxGbnfBytes) + "\"",
+      {"grammar too long", kGbnf, "root ::= \"" + Times("a", grammar::kMaxGbnfBytes) + "\"",
        "bytes; the limit is"},
       {"60,000 parentheses", kGbnf, "root ::= " + Times("(", 60000), "nested deeper than 64"},
       {"5,000 rules", kGbnf, ManyRules(3000, "a"), "more than 4096 rules"},
@@ -75,7 +75,7 @@ std::vector<Hostile> Cases() {
        "left recursion"},
       {"exponential subsets", kRegex, "(a|b)*a(a|b){200}", "the grammar"},
       {"exponential subsets in rules", kGbnf, "root ::= [ab]* \"a\" [ab]{200}", "the grammar"},
-      {"regex too long", kRegex, Times("a", kMaxRegexBytes + 1), "bytes; the limit is"},
+      {"regex too long", kRegex, Times("a", grammar::kMaxRegexBytes + 1), "bytes; the limit is"},
       {"regex repeat", kRegex, "a{257}", "a repeat of more than 256"},
       {"nested regex repeats", kRegex, "((((a{256}){256}){256}){256}){256}", ""},
       {"regex groups", kRegex, Times("(", 300) + Times(")", 300), "nested deeper than 64"},
