@@ -163,6 +163,41 @@ TEST_F(ServerTest, LedgerAndMetricsTellTheSameFigures) {
   EXPECT_EQ(metrics.body.find("memory_budget_bytes"), std::string::npos);
 }
 
+TEST_F(ServerTest, HistogramsAreCumulativeAndHaveBothNamesWhenAskedFor) {
+  static constexpr double kBounds[] = {0.001, 0.25, 2};
+  EngineLedger ledger;
+  ledger.kv.num_blocks = 8;
+  ledger.kv.pool_bytes = 900;
+  ledger.kv.num_held = 2;
+  ledger.histograms = {{"inter_token_latency_seconds",
+                        "inter_token_latency_seconds",
+                        {.bounds = kBounds, .counts = {3, 0, 4, 1}, .sum = 12.5}},
+                       {"step_seconds", "", {.bounds = kBounds, .counts = {1, 0, 0, 0}, .sum = 1}}};
+  ledger.num_ended[static_cast<std::size_t>(FinishReason::kWaited)] = 6;
+  engine_.SetLedger(ledger);
+  ServerOptions options;
+  options.vllm_metrics = true;
+  Start(options);
+  const std::string body = Ask(GetText("/metrics")).body;
+  for (const char* text :
+       {"# TYPE kvrm:inter_token_latency_seconds histogram\n"
+        "kvrm:inter_token_latency_seconds_bucket{le=\"0.001\"} 3\n"
+        "kvrm:inter_token_latency_seconds_bucket{le=\"0.25\"} 3\n"
+        "kvrm:inter_token_latency_seconds_bucket{le=\"2\"} 7\n"
+        "kvrm:inter_token_latency_seconds_bucket{le=\"+Inf\"} 8\n"
+        "kvrm:inter_token_latency_seconds_sum 12.5\n"
+        "kvrm:inter_token_latency_seconds_count 8\n",
+        "\nkvrm:requests_total{finished_reason=\"queue_timeout\"} 6\n",
+        "\nkvrm:graph_captures_total 0\n", "\nkvrm:step_seconds_count 1\n",
+        "\nvllm:inter_token_latency_seconds_bucket{model_name=\"fake/"
+        "model\",engine=\"0\",le=\"2\"} "
+        "7\n",
+        "\nvllm:kv_cache_usage_perc{model_name=\"fake/model\",engine=\"0\"} 0.25\n"}) {
+    EXPECT_NE(body.find(text), std::string::npos) << text << body;
+  }
+  EXPECT_EQ(body.find("vllm:step_seconds"), std::string::npos);
+}
+
 TEST_F(ServerTest, UnknownPathsAndWrongMethods) {
   Start();
   const ClientResponse missing = Ask(GetText("/nothing"));
