@@ -212,11 +212,10 @@ bool Scheduler::Secure(const PlannedRow& row) noexcept {
 
 void Scheduler::ParkAhead() noexcept {
   if (running_.size() < 2 || cache_.is_parking()) return;
-  const std::uint64_t one_each = running_.size() * cache_.options().layout.block_tokens;
-  if (cache_.num_available_tokens() >=
-      std::min<std::uint64_t>(options_.headroom_tokens / 2, one_each)) {
-    return;
-  }
+  const std::uint32_t block_tokens = cache_.options().layout.block_tokens;
+  const std::uint64_t low =
+      std::min<std::uint64_t>(options_.headroom_tokens / 2 / block_tokens, running_.size());
+  if (cache_.num_available_tokens() / block_tokens >= low) return;
   if (cache_.CanPark(running_.back()->seq)) PreemptYoungest();
 }
 
@@ -300,11 +299,16 @@ bool Scheduler::MayJoin(const Sequence& sequence) noexcept {
                         .seconds = Seconds(now_ns_ - sequence.queued_ns)});
 }
 
-// What it might find in the prefix cache is left out of the account.
+// What it might find in the prefix cache is left out of the account. Who was parked counts in whole
+// blocks, and is not taken back for what others would want at once.
 bool Scheduler::HasRoomFor(const Sequence& sequence) const noexcept {
-  const std::uint64_t headroom =
-      std::uint64_t{options_.headroom_tokens} * (sequence.parked ? 2 : 1);
-  return running_.empty() || cache_.num_available_tokens() >= headroom + sequence.length();
+  if (running_.empty()) return true;
+  const std::uint64_t available = cache_.num_available_tokens();
+  const std::uint64_t length = sequence.length();
+  if (!sequence.parked) return available >= options_.headroom_tokens + length;
+  const std::uint64_t block_tokens = cache_.options().layout.block_tokens;
+  const std::uint64_t headroom_blocks = options_.headroom_tokens / block_tokens + 1;
+  return available / block_tokens > length / block_tokens + 2 * headroom_blocks;
 }
 
 bool Scheduler::Resume(Sequence& sequence) noexcept {

@@ -22,12 +22,12 @@
 // makes progress.
 //
 // What is parked leaves the pool in the steps to come, a part in each. So one is parked ahead of
-// need, when less than half of the headroom is left and one block a row. A row that gets no block
-// meanwhile sits steps out, and while a history is on its way out nobody else is preempted and
-// nobody taken in. That has an end: each step moves a part of what leaves, or parts of what is more
-// urgent and bounded itself (MovePriority); then the row gets its block, or the next one leaves;
-// and when all others have left, the pool is the first one's. Who comes back leaves twice the
-// headroom free: others must write one and a half headrooms before anybody is parked again.
+// need, when less than half of the headroom is left, and less than a block a row. A row that gets no
+// block meanwhile sits steps out, and while a history is on its way out nobody else is preempted
+// and nobody taken in. That has an end: each step moves a part of what leaves, or parts of what is
+// more urgent and bounded itself (MovePriority); then the row gets its block, or the next one
+// leaves; and when all others have left, the pool is the first one's. Who comes back leaves twice
+// the headroom free: others must write one and a half headrooms before anybody is parked again.
 //
 // Threading: engine thread only. Memory: queues are reserved by the constructor.
 #pragma once
