@@ -52,7 +52,7 @@ def check_sources(binary, folder):
         status, body = models("/env", "two")
         assert status == 200 and json.loads(body)["data"][0]["id"] == "of line", body
         assert server.terminate() == 0
-        lines = [json.loads(line) for line in server.process.stderr.read().splitlines()]
+        lines = [json.loads(line) for line in server.log().splitlines()]
     requests = [line for line in lines if line["event"] == "request"]
     assert [line["status"] for line in requests] == [401, 404, 200], requests
     assert all(line["id"].startswith("req-") and line["ms"] >= 0 for line in requests)
@@ -86,10 +86,9 @@ def check_public_without_key(binary):
     command = [binary, "serve", "--threads", "1", "--port", "0", "--host", "0.0.0.0",
                "--insecure-public-without-key"]
     with ServerProcess(None, command=command) as server:
-        line = b""
-        while b"\n" not in line:
-            line += os.read(server.process.stderr.fileno(), 4096)
-        assert b"warning public_without_key" in line, line
+        while "\n" not in server.log():
+            time.sleep(0.01)
+        assert "warning public_without_key" in server.log(), server.log()
         assert server.terminate() == 0
 
 
@@ -147,10 +146,30 @@ def check_logs_hide_what_they_must(binary):
             connection.sendall(b"GET /a%0ab\x1b HTTP/1.1\r\n\r\n")
             read_all(connection)
         assert server.terminate() == 0
-        text = server.process.stderr.read().decode("ascii")
+        text = server.log()
     assert "hush" not in text, text
     for line in text.splitlines():
         assert line[:4].isdigit() and all(" " <= c < "\x7f" for c in line), line
+
+
+def check_log_reader_that_stops(binary):
+    """Nobody reads the pipe that is stderr: requests are answered all the same."""
+    process = subprocess.Popen([binary, "serve", "--threads", "1", "--port", "0", "-v"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        text = b""
+        while b"Ctrl-C" not in text:
+            text += os.read(process.stdout.fileno(), 65536)
+        port = int(text.split(b"http://127.0.0.1:")[1].split(b"\n")[0])
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+            for _ in range(900):  # lines of 130 bytes: nearly twice what a pipe holds
+                connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+                while not connection.recv(4096).endswith(b'{"status":"ok"}'):
+                    pass
+    finally:
+        process.kill()
+        _, log = process.communicate()
+    assert 60000 < len(log) <= 65536, len(log)
 
 
 def main():
@@ -163,6 +182,7 @@ def main():
         check_service_manager(binary, folder)
         check_tls(binary, folder)
         check_logs_hide_what_they_must(binary)
+        check_log_reader_that_stops(binary)
     print(f"all in {time.monotonic() - begin:.1f} s")
 
 
