@@ -8,6 +8,7 @@ Every record is made twice, in two folders, and must be the same byte for byte; 
 must be what tools/metrics_check.py computes.
 """
 
+import json
 import os
 import random
 import subprocess
@@ -58,6 +59,21 @@ def replay(kvrm, folder, name, what):
     return os.path.join(folder, record)
 
 
+def recorded_differs(kvrm, folder):
+    """Whether `kvrm record` changes anything of a trace but the names of its hashes."""
+    subprocess.run([kvrm, "record", "mooncake.jsonl", "-o", "shared.jsonl"], cwd=folder, check=True)
+    lines, names = [], {}
+    for name in ("mooncake.jsonl", "shared.jsonl"):
+        with open(os.path.join(folder, name), encoding="utf-8") as stream:
+            lines.append([json.loads(line) for line in stream])
+    for before, after in zip(*lines, strict=True):
+        ids = [names.setdefault(each, len(names)) for each in before["hash_ids"]]
+        if before | {"hash_ids": ids} != after:
+            print(f"kvrm record made {after} of {before}")
+            return True
+    return False
+
+
 def main(kvrm):
     failures = 0
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
@@ -76,7 +92,8 @@ def main(kvrm):
                     failures += 1
             if not metrics_check.check(kvrm, paths[0]):
                 failures += 1
-    print(f"{2 * len(runs) - failures} passed, {failures} failed")
+        failures += recorded_differs(kvrm, first)
+    print(f"{2 * len(runs) + 1 - failures} passed, {failures} failed")
     return failures
 
 

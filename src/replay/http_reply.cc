@@ -62,7 +62,8 @@ Status HttpReply::ParseHead(std::string_view head) {
   std::string_view first = head.substr(0, end);
   if (first.ends_with('\r')) first.remove_suffix(1);
   const std::uint64_t code = first.size() >= 12 ? Number(first.substr(9, 3), 10).value_or(0) : 0;
-  if (!first.starts_with("HTTP/1.") || first[8] != ' ' || code < 100 || code > 599 ||
+  // A code in place says that the line is long enough for the rest.
+  if (code < 100 || code > 599 || !first.starts_with("HTTP/1.") || first[8] != ' ' ||
       (first.size() > 12 && first[12] != ' ')) {
     return Bad("has no status line");
   }

@@ -211,7 +211,7 @@ TEST(HttpReply, ACutResponseIsNotWhole) {
 
 TEST(HttpReply, RefusesWhatIsNoResponse) {
   for (const char* text :
-       {"hello\r\n\r\n", "HTTP/1.1 99 x\r\n\r\n", "HTTP/2 200\r\n\r\n",
+       {"hello\r\n\r\n", "HTTP/1.\n\n", "HTTP/1.1 99 x\r\n\r\n", "HTTP/2 200\r\n\r\n",
         "HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
         "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
         "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
