@@ -8,14 +8,17 @@
 #include "base/result.h"
 #include "bench/attention.h"
 #include "bench/bench.h"
+#include "bench/masks.h"
 #include "bench/matmul.h"
 #include "bench/peak.h"
 #include "bench/pinned_threads.h"
 #include "bench/sample.h"
 #include "bench/steps.h"
+#include "bench/victims.h"
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "exec/worker_team.h"
+#include "model/gguf.h"
 
 namespace kvrm {
 namespace {
@@ -222,6 +225,59 @@ void AddSampleCommand(CLI::App& bench) {
   });
 }
 
+struct VictimsFlags : BenchFlags {
+  ModelFlags model;
+  VictimsBench victims;
+};
+
+void AddVictimsCommand(CLI::App& bench) {
+  auto flags = std::make_shared<VictimsFlags>();
+  CLI::App* command =
+      bench.add_subcommand("victims", "gaps between tokens of streams that others disturb");
+  VictimsBench& victims = flags->victims;
+  command
+      ->add_option("--budget", victims.budgets,
+                   "of a step: pace, or numbers of tokens, with commas between them")
+      ->delimiter(',')
+      ->capture_default_str();
+  const auto count = [command](const char* name, std::uint32_t& value, const char* text) {
+    command->add_option(name, value, text)->check(CLI::Range(1, 65536))->capture_default_str();
+  };
+  count("--streams", victims.streams, "streams that decode all the time");
+  count("--quiet-tokens", victims.quiet_tokens, "of each before the disturbance");
+  count("--disturbed-tokens", victims.disturbed_tokens, "of each after its begin, at most");
+  count("--long-prompt", victims.long_prompt, "tokens of the prompt that arrives");
+  count("--burst", victims.burst, "requests that arrive at once");
+  count("--burst-prompt", victims.burst_prompt, "tokens of the prompt of each of them");
+  count("--burst-output", victims.burst_output, "tokens that each of them asks for");
+  AddModelFlags(*command, &flags->model);
+  AddCommonFlags(*command, flags.get());
+  command->callback([flags] {
+    const LoadedModel loaded(flags->model, {.seed = flags->options.seed});
+    RunVictimsBench(flags->victims, flags->options, loaded.model(), Sink(*flags));
+  });
+}
+
+struct MaskFlags : BenchFlags {
+  std::string model;
+};
+
+void AddMaskCommand(CLI::App& bench) {
+  auto flags = std::make_shared<MaskFlags>();
+  CLI::App* command = bench.add_subcommand("masks", "which tokens a grammar allows, per token");
+  command->add_option("-m,--model", flags->model,
+                      "GGUF file whose vocabulary is taken; without it the demo model's");
+  AddCommonFlags(*command, flags.get());
+  command->callback([flags] {
+    if (flags->model.empty()) {
+      const Model demo = LoadModel("");
+      return RunMaskBench(demo.tokenizer(), flags->options, Sink(*flags));
+    }
+    const GgufFile file = OrThrow(GgufFile::Open(flags->model));
+    RunMaskBench(OrThrow(Tokenizer::FromGguf(file)), flags->options, Sink(*flags));
+  });
+}
+
 }  // namespace
 
 void AddBenchCommand(CLI::App& app) {
@@ -234,6 +290,8 @@ void AddBenchCommand(CLI::App& app) {
   AddDecodeCommand(*bench);
   AddPrefillCommand(*bench);
   AddSampleCommand(*bench);
+  AddVictimsCommand(*bench);
+  AddMaskCommand(*bench);
 }
 
 }  // namespace kvrm

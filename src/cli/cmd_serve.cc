@@ -8,26 +8,32 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/result.h"
 #include "base/rng.h"
+#include "base/service.h"
 #include "cli/commands.h"
 #include "cli/config.h"
 #include "cli/serve_flags.h"
 #include "engine/engine.h"
 #include "server/api.h"
+#include "server/recording_port.h"
 
 namespace kvrm {
 namespace {
 
 constexpr long kSignalPollNs = 50'000'000;
+constexpr long kLoadPollNs = 5'000'000;
 // Time for the last answers to leave after their requests were cut.
 constexpr std::int64_t kAbortGraceNs = 2'000'000'000;
 
@@ -111,16 +117,62 @@ void PrintNextSteps(const std::string& url, const std::string& name, bool chats,
   std::fflush(stdout);
 }
 
-// Whether one of them arrived within kSignalPollNs.
-bool TakeSignal(const sigset_t& signals) {
-  const timespec timeout{.tv_sec = 0, .tv_nsec = kSignalPollNs};
+// Whether one of them arrives within `wait_ns`.
+bool TakeSignal(const sigset_t& signals, long wait_ns = kSignalPollNs) {
+  const timespec timeout{.tv_sec = 0, .tv_nsec = wait_ns};
   return ::sigtimedwait(&signals, nullptr, &timeout) > 0;
 }
 
-void WaitDrained(const Server& server, const sigset_t& signals, const Clock& clock,
-                 std::int64_t limit_ns) {
+// While the model is loaded a signal ends the program: there is nothing to drain yet, and loading
+// can take long.
+class LoadInterrupt {
+ public:
+  explicit LoadInterrupt(const sigset_t& signals)
+      : thread_([this, signals] {
+          while (!loaded_) {
+            if (TakeSignal(signals, kLoadPollNs)) ::_exit(0);
+          }
+        }) {}
+  ~LoadInterrupt() {
+    loaded_ = true;
+    thread_.join();
+  }
+  LoadInterrupt(const LoadInterrupt&) = delete;
+  LoadInterrupt& operator=(const LoadInterrupt&) = delete;
+
+ private:
+  std::atomic<bool> loaded_{false};
+  std::thread thread_;
+};
+
+// Tells the service manager that the engine's loop still turns, twice in each of its periods. A
+// step that never ends, or a loop that died, is then the manager's to restart.
+class EngineWatch {
+ public:
+  EngineWatch(const ServiceManager& manager, Engine& engine, const Clock& clock)
+      : manager_(manager), engine_(engine), clock_(clock) {}
+  void Look() {
+    const std::int64_t now_ns = clock_.NowNs();
+    if (manager_.watchdog_ns() == 0 || now_ns < next_ns_) return;
+    next_ns_ = now_ns + manager_.watchdog_ns() / 4;
+    const std::uint64_t num_rounds = engine_.num_rounds();
+    if (num_rounds != std::exchange(last_rounds_, num_rounds)) manager_.Alive();
+    engine_.Ping();
+  }
+
+ private:
+  const ServiceManager& manager_;
+  Engine& engine_;
+  const Clock& clock_;
+  std::int64_t next_ns_ = 0;
+  std::uint64_t last_rounds_ = UINT64_MAX;
+};
+
+void WaitDrained(const Server& server, const sigset_t& signals, EngineWatch& watch,
+                 const Clock& clock, std::int64_t limit_ns) {
   const std::int64_t begin_ns = clock.NowNs();
   while (!server.drained() && clock.NowNs() - begin_ns < limit_ns) {
+    watch.Look();
     if (TakeSignal(signals)) {
       std::fflush(stdout);
       ::_exit(0);
@@ -128,21 +180,19 @@ void WaitDrained(const Server& server, const sigset_t& signals, const Clock& clo
   }
 }
 
-void ServeUntilSignal(Server& server, EngineThread& engine_thread, const sigset_t& signals,
-                      const Clock& clock, const ServeFlags& flags) {
-  while (!TakeSignal(signals)) {
-  }
-  Log(LogLevel::kInfo, "draining", {{"limit_s", flags.drain_seconds}});
+// Returns when everybody is answered or the limit is over.
+void Drain(Server& server, const sigset_t& signals, EngineWatch& watch, const Clock& clock,
+           std::uint32_t limit_seconds) {
+  Log(LogLevel::kInfo, "draining", {{"limit_s", limit_seconds}});
   server.BeginDrain();
-  WaitDrained(server, signals, clock, std::int64_t{flags.drain_seconds} * 1'000'000'000);
-  if (!server.drained()) {
-    Log(LogLevel::kWarning, "drain_limit_reached");
-    server.AbortAll();
-    WaitDrained(server, signals, clock, kAbortGraceNs);
-  }
-  engine_thread.Stop();
-  server.Stop();
-  const ServerStats stats = server.stats();
+  WaitDrained(server, signals, watch, clock, std::int64_t{limit_seconds} * 1'000'000'000);
+  if (server.drained()) return;
+  Log(LogLevel::kWarning, "drain_limit_reached");
+  server.AbortAll();
+  WaitDrained(server, signals, watch, clock, kAbortGraceNs);
+}
+
+void LogStopped(const ServerStats& stats) {
   Log(LogLevel::kInfo, "stopped",
       {{"requests", stats.http.num_requests},
        {"completed", stats.generations.num_completed},
@@ -176,6 +226,8 @@ void RunServe(const ServeFlags& flags) {
   server_options.seed = Mix64(static_cast<std::uint64_t>(clock.NowNs())) ^
                         static_cast<std::uint64_t>(clock.UnixSeconds());
   server_options.http.id_seed = Mix64(server_options.seed);
+  const ServiceManager manager;
+  auto interrupt = std::make_unique<LoadInterrupt>(signals);
   const LoadedModel loaded(flags.model);
   const Model& model = loaded.model();
   const ChatSupport chat = LoadChatSupport(model);
@@ -187,7 +239,13 @@ void RunServe(const ServeFlags& flags) {
   model_port.created_unix = clock.UnixSeconds();
   const std::string name = model_port.served_name;
 
-  Server server(PortOf(engine), std::move(model_port), server_options, clock);
+  std::optional<TraceWriter> trace;
+  EnginePort engine_port = PortOf(engine);
+  if (!flags.record_trace.empty()) {
+    trace.emplace(flags.record_trace, DrawSalt());
+    engine_port = Recording(std::move(engine_port), *trace, clock);
+  }
+  Server server(std::move(engine_port), std::move(model_port), server_options, clock);
   const std::uint16_t port = server.Listen();
   std::printf("%s: %s, %.1f million parameters, context %u\n", name.c_str(),
               ArchitectureName(model.config().architecture),
@@ -197,12 +255,21 @@ void RunServe(const ServeFlags& flags) {
   PrintCache(engine);
   EngineThread engine_thread(engine);
   server.Start();
+  interrupt.reset();
   const std::string& host = server_options.host;
   const std::string shown_host = host.find(':') == std::string::npos ? host : "[" + host + "]";
   const char* const scheme = server_options.http.tls_key_file.empty() ? "http://" : "https://";
   PrintNextSteps(scheme + shown_host + ":" + std::to_string(port), name,
                  chat.chat_template.has_value(), !server_options.api_keys.empty());
-  ServeUntilSignal(server, engine_thread, signals, clock, flags);
+  manager.Ready();
+  EngineWatch watch(manager, engine, clock);
+  while (!TakeSignal(signals))
+    watch.Look();
+  manager.Stopping();
+  Drain(server, signals, watch, clock, flags.drain_seconds);
+  engine_thread.Stop();
+  server.Stop();
+  LogStopped(server.stats());
 }
 
 }  // namespace

@@ -32,10 +32,12 @@ void PrintTotals(const SimReport& report, double seconds) {
               " rows, %" PRIu64 " copies, %" PRIu64 " mappings, %" PRIu64
               " blocks copied on write, %" PRIu64 " prefix hits, %" PRIu64 " evictions, %" PRIu64
               " run overflows, %" PRIu64 " waits, %" PRIu64 " requests, %" PRIu64
-              " preemptions, %" PRIu64 " reads proved in %.1f s, %.0f schedules a second\n",
+              " preemptions, %" PRIu64 " parks, %" PRIu64 " resumes, %" PRIu64
+              " blocks resumed, %" PRIu64 " reads proved in %.1f s, %.0f schedules a second\n",
               report.num_schedules, t.num_ops, t.num_steps, t.num_rows, t.num_copies, t.num_maps,
               t.num_cow_blocks, t.num_prefix_hits, t.num_evictions, t.num_run_overflows,
-              t.num_waits, t.num_requests, t.num_preemptions, t.num_proved_reads, seconds,
+              t.num_waits, t.num_requests, t.num_preemptions, t.num_parks, t.num_resumes,
+              t.num_resumed_blocks, t.num_proved_reads, seconds,
               static_cast<double>(report.num_schedules) / std::max(seconds, 1e-3));
 }
 

@@ -16,5 +16,8 @@ void AddLogitsCommand(CLI::App& app);
 void AddPerplexityCommand(CLI::App& app);
 void AddSimCommand(CLI::App& app);
 void AddBenchCommand(CLI::App& app);
+void AddReplayCommand(CLI::App& app);
+void AddReportCommand(CLI::App& app);
+void AddRecordCommand(CLI::App& app);
 
 }  // namespace kvrm

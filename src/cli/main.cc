@@ -34,6 +34,9 @@ int main(int argc, char** argv) {
   kvrm::AddPerplexityCommand(app);
   kvrm::AddSimCommand(app);
   kvrm::AddBenchCommand(app);
+  kvrm::AddReplayCommand(app);
+  kvrm::AddReportCommand(app);
+  kvrm::AddRecordCommand(app);
   kvrm::InstallMappedFileGuard();
   if (argc > 1 && argv[1][0] != '-' && !HasCommand(app, argv[1])) {
     std::fprintf(stderr, "kvrm: unknown command '%s'; kvrm --help lists them\n", argv[1]);

@@ -106,6 +106,32 @@ void AddLimitsGroup(CLI::App& command, ServeFlags* flags) {
   Group(command, "Limits");
 }
 
+void AddPaceFlags(CLI::App& command, EngineOptions& engine) {
+  command
+      .add_option_function<double>(
+          "--queue-timeout",
+          [&engine](const double& seconds) {
+            engine.max_wait_ms = static_cast<std::uint32_t>(seconds * 1000);
+          },
+          "seconds a request may wait for its first step; 0: for ever")
+      ->check(CLI::Range(0, 86400))
+      ->default_str("60");
+  command
+      .add_option("--itl-factor", engine.pace.itl_factor,
+                  "a step with prompts takes at most so many times a step without; 0: no limit")
+      ->capture_default_str();
+  command
+      .add_option_function<double>(
+          "--max-step-ms",
+          [&engine](const double& ms) { engine.pace.max_step_seconds = ms / 1000; },
+          "the same as a time, in place of --itl-factor")
+      ->check(CLI::Range(0.0, 3'600'000.0));
+  command
+      .add_option("--min-step-prompt-tokens", engine.pace.min_prompt_tokens,
+                  "prompt tokens that a step takes at least")
+      ->capture_default_str();
+}
+
 void AddEngineGroup(CLI::App& command, EngineOptions* engine) {
   command.add_option("-c,--ctx-size,--max-model-len", engine->max_context,
                      "tokens of context; 0: the model's");
@@ -120,6 +146,11 @@ void AddEngineGroup(CLI::App& command, EngineOptions* engine) {
   command.add_option("--max-num-queued-reqs", engine->max_queued, "requests that may wait")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
+  command
+      .add_option("--max-num-queued-tokens", engine->max_queued_tokens,
+                  "tokens of prompts that may wait")
+      ->capture_default_str();
+  AddPaceFlags(command, *engine);
   command.add_option("--kernels", engine->kernels,
                      "a table of kernels by name; the best otherwise");
   Group(command, "Engine");
@@ -146,6 +177,14 @@ void AddLogGroup(CLI::App& command, ServeFlags* flags) {
                 });
   command.add_flag("--no-access-log,--disable-access-log", flags->no_access_log,
                    "no line for each request");
+  AddChoiceFlag(command, "--metrics-compat", "vllm: GET /metrics has vLLM's names beside our own",
+                [flags](const std::string& text) {
+                  flags->server.vllm_metrics = text == "vllm";
+                  return text == "vllm";
+                });
+  command.add_option("--record-trace", flags->record_trace,
+                     "new file for the traffic as a Mooncake trace: lengths, times and salted "
+                     "hashes of prefixes, no content");
   command.add_flag("-v,--verbose", flags->verbose, "as --log-level debug");
   Group(command, "Logs");
 }

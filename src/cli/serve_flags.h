@@ -18,6 +18,7 @@ struct ServeFlags {
   ModelFlags model;
   std::string alias;
   std::string api_key_file;
+  std::string record_trace;  // a file; empty: none
   bool public_without_key = false;
   std::uint32_t drain_seconds = 30;
   bool verbose = false;

@@ -139,6 +139,7 @@ TEST(DescriptorLog, CopiesThatLandByLayersAreSoundAndChangeNothing) {
                              .max_runs = 4,
                              .view = view,
                              .max_queued = 8,
+                             .pace = {.itl_factor = 0},  // the same steps whatever they take
                              .placement_seed = 7};
     options.descriptor_log = path;
     std::map<bool, Tokens> tokens;

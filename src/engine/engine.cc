@@ -15,6 +15,7 @@
 #include "base/check.h"
 #include "base/mutant.h"
 #include "base/snapshot.h"
+#include "engine/grammar_guide.h"
 #include "engine/outbox.h"
 #include "engine/request_checks.h"
 #include "engine/sampler.h"
@@ -59,6 +60,13 @@ enum Counter {
   kNumCounters
 };
 
+// Ends are counted over so long before they are a rate.
+constexpr std::int64_t kRateNs = 2'000'000'000;
+
+double Seconds(std::int64_t ns) {
+  return static_cast<double>(ns) * 1e-9;
+}
+
 std::uint64_t PhysicalMemoryBytes() {
   return static_cast<std::uint64_t>(::sysconf(_SC_PHYS_PAGES)) *
          static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
@@ -84,6 +92,17 @@ std::uint64_t DefaultKvTokens(const EngineOptions& options, const KvLayout& layo
   return std::max<std::uint64_t>(options.max_context, std::min(most, fits));
 }
 
+void CheckPace(const StepPaceOptions& pace) {
+  const bool has_factor = pace.itl_factor >= 1 && pace.itl_factor <= 1000;
+  if (!has_factor && pace.itl_factor != 0) {  // A NaN is neither.
+    throw StartError("the factor of inter-token latency must be 0 (no limit) or 1 to 1000");
+  }
+  if (!(pace.max_step_seconds >= 0 && pace.max_step_seconds <= 3600)) {
+    throw StartError("the longest step must be 0 (no limit) to 3600 seconds");
+  }
+  if (pace.min_prompt_tokens == 0) throw StartError("a step takes at least 1 prompt token");
+}
+
 EngineOptions Resolved(EngineOptions options, const EngineParts& parts) {
   CheckBlockTokens(options.block_tokens);
   if (options.max_rows == 0 || options.max_rows > 1024) {
@@ -103,6 +122,7 @@ EngineOptions Resolved(EngineOptions options, const EngineParts& parts) {
     throw StartError("step tokens must be at most 65536, not " +
                      std::to_string(options.max_step_tokens));
   }
+  CheckPace(options.pace);
   if (options.prompt_chunk == 0) options.prompt_chunk = options.max_step_tokens;
   KvLayout layout = parts.layout;
   layout.block_tokens = options.block_tokens;
@@ -185,9 +205,14 @@ struct Engine::State {
                    .max_waiting = options.max_queued,
                    .headroom_tokens = HeadroomTokens(options),
                    .prompt_samples = kPromptSamples,
+                   .pace = options.pace,
                    .log = loop.log()},
                   loop.cache()),
         sampler(vocab_size, KernelsByName(options.kernels)),
+        guide(vocab_size,
+              options.mask_cache_bytes > 0 ? parts.token_bytes
+                                           : std::function<std::string(std::int32_t)>(),
+              options.mask_cache_bytes),
         commands(2 * (std::size_t{options.max_queued} + options.max_rows)),
         outbox(LimitsOf(options)),
         finished(std::size_t{options.max_queued} + options.max_rows) {
@@ -198,6 +223,8 @@ struct Engine::State {
     reserved.push_back(
         {.owner = "queues",
          .bytes = commands.reserved_bytes() + outbox.reserved_bytes() + finished.reserved_bytes()});
+    if (guide.available())
+      reserved.push_back({.owner = "grammar masks", .bytes = guide.reserved_bytes()});
     if (loop.log_bytes() > 0) {
       sampled_tokens.reserve(loop.limits().max_samples);
       reserved.push_back({.owner = "descriptor log", .bytes = loop.log_bytes()});
@@ -207,12 +234,39 @@ struct Engine::State {
 
   void Emit(const TokenEvent& event) noexcept { outbox.Push(event); }
 
-  void Finish(RequestId id) noexcept {
+  void Finish(RequestId id, FinishReason reason) noexcept {
     std::unique_ptr<Sequence> sequence = scheduler.Remove(id);
     CHECK(sequence != nullptr);
     num_accepted.fetch_sub(1);
+    CountEnd(*sequence, reason);
     // Memory goes back on the consumer's thread, not on the step path; there is room for all.
     finished.TryPush(std::move(sequence));
+  }
+
+  // Ends without a token.
+  void Fail(RequestId id, FinishReason reason) noexcept {
+    Emit({.request = id, .finish = reason});
+    Finish(id, reason);
+  }
+
+  void CountEnd(const Sequence& sequence, FinishReason reason) noexcept {
+    std::atomic<std::uint64_t>& count = metrics.num_ended[static_cast<std::size_t>(reason)];
+    count.store(count.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+    ++num_ended;
+    if (reason != FinishReason::kStop && reason != FinishReason::kLength) return;
+    metrics.e2e_seconds.Observe(Seconds(now_ns - sequence.submitted_ns));
+    metrics.prompt_tokens.Observe(sequence.num_prompt_tokens);
+    metrics.output_tokens.Observe(sequence.num_output_tokens());
+  }
+
+  // Requests whose time is over, in the queue or while they run.
+  void EndExpired() noexcept {
+    FinishReason reason = FinishReason::kNone;
+    while (outbox.EventsFit(1)) {
+      const Sequence* sequence = scheduler.Expired(now_ns, &reason);
+      if (sequence == nullptr) return;
+      Fail(sequence->id, reason);
+    }
   }
 
   // Takes what other threads asked for, as long as there is room for what it may answer; the rest
@@ -223,10 +277,8 @@ struct Engine::State {
       if (!command) return;
       if (command->add != nullptr) {
         AddAll(std::move(command->add));
-      } else if (std::unique_ptr<Sequence> sequence = scheduler.Remove(command->cancel)) {
-        num_accepted.fetch_sub(1);
-        Emit({.request = sequence->id, .finish = FinishReason::kAborted});
-        finished.TryPush(std::move(sequence));
+      } else if (scheduler.Has(command->cancel)) {
+        Fail(command->cancel, FinishReason::kAborted);
       }
     }
   }
@@ -247,9 +299,7 @@ struct Engine::State {
         if (command->add != nullptr) AddAll(std::move(command->add));
       }
       while (const Sequence* sequence = scheduler.Any()) {
-        const RequestId id = sequence->id;
-        Finish(id);
-        Emit({.request = id, .finish = FinishReason::kAborted});
+        Fail(sequence->id, FinishReason::kAborted);
       }
     }
   }
@@ -309,13 +359,16 @@ struct Engine::State {
 
   bool RunStep() noexcept {
     // While a row waits to be moved together, free blocks are for that and not for newcomers.
-    const std::span<const PlannedRow> rows = scheduler.Pass(MaxNewcomers());
+    const std::span<const PlannedRow> rows = scheduler.Pass(MaxNewcomers(), now_ns);
     loop.Begin();
     BuildRows(rows);
     const bool worked = loop.Commit();
     if (worked) {
       ++counts[kSteps];
+      const StepLoad load = Scheduler::LoadOf(scheduled);
+      const std::int64_t begin_ns = std::exchange(now_ns, clock.NowNs());
       TakeResults();
+      ObserveStep(load, clock.NowNs() - begin_ns);
     }
     // Nothing can be moved, or not soon enough: the youngest starts over elsewhere.
     if (!worked || num_crowded_steps >= kMaxCrowdedSteps) {
@@ -327,6 +380,51 @@ struct Engine::State {
       return preempted || worked;
     }
     return worked;
+  }
+
+  void ObserveStep(const StepLoad& load, std::int64_t step_ns) noexcept {
+    if (scheduled.empty()) return;
+    scheduler.Observe(load, step_ns, now_ns);
+    metrics.step_seconds.Observe(Seconds(step_ns));
+    metrics.step_tokens.Observe(load.rows + load.prompt_tokens);
+  }
+
+  void ObserveMoves(const KvStats& kv) noexcept {
+    const std::uint64_t blocks = kv.num_moved_blocks + kv.num_cow_blocks;
+    const std::uint64_t bytes = blocks * layout.block_bytes() + kv.num_staged_bytes;
+    if (counts[kSteps] != std::exchange(num_observed_steps, counts[kSteps])) {
+      metrics.moved_bytes.Observe(static_cast<double>(bytes - num_moved_bytes));
+      metrics.step_groups.Observe(static_cast<double>(kv.num_groups - num_groups));
+    }
+    num_moved_bytes = bytes;
+    num_groups = kv.num_groups;
+  }
+
+  // How many requests end a second, over the last kRateNs and, less and less, before.
+  void ObserveRate() noexcept {
+    if (now_ns - rate_begin_ns < kRateNs) return;
+    const double late = static_cast<double>(num_ended) / Seconds(now_ns - rate_begin_ns);
+    const double before = ends_per_second.load(std::memory_order_relaxed);
+    ends_per_second.store((late + before) / 2, std::memory_order_relaxed);
+    rate_begin_ns = now_ns;
+    num_ended = 0;
+  }
+
+  void ObserveToken(Sequence& sequence) noexcept {
+    if (sequence.first_token_ns == 0) {
+      sequence.first_token_ns = now_ns;
+      metrics.ttft_seconds.Observe(Seconds(now_ns - sequence.submitted_ns));
+      metrics.queue_seconds.Observe(Seconds(sequence.admitted_ns - sequence.submitted_ns));
+      if (sequence.max_predict_ms > 0) {
+        const std::int64_t end_ns = now_ns + std::int64_t{sequence.max_predict_ms} * 1'000'000;
+        if (sequence.deadline_ns == 0 || end_ns < sequence.deadline_ns)
+          sequence.deadline_ns = end_ns;
+        scheduler.NoteDeadline(sequence.deadline_ns);
+      }
+    } else {
+      metrics.itl_seconds.Observe(Seconds(now_ns - sequence.last_token_ns));
+    }
+    sequence.last_token_ns = now_ns;
   }
 
   void TakeResults() noexcept {
@@ -341,9 +439,10 @@ struct Engine::State {
       sequence.num_computed += row.num_tokens;
       CountTokens(sequence, begin);
       sample += num_samples;
+      scheduler.Charge(sequence, row.num_tokens);
+      metrics.runs_per_row.Observe(static_cast<double>(loop.cache().home(sequence.seq).size()));
       if (!is_good) {
-        Emit({.request = sequence.id, .finish = FinishReason::kError});
-        Finish(sequence.id);
+        Fail(sequence.id, FinishReason::kError);
       } else if (sequence.num_to_compute() == 0) {
         TakeToken(sequence, sample - 1);
       } else if (IsMutant(Mutant::kSampleOfAnother)) {
@@ -417,10 +516,11 @@ struct Engine::State {
       sequence.embedding.request = sequence.id;
       outbox.Push(std::move(sequence.embedding));
     }
+    const FinishReason finish = is_finite ? FinishReason::kStop : FinishReason::kError;
     Emit({.request = sequence.id,
-          .finish = is_finite ? FinishReason::kStop : FinishReason::kError,
+          .finish = finish,
           .num_cached_tokens = sequence.num_cached_tokens});
-    Finish(sequence.id);
+    Finish(sequence.id, finish);
   }
 
   void CountTokens(Sequence& sequence, std::uint32_t begin) noexcept {
@@ -458,21 +558,37 @@ struct Engine::State {
     }
   }
 
+  static bool IsStop(const Sequence& sequence, std::int32_t token) noexcept {
+    const std::vector<std::int32_t>& stops = sequence.stop_ids;
+    return std::find(stops.begin(), stops.end(), token) != stops.end();
+  }
+
+  // The next token, which the output's grammar has taken.
+  Sampled Sample(Sequence& sequence, std::uint32_t sample) noexcept {
+    const Sampled nothing = {.nothing_allowed = true};
+    LogitEdits edits = {.rules = &sequence.rules,
+                        .tokens = sequence.tokens,
+                        .num_prompt_tokens = sequence.num_prompt_tokens,
+                        .stop_ids = sequence.stop_ids};
+    if (sequence.matcher != nullptr) {
+      edits.allowed = guide.Allowed(*sequence.matcher, sequence.stop_ids);
+      if (edits.allowed.empty()) return nothing;
+    }
+    const Sampled sampled = sampler.Sample(loop.executor().Logits(sample),
+                                           loop.executor().Stats(sample), sequence.sampling, edits);
+    if (sampled.token < 0 || sequence.matcher == nullptr || IsStop(sequence, sampled.token))
+      return sampled;
+    return guide.Accept(*sequence.matcher, sampled.token) ? sampled : nothing;
+  }
+
   void TakeToken(Sequence& sequence, std::uint32_t sample) noexcept {
     if (sequence.pooling != Pooling::kNone) return EndEmbedding(sequence, sample);
-    const Sampled sampled = sampler.Sample(loop.executor().Logits(sample),
-                                           loop.executor().Stats(sample), sequence.sampling,
-                                           {.rules = &sequence.rules,
-                                            .tokens = sequence.tokens,
-                                            .num_prompt_tokens = sequence.num_prompt_tokens,
-                                            .stop_ids = sequence.stop_ids});
+    const Sampled sampled = Sample(sequence, sample);
     // Samples that were forked off share the logits of their parent's.
     if (loop.log() != nullptr && sampled_tokens[sample] < 0) sampled_tokens[sample] = sampled.token;
     if (sampled.token < 0) {
-      Emit({.request = sequence.id,
-            .finish =
-                sampled.nothing_allowed ? FinishReason::kNothingAllowed : FinishReason::kError});
-      return Finish(sequence.id);
+      return Fail(sequence.id, sampled.nothing_allowed ? FinishReason::kNothingAllowed
+                                                       : FinishReason::kError);
     }
     Publish(sequence);
     if (sequence.num_output_tokens() == 0) {
@@ -482,11 +598,11 @@ struct Engine::State {
     }
     CHECK(sequence.tokens.size() < sequence.tokens.capacity());
     sequence.tokens.push_back(sampled.token);
+    ObserveToken(sequence);
     ++counts[kOutputTokens];
     if (sequence.num_top_logprobs > 0)
       PushLogprobs(sequence, sample, sequence.length() - 1, sequence.num_top_logprobs);
-    const std::vector<std::int32_t>& stops = sequence.stop_ids;
-    const bool stops_here = std::find(stops.begin(), stops.end(), sampled.token) != stops.end();
+    const bool stops_here = IsStop(sequence, sampled.token);
     const FinishReason finish = stops_here                                 ? FinishReason::kStop
                                 : sequence.length() == sequence.max_length ? FinishReason::kLength
                                                                            : FinishReason::kNone;
@@ -495,7 +611,38 @@ struct Engine::State {
           .logprob = sampled.logprob,
           .finish = finish,
           .num_cached_tokens = sequence.num_cached_tokens});
-    if (finish != FinishReason::kNone) Finish(sequence.id);
+    if (finish != FinishReason::kNone) Finish(sequence.id, finish);
+  }
+
+  // Any thread. When it is its turn, and how long it may take.
+  void SetTurn(const Request& request, Sequence& sequence) const noexcept {
+    const std::int64_t submitted_ns = clock.NowNs();
+    const auto after = [submitted_ns](std::uint32_t ms) {
+      return ms == 0 ? 0 : submitted_ns + std::int64_t{ms} * 1'000'000;
+    };
+    sequence.submitted_ns = submitted_ns;
+    sequence.deadline_ns = after(request.timeout_ms);
+    sequence.wait_deadline_ns =
+        after(request.max_wait_ms != 0 ? request.max_wait_ms : options.max_wait_ms);
+    sequence.max_predict_ms = request.max_predict_ms;
+    sequence.priority = request.priority;
+    sequence.tenant = request.tenant;
+    sequence.tenant_weight = request.tenant_weight;
+  }
+
+  // Any thread. Leaves the request with a compiled grammar if it has one.
+  std::optional<Error> PrepareGrammar(Request& request) const {
+    if (request.grammar.kind == GrammarKind::kNone && request.compiled_grammar == nullptr)
+      return std::nullopt;
+    if (!guide.available())
+      return Error{ErrorCode::kUnsupported, "this engine has no vocabulary for grammars"};
+    if (request.stop_ids.empty()) return Invalid("a grammar needs stop ids to end the output");
+    if (request.pooling != Pooling::kNone) return Invalid("an embedding has no grammar");
+    if (request.compiled_grammar != nullptr) return std::nullopt;
+    Result<SharedGrammar> compiled = Grammar::Compile(request.grammar);
+    if (!compiled) return compiled.error();
+    request.compiled_grammar = *std::move(compiled);
+    return std::nullopt;
   }
 
   // Any thread. One sequence for each sample, the first at the front.
@@ -508,6 +655,8 @@ struct Engine::State {
       sequence->sampling = request.sampling;
       sequence->sampling.seed += i;
       sequence->rules = request.rules;
+      if (request.compiled_grammar != nullptr)
+        sequence->matcher = std::make_unique<GrammarMatcher>(request.compiled_grammar);
       sequence->num_top_logprobs = request.num_top_logprobs;
       if (i == 0) sequence->num_prompt_logprobs = request.num_prompt_logprobs;
       sequence->pooling = request.pooling;
@@ -516,6 +665,7 @@ struct Engine::State {
         sequence->embedding.values.reserve(hidden_dim);
       }
       sequence->stop_ids = request.stop_ids;
+      SetTurn(request, *sequence);
       sequence->num_prompt_tokens = num_prompt_tokens;
       sequence->max_length = num_prompt_tokens + std::min(request.max_tokens, max_output);
       sequence->tokens.reserve(sequence->max_length);
@@ -529,7 +679,30 @@ struct Engine::State {
       sequence->next_sample = std::move(first);
       first = std::move(sequence);
     }
+    first->num_queued_tokens = num_prompt_tokens;  // Its samples share the prompt.
     return first;
+  }
+
+  // Any thread. Whether the queue takes so many more; then they count as accepted.
+  bool Accept(std::uint32_t num_requests, std::uint32_t num_tokens, std::string* why) noexcept {
+    const std::uint32_t limit = options.max_queued + options.max_rows;
+    if (num_accepted.fetch_add(num_requests) + num_requests > limit) {
+      num_accepted.fetch_sub(num_requests);
+      metrics.num_rejected_requests.fetch_add(1, std::memory_order_relaxed);
+      *why = "the queue is full: " + std::to_string(limit) + " requests run or wait";
+      return false;
+    }
+    // One prompt of any length may wait: the context bounds it.
+    const std::uint64_t before = num_queued_tokens.fetch_add(num_tokens);
+    if (before > 0 && before + num_tokens > options.max_queued_tokens) {
+      num_queued_tokens.fetch_sub(num_tokens);
+      num_accepted.fetch_sub(num_requests);
+      metrics.num_rejected_tokens.fetch_add(1, std::memory_order_relaxed);
+      *why = "the queue is full: prompts of " + std::to_string(before) + " tokens wait, and " +
+             std::to_string(options.max_queued_tokens) + " may";
+      return false;
+    }
+    return true;
   }
   // Consecutive ids; all but the first wait for its prompt.
   static void Number(Sequence& first, RequestId id) noexcept {
@@ -543,6 +716,9 @@ struct Engine::State {
   void PublishStats() noexcept {
     const KvStats kv = loop.cache().stats();
     kv_stats.Store(kv);
+    ObserveMoves(kv);
+    const std::uint64_t dequeued = scheduler.num_dequeued_tokens();
+    num_queued_tokens.fetch_sub(dequeued - std::exchange(num_dequeued_tokens, dequeued));
     counts[kRunning] = scheduler.num_running();
     counts[kWaiting] = scheduler.num_waiting();
     counts[kPreemptions] = scheduler.num_preemptions();
@@ -570,6 +746,7 @@ struct Engine::State {
   StepLoop loop;
   Scheduler scheduler;
   Sampler sampler;
+  GrammarGuide guide;
   BoundedQueue<Command> commands;                    // any thread -> engine
   Outbox outbox;                                     // engine -> consumer
   BoundedQueue<std::unique_ptr<Sequence>> finished;  // engine -> consumer, to be freed
@@ -579,14 +756,25 @@ struct Engine::State {
   std::function<void()> wake;
   std::array<std::uint64_t, kNumCounters> counts = {};  // engine thread
   std::array<std::atomic<std::uint64_t>, kNumCounters> published = {};
+  EngineMetrics metrics;
+  std::int64_t now_ns = 0;  // of the step: its begin, then when its results were there
+  std::uint64_t num_observed_steps = 0;
+  std::uint64_t num_moved_bytes = 0;
+  std::uint64_t num_groups = 0;
+  std::uint64_t num_dequeued_tokens = 0;
+  std::uint64_t num_ended = 0;  // since rate_begin_ns
+  std::int64_t rate_begin_ns = 0;
+  std::atomic<double> ends_per_second{0};
   std::uint32_t num_crowded_steps = 0;  // in a row, with a row that had to wait
   std::uint64_t num_filled = 0;         // as of the last of them
   bool is_alone = false;
   std::uint64_t num_tokens_before_alone = 0;
   Snapshot<KvStats> kv_stats;
   std::atomic<std::uint64_t> next_id{1};
-  std::atomic<std::uint32_t> num_accepted{0};  // accepted and not ended
-  std::atomic<std::uint32_t> signal{0};        // counts reasons to look again
+  std::atomic<std::uint32_t> num_accepted{0};       // accepted and not ended
+  std::atomic<std::uint64_t> num_queued_tokens{0};  // of prompts that no step has begun
+  std::atomic<std::uint32_t> signal{0};             // counts reasons to look again
+  std::atomic<std::uint64_t> num_rounds{0};
   std::atomic<bool> stop{false};
 };
 
@@ -655,6 +843,26 @@ Engine::Engine(const EngineParts& parts, const EngineOptions& options, const Clo
 
 Engine::~Engine() = default;
 
+// What State::Accept counted, until it is kept: memory for a request may run out in between.
+class Engine::Accepted {
+ public:
+  Accepted(State& state, std::uint32_t num_requests, std::uint32_t num_tokens)
+      : state_(&state), num_requests_(num_requests), num_tokens_(num_tokens) {}
+  ~Accepted() {
+    if (state_ == nullptr) return;
+    state_->num_queued_tokens.fetch_sub(num_tokens_);
+    state_->num_accepted.fetch_sub(num_requests_);
+  }
+  Accepted(const Accepted&) = delete;
+  Accepted& operator=(const Accepted&) = delete;
+  void Keep() { state_ = nullptr; }
+
+ private:
+  State* state_;
+  const std::uint32_t num_requests_;
+  const std::uint32_t num_tokens_;
+};
+
 Result<RequestId> Engine::Submit(Request request) {
   State& s = *state_;
   if (request.prompt.empty()) return Invalid("prompt must have at least 1 token");
@@ -676,8 +884,10 @@ Result<RequestId> Engine::Submit(Request request) {
   if (std::optional<Error> error = ErrorInResults(request)) return *std::move(error);
   if (request.pooling != Pooling::kNone && s.hidden_dim == 0)
     return Error{ErrorCode::kUnsupported, "this executor has no hidden states to pool"};
-  if (request.grammar.kind != GrammarKind::kNone)
-    return Error{ErrorCode::kUnsupported, "grammars are not supported yet"};
+  if (std::optional<Error> error = s.PrepareGrammar(request)) return *std::move(error);
+  if (!(request.tenant_weight >= 1.0f / 1024 && request.tenant_weight <= 1024.0f)) {
+    return Invalid("tenant_weight must be 1/1024 to 1024");
+  }
   if (request.num_samples == 0 || request.num_samples > kMaxSamples) {
     return Invalid("samples must be 1 to " + std::to_string(kMaxSamples) + ", not " +
                    std::to_string(request.num_samples));
@@ -688,26 +898,22 @@ Result<RequestId> Engine::Submit(Request request) {
   }
 
   const std::uint32_t num_samples = request.num_samples;
-  std::unique_ptr<Sequence> first = s.MakeSequences(std::move(request));
-
+  const auto num_tokens = static_cast<std::uint32_t>(request.prompt.size());
   // Counted first and then looked at stop: either Run sees the count and waits for the command, or
   // this sees stop. Both need the one order of sequentially consistent operations.
-  const std::uint32_t limit = s.options.max_queued + s.options.max_rows;
-  const bool full = s.num_accepted.fetch_add(num_samples) + num_samples > limit;
-  if (full || s.stop.load()) {
-    s.num_accepted.fetch_sub(num_samples);
-    return Error{ErrorCode::kOverloaded,
-                 full ? "the queue is full: " + std::to_string(limit) + " requests run or wait"
-                      : "draining"};
-  }
+  std::string why;
+  if (!s.Accept(num_samples, num_tokens, &why)) return Error{ErrorCode::kOverloaded, why};
+  Accepted accepted(s, num_samples, num_tokens);
+  if (s.stop.load()) return Error{ErrorCode::kOverloaded, "draining"};
+  std::unique_ptr<Sequence> first = s.MakeSequences(std::move(request));
   const RequestId id{s.next_id.fetch_add(num_samples, std::memory_order_relaxed)};
   s.Number(*first, id);
   Command command;
   command.add = std::move(first);
   if (!s.commands.TryPush(std::move(command))) {
-    s.num_accepted.fetch_sub(num_samples);
     return Error{ErrorCode::kOverloaded, "too many requests and cancellations at once"};
   }
+  accepted.Keep();
   s.Wake();
   return id;
 }
@@ -763,10 +969,13 @@ void Engine::SetWake(std::function<void()> wake) {
 bool Engine::Step() noexcept {
   State& s = *state_;
   const std::uint64_t emitted_before = s.outbox.num_events();
+  s.now_ns = s.clock.NowNs();
   s.DrainCommands();
+  s.EndExpired();
+  s.ObserveRate();
   bool worked = false;
   if (s.scheduler.num_running() + s.scheduler.num_waiting() > 0 && s.outbox.StepFits()) {
-    const std::int64_t begin_ns = s.clock.NowNs();
+    const std::int64_t begin_ns = s.now_ns;
     worked = s.RunStep();
     s.counts[kStepNs] += static_cast<std::uint64_t>(s.clock.NowNs() - begin_ns);
   }
@@ -779,12 +988,21 @@ void Engine::Run() {
   State& s = *state_;
   static_cast<void>(NextPrefixKey({}, {}));  // What this thread hashes with is made now.
   while (!s.stop.load()) {
+    s.num_rounds.fetch_add(1, std::memory_order_relaxed);
     const std::uint32_t seen = s.signal.load(std::memory_order_acquire);
     if (!Step()) s.signal.wait(seen, std::memory_order_acquire);
   }
   s.AbortAll();
   s.PublishStats();
   if (s.wake) s.wake();
+}
+
+void Engine::Ping() {
+  state_->Wake();
+}
+
+std::uint64_t Engine::num_rounds() const {
+  return state_->num_rounds.load(std::memory_order_relaxed);
 }
 
 void Engine::Stop() {
@@ -808,11 +1026,25 @@ EngineStats Engine::stats() const {
           .num_run_overflows = get(kRunOverflows),
           .num_blocks = static_cast<std::uint32_t>(get(kBlocks)),
           .num_free_blocks = static_cast<std::uint32_t>(get(kFreeBlocks)),
-          .step_ns = get(kStepNs)};
+          .step_ns = get(kStepNs),
+          .num_queued_tokens = state_->num_queued_tokens.load(std::memory_order_relaxed)};
 }
 
 KvStats Engine::kv_stats() const {
   return state_->kv_stats.Load();
+}
+
+const EngineMetrics& Engine::metrics() const {
+  return state_->metrics;
+}
+
+std::uint32_t Engine::RetryAfterSeconds() const {
+  const double rate = state_->ends_per_second.load(std::memory_order_relaxed);
+  const double waiting =
+      static_cast<double>(state_->published[kWaiting].load(std::memory_order_relaxed));
+  // Nothing has ended of late: no speed is known.
+  if (!(rate > 0)) return 5;
+  return static_cast<std::uint32_t>(std::clamp(std::ceil(waiting / rate), 1.0, 60.0));
 }
 
 void Engine::CheckInvariants() const {

@@ -17,8 +17,10 @@
 #include "base/clock.h"
 #include "base/result.h"
 #include "device/host_device.h"
+#include "engine/metrics.h"
 #include "engine/parts.h"
 #include "engine/request.h"
+#include "engine/step_pace.h"
 #include "kv/kv_cache.h"
 #include "model/weights.h"
 
@@ -43,17 +45,23 @@ struct EngineOptions {
   KvView view = KvView::kExtents;
   PlacementPolicy placement = KvCacheOptions{}.placement;
   bool prefix_cache = true;
-  std::uint32_t max_queued = 256;    // requests waiting
-  std::uint32_t num_threads = 0;     // workers; 0: all cores
-  std::uint32_t prompt_chunk = 0;    // tokens per row and step; 0: max_step_tokens
-  std::string kernels = {};          // "": as KVRM_ISA or the best; else a table's name
-  std::uint64_t placement_seed = 0;  // not 0: kScattered, whatever `placement` is (tests)
+  std::uint32_t max_queued = 256;               // requests waiting
+  std::uint64_t max_queued_tokens = 1'000'000;  // of the prompts that wait; one always may
+  std::uint32_t max_wait_ms = 60'000;  // in the queue, unless a request says so; 0: for ever
+  StepPaceOptions pace = {};           // what a step may take in beside decoding rows
+  std::uint32_t num_threads = 0;       // workers; 0: all cores
+  std::uint32_t prompt_chunk = 0;      // tokens per row and step; 0: max_step_tokens
+  std::string kernels = {};            // "": as KVRM_ISA or the best; else a table's name
+  std::uint64_t placement_seed = 0;    // not 0: kScattered, whatever `placement` is (tests)
   DType kv_dtype = DType::kF16;
   std::string descriptor_log = {};  // file that records every descriptor (step/step_log.h)
   // Most bytes that Engine::reserved may sum up to; 0: no limit. More is refused at start, with the
   // exact number, before any of it is touched. The model's own file, which is mapped, and the
   // program itself are not counted.
   std::uint64_t memory_budget = 0;
+  // Masks of grammars that are kept (grammar/mask_builder.h). 0: no grammars, and no trie of the
+  // vocabulary for them.
+  std::uint64_t mask_cache_bytes = std::uint64_t{16} << 20;
   // Called while weights are packed, with bytes done and in all.
   std::function<void(std::uint64_t done, std::uint64_t total)> load_progress = {};
 };
@@ -75,9 +83,10 @@ struct EngineStats {
   std::uint64_t num_cached_tokens = 0;  // prompt tokens found in the prefix cache or shared
   std::uint64_t num_moved_blocks = 0;
   std::uint64_t num_run_overflows = 0;
-  std::uint32_t num_blocks = 0;       // of the pool, sentinel excluded
-  std::uint32_t num_free_blocks = 0;  // cached ones included
-  std::uint64_t step_ns = 0;          // time spent in steps
+  std::uint32_t num_blocks = 0;         // of the pool, sentinel excluded
+  std::uint32_t num_free_blocks = 0;    // cached ones included
+  std::uint64_t step_ns = 0;            // time spent in steps
+  std::uint64_t num_queued_tokens = 0;  // of the prompts that wait
 };
 
 class Engine {
@@ -96,7 +105,8 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   // Any thread. Errors: kInvalidArgument (names the field and the limit), kTooLarge (prompt longer
-  // than the context or the pool), kOverloaded (queue full or draining). Nothing is kept on error.
+  // than the context or the pool), kOverloaded (queue full, by requests or by prompt tokens, or
+  // draining). Nothing is kept on error. What was accepted never fails for memory.
   // With several samples: the id of the first.
   Result<RequestId> Submit(Request request);
 
@@ -120,12 +130,20 @@ class Engine {
   bool Step() noexcept;
   // Engine thread. Steps until Stop, sleeping while idle.
   void Run();
+  // Any thread. Run goes around once more, work or not.
+  void Ping();
+  // Any thread. How often Run has gone around: stands still when a step never ends.
+  std::uint64_t num_rounds() const;
   // Any thread. Run returns after the current step; what still runs ends with kAborted.
   void Stop();
 
   // Any thread; a snapshot as of the last step.
   EngineStats stats() const;
   KvStats kv_stats() const;
+  const EngineMetrics& metrics() const;
+  // Seconds after which a refused request may find room, 1 to 60: what waits over what ended a
+  // second of late.
+  std::uint32_t RetryAfterSeconds() const;
   // Engine thread, between steps. Recounts the cache's books and aborts on a violation; slow.
   void CheckInvariants() const;
   const std::vector<ReservedBytes>& reserved() const;
@@ -137,6 +155,7 @@ class Engine {
 
  private:
   struct State;
+  class Accepted;
   std::unique_ptr<HostDevice> device_;  // null: of the caller's
   const Model* model_ = nullptr;        // null: as above
   std::unique_ptr<State> state_;

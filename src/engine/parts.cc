@@ -83,6 +83,7 @@ EngineParts HostParts(const Model& model, Device& device, const HostPartsOptions
           .max_context = config.max_context,
           .attention_window = config.sliding_window,
           .model_digest = DigestOf(model, kernels),
+          .token_bytes = [&model](std::int32_t id) { return model.tokenizer().TokenBytes(id); },
           .device = &device,
           .make_executor = [&model, &device, &kernels, num_workers, progress = options.progress,
                             only_reserve = options.only_reserve](

@@ -36,7 +36,10 @@ struct EngineParts {
   std::uint32_t max_context = 0;       // tokens per sequence that the model can serve
   std::uint32_t attention_window = 0;  // tokens that are attended, the own one included; 0: all
   std::string model_digest = {};       // tells models apart in the names of prefixes
-  Device* device = nullptr;            // outlives the engine
+  // What a token adds to a text; "" for control tokens. Called while the engine is constructed;
+  // empty: requests with a grammar are refused.
+  std::function<std::string(std::int32_t id)> token_bytes = {};
+  Device* device = nullptr;  // outlives the engine
   // May throw StartError. The executor lives as long as the engine.
   std::function<std::unique_ptr<Executor>(const ExecutorNeeds&)> make_executor = {};
 };

@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "grammar/grammar.h"
+
 namespace kvrm {
 
 enum class RequestId : std::uint64_t {};
@@ -46,13 +48,6 @@ inline constexpr std::size_t kMaxAllowedIds = 1024;
 inline constexpr std::size_t kMaxBadWords = 64;
 inline constexpr std::size_t kMaxBadWordTokens = 32;
 
-// What the output as a whole must be.
-enum class GrammarKind : std::uint8_t { kNone, kGbnf, kJsonSchema, kJsonObject, kRegex };
-struct GrammarSpec {
-  GrammarKind kind = GrammarKind::kNone;
-  std::string text = {};  // grammar, schema (JSON) or expression
-};
-
 inline constexpr std::uint32_t kMaxSamples = 128;
 inline constexpr std::size_t kMaxSaltBytes = 256;
 
@@ -67,7 +62,10 @@ struct Request {
   std::uint32_t max_tokens = 16;          // at least 1; cut to the rest of the context
   SamplingParams sampling = {};
   LogitRules rules = {};
+  // What the output as a whole must be. It can end only by a stop id, so there must be one.
   GrammarSpec grammar = {};
+  // The same, compiled on a thread that has the time (GrammarCache); else Submit compiles it.
+  SharedGrammar compiled_grammar = {};
   std::vector<std::int32_t> stop_ids = {};  // These end the output and are not part of its text.
   // Outputs of the same prompt, 1 to kMaxSamples. The prompt is computed once and shared. They are
   // requests of their own, whose ids follow one another; the seed of output i is seed + i.
@@ -81,6 +79,14 @@ struct Request {
   Pooling pooling = Pooling::kNone;  // without samples and logprobs of any kind
   // Cached prefixes are found only by requests with the same salt. At most kMaxSaltBytes.
   std::string cache_salt = {};
+
+  // Its turn and its time (engine/scheduler.h). Lower priorities come first.
+  std::int32_t priority = 0;
+  std::uint64_t tenant = 0;          // who shares fairly with others: a key's or a salt's number
+  float tenant_weight = 1.0f;        // [1 / 1024, 1024]; the tenant's last one counts
+  std::uint32_t timeout_ms = 0;      // from Submit to the last event; 0: none
+  std::uint32_t max_wait_ms = 0;     // from Submit to the first step; 0: the engine's own limit
+  std::uint32_t max_predict_ms = 0;  // from the first token on; 0: none
 };
 
 enum class FinishReason : std::uint8_t {
@@ -91,10 +97,13 @@ enum class FinishReason : std::uint8_t {
   kError,    // Non-finite logits; only this request is affected.
   // What the request bans and demands leaves no token. It ends like kError.
   kNothingAllowed,
+  kTimeout,  // timeout_ms or max_predict_ms has passed.
+  kWaited,   // max_wait_ms has passed and nothing was computed.
 };
+inline constexpr int kNumFinishReasons = 8;
 
-// One output token. The last event of a request, and only it, has finish != kNone; kAborted,
-// kError and kNothingAllowed carry no token (-1).
+// One output token. The last event of a request, and only it, has finish != kNone; only kStop
+// and kLength carry a token, all others -1.
 struct TokenEvent {
   RequestId request{};
   std::int32_t token = -1;

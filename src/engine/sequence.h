@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "engine/request.h"
+#include "grammar/matcher.h"
 #include "step/ids.h"
 #include "step/prefix_key.h"
 
@@ -24,6 +25,7 @@ struct Sequence {
   RequestId id{};
   SamplingParams sampling;
   LogitRules rules;
+  std::unique_ptr<GrammarMatcher> matcher;  // where the output is in its grammar; null: none
   std::vector<std::int32_t> stop_ids;
   std::vector<std::int32_t> tokens;  // prompt, then output; capacity for all of max_length
   std::uint32_t num_prompt_tokens = 0;
@@ -49,6 +51,23 @@ struct Sequence {
   RequestId sample_of{};
   std::unique_ptr<Sequence> next_sample;  // on the way to the engine thread only
   SeqId seq{};                            // valid while running
+
+  // Nanoseconds of the engine's clock; 0: not yet, or never.
+  std::int64_t submitted_ns = 0;
+  std::int64_t queued_ns = 0;     // when it last began to wait
+  std::uint64_t queued_step = 0;  // the same, in steps
+  std::int64_t admitted_ns = 0;   // the first time
+  std::int64_t first_token_ns = 0;
+  std::int64_t last_token_ns = 0;
+  std::int64_t deadline_ns = 0;       // of the whole
+  std::int64_t wait_deadline_ns = 0;  // of the wait before the first step
+  std::uint32_t max_predict_ms = 0;
+  std::int32_t priority = 0;  // lower first; kAgedPriority for who has waited too long
+  std::uint64_t tenant = 0;
+  float tenant_weight = 1.0f;
+  std::uint32_t tenant_place = 0;  // in the scheduler's FairShare
+  std::uint32_t num_preemptions = 0;
+  std::uint32_t num_queued_tokens = 0;  // that it counts in the queue's bound; 0 once admitted
 
   std::uint32_t length() const { return static_cast<std::uint32_t>(tokens.size()); }
   std::uint32_t num_to_compute() const { return length() - num_computed; }

@@ -68,6 +68,12 @@ JobKind JobKindOf(RouteId route) {
   }
 }
 
+// A job on its way to the worker and back, so that the way back needs no memory.
+struct Ticket {
+  Job job;
+  Prepared prepared;
+};
+
 }  // namespace
 
 struct Server::State {
@@ -85,12 +91,14 @@ struct Server::State {
   void Answer(ExchangeId exchange, const Route& route, const HttpRequest& request);
   void Enqueue(ExchangeId exchange, JobKind kind, HttpRequest request);
   void TakePrepared(Prepared prepared);
+  template <typename Body>
+  void OrFail(ExchangeId exchange, Body body);
   bool TakeEvents();
   void TakeBelongings();
   HttpCallbacks Callbacks();
   ReplyPort Replies();
   void RunWorker();
-  Prepared PrepareGuarded(const Job& job) const;
+  void PrepareGuarded(Ticket& ticket);
 
   const EnginePort engine;
   const ModelPort model;
@@ -107,13 +115,16 @@ struct Server::State {
   Rng seeds;
   std::unordered_map<std::uint64_t, bool> preparing;  // by exchange; false: the client has gone
   std::unordered_map<std::uint64_t, ReplyUsage> used_tokens;  // by exchange, until it is done
+  bool waiting_aborted = false;
   std::uint64_t num_rejected = 0;
   std::uint64_t num_dropped = 0;
 
+  GrammarCache grammars;  // worker thread
+
   // Between the threads. Both queues hold everything that can be preparing, so the worker's push
   // always finds room.
-  BoundedQueue<std::unique_ptr<Job>> jobs;
-  BoundedQueue<std::unique_ptr<Prepared>> results;
+  BoundedQueue<std::unique_ptr<Ticket>> jobs;
+  BoundedQueue<std::unique_ptr<Ticket>> results;
   std::atomic<std::uint32_t> num_jobs_pushed{0};
   std::atomic<bool> stopping{false};
   std::atomic<bool> draining{false};
@@ -266,7 +277,9 @@ void Server::State::Answer(ExchangeId exchange, const Route& route, const HttpRe
       break;
     case RouteId::kMetrics: {
       HttpResponse response = JsonResponse(
-          MetricsText(engine.ledger()) + metrics.Text(http.stats(), http.num_connections()),
+          MetricsText(engine.ledger(),
+                      {.vllm = options.vllm_metrics, .model_name = model.served_name}) +
+              metrics.Text(http.stats(), http.num_connections()),
           request_id);
       response.content_type = kMetricsContentType;
       http.Respond(exchange, std::move(response));
@@ -287,21 +300,24 @@ void Server::State::Answer(ExchangeId exchange, const Route& route, const HttpRe
 }
 
 void Server::State::Enqueue(ExchangeId exchange, JobKind kind, HttpRequest request) {
-  auto job = std::make_unique<Job>();
-  job->exchange = exchange;
-  job->kind = kind;
-  job->request_id = request.request_id;
-  job->body = std::move(request.body);
-  job->seed = seeds.Next();
-  job->now_unix = clock.UnixSeconds();
-  const std::string request_id = job->request_id;
-  if (preparing.size() >= options.max_preparing || !jobs.TryPush(std::move(job))) {
+  auto ticket = std::make_unique<Ticket>();
+  Job& job = ticket->job;
+  job.exchange = exchange;
+  job.kind = kind;
+  job.request_id = request.request_id;
+  job.body = std::move(request.body);
+  job.seed = seeds.Next();
+  job.now_unix = clock.UnixSeconds();
+  ticket->prepared.exchange = exchange;
+  ticket->prepared.request_id = request.request_id;
+  if (preparing.size() >= options.max_preparing) {
     ++num_rejected;
-    http.Respond(exchange,
-                 ErrorResponse(Refusal(429, "the server is busy, try again later"), request_id));
+    http.Respond(exchange, ErrorResponse(Refusal(429, "the server is busy, try again later"),
+                                         request.request_id));
     return;
   }
   preparing.emplace(static_cast<std::uint64_t>(exchange), true);
+  CHECK(jobs.TryPush(std::move(ticket)));  // It has room for everything that is preparing.
   num_jobs_pushed.fetch_add(1, std::memory_order_release);
   num_jobs_pushed.notify_one();
 }
@@ -350,10 +366,24 @@ void Server::State::OnDone(const AccessRecord& record) {
 }
 
 void Server::State::OnWake() {
-  while (std::optional<std::unique_ptr<Prepared>> prepared = results.TryPop())
-    TakePrepared(std::move(**prepared));
+  while (std::optional<std::unique_ptr<Ticket>> ticket = results.TryPop()) {
+    const ExchangeId exchange = (*ticket)->prepared.exchange;
+    OrFail(exchange, [&] { TakePrepared(std::move((*ticket)->prepared)); });
+  }
   if (TakeEvents()) http.Wake();
+  if (draining && !std::exchange(waiting_aborted, true)) generations.AbortWaiting();
   if (abort_wanted) generations.AbortAll();
+}
+
+// What a body throws (memory, above all) costs its own exchange, and nobody else an event (R7).
+template <typename Body>
+void Server::State::OrFail(ExchangeId exchange, Body body) {
+  try {
+    body();
+  } catch (const std::exception& error) {
+    Log(LogLevel::kError, "answer_exception", {{"what", error.what()}});
+    http.Cut(exchange);
+  }
 }
 
 void Server::State::TakePrepared(Prepared prepared) {
@@ -365,7 +395,8 @@ void Server::State::TakePrepared(Prepared prepared) {
     ++num_dropped;
     return;
   }
-  if (abort_wanted) prepared.outcome = Refusal(503, "the server is shutting down");
+  // Once draining, what had not reached the engine's queue does not enter it any more.
+  if (draining) prepared.outcome = Refusal(503, "the server is shutting down");
   if (auto* plan = std::get_if<GenerationPlan>(&prepared.outcome)) {
     generations.Start(prepared.exchange, prepared.request_id, std::move(*plan));
   } else if (auto* body = std::get_if<std::string>(&prepared.outcome)) {
@@ -409,23 +440,23 @@ void Server::State::OnTick() {
 }
 
 // Whatever a body makes the parsers throw (memory, above all) is one request's error (F7).
-Prepared Server::State::PrepareGuarded(const Job& job) const {
+void Server::State::PrepareGuarded(Ticket& ticket) {
   try {
-    return Prepare(job, model, prepare_limits);
+    ticket.prepared = Prepare(ticket.job, model, prepare_limits, &grammars);
+    return;
   } catch (const std::exception& error) {
     Log(LogLevel::kError, "prepare_exception", {{"what", error.what()}});
-    return {.exchange = job.exchange,
-            .request_id = job.request_id,
-            .outcome = Refusal(500, "the request could not be prepared")};
   }
+  ticket.prepared.exchange = ticket.job.exchange;
+  ticket.prepared.outcome = ApiError{.status = 500, .message = "out of memory"};
 }
 
 void Server::State::RunWorker() {
   for (;;) {
     const std::uint32_t seen = num_jobs_pushed.load(std::memory_order_acquire);
-    while (std::optional<std::unique_ptr<Job>> job = jobs.TryPop()) {
-      auto prepared = std::make_unique<Prepared>(PrepareGuarded(**job));
-      CHECK(results.TryPush(std::move(prepared)));
+    while (std::optional<std::unique_ptr<Ticket>> ticket = jobs.TryPop()) {
+      PrepareGuarded(**ticket);
+      CHECK(results.TryPush(std::move(*ticket)));
       http.Wake();
     }
     if (stopping) return;
@@ -455,6 +486,7 @@ void Server::Start() {
 void Server::BeginDrain() {
   state_->draining = true;
   state_->http.BeginDrain();
+  state_->http.Wake();
 }
 
 void Server::AbortAll() {

@@ -33,7 +33,8 @@ struct ServerOptions {
   bool access_log = true;             // one line a request
   std::uint32_t max_preparing = 256;  // requests between their body and the engine's queue
   std::uint32_t default_max_tokens = 4096;
-  std::uint64_t seed = 0;  // of what clients leave open: sampling seeds, reply ids
+  bool vllm_metrics = false;  // GET /metrics has vLLM's names beside our own
+  std::uint64_t seed = 0;     // of what clients leave open: sampling seeds, reply ids
 };
 
 struct ServerStats {
@@ -58,7 +59,8 @@ class Server {
   // Requires: Listen has returned.
   void Start();
 
-  // No new connections or generations, /health says so; what runs goes on.
+  // No new connections or generations, /health says so. Generations whose first token has not come
+  // are answered with 503; what has begun goes on.
   void BeginDrain();
   // What still runs is cancelled in the engine and answered with an error.
   void AbortAll();

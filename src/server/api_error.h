@@ -26,6 +26,7 @@ struct ApiError {
   std::string message;
   std::string param = {};  // empty: null
   std::optional<ContextExcess> excess = {};
+  std::uint32_t retry_after_s = 1;  // of 429 and 503
 };
 
 // A value or the error to answer with.

@@ -43,6 +43,9 @@ struct GenerationFields {
   GrammarField grammar;
   std::uint32_t num_samples = 1;  // "n": choices for each prompt
   std::string cache_salt;         // at most kMaxSaltBytes
+  std::int32_t priority = 0;      // lower first
+  std::uint32_t timeout_ms = 0;   // 0: none
+  std::uint32_t max_predict_ms = 0;
   bool ignore_eos = false;
   bool stream = false;
   bool include_usage = false;

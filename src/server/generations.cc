@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <deque>
 #include <iterator>
+#include <string>
 #include <utility>
 
 #include "base/check.h"
@@ -97,7 +98,7 @@ HttpResponse ErrorResponse(const ApiError& error, const std::string& request_id)
   response.status = error.status;
   response.body = ErrorBody(error);
   if (error.status == 429 || error.status == 503) {
-    response.headers.emplace_back("Retry-After", "1");
+    response.headers.emplace_back("Retry-After", std::to_string(error.retry_after_s));
   }
   if (error.status == 401) response.headers.emplace_back("WWW-Authenticate", "Bearer");
   if (!request_id.empty()) response.headers.emplace_back("X-Request-Id", request_id);
@@ -156,7 +157,9 @@ bool Generations::AddChoices(Generation& generation, PromptPlan& prompt) {
   generation.usage.num_prompt_tokens += num_prompt_tokens;
   const Result<RequestId> submitted = engine_.submit(std::move(prompt.request));
   if (!submitted) {
-    Fail(generation, SubmitError(submitted.error(), num_prompt_tokens, engine_.max_context));
+    ApiError error = SubmitError(submitted.error(), num_prompt_tokens, engine_.max_context);
+    error.retry_after_s = RetryAfter();
+    Fail(generation, error);
     return false;
   }
   for (std::uint32_t i = 0; i < num_samples; ++i) {
@@ -200,22 +203,32 @@ void Generations::OnEvent(const TokenEvent& event) {
     return;
   }
   const Place place = found->second;
-  if (event.finish == FinishReason::kError) {
-    return Fail(*place.generation,
-                {.status = 500, .message = "the model gave a non-finite result"});
-  }
-  if (event.finish == FinishReason::kNothingAllowed) {
-    return Fail(*place.generation,
-                {.status = 400, .message = "what the request bans and demands leaves no token"});
-  }
-  if (event.finish == FinishReason::kAborted) {
-    return Fail(*place.generation, {.status = 503, .message = "the server is shutting down"});
-  }
+  Generation& generation = *place.generation;
+  const ExchangeId exchange = generation.exchange;
   try {
-    Advance(*place.generation, place.choice_idx, event);
+    if (event.finish == FinishReason::kError) {
+      Fail(generation, {.status = 500, .message = "the model gave a non-finite result"});
+    } else if (event.finish == FinishReason::kNothingAllowed) {
+      Fail(generation,
+           {.status = 400, .message = "what the request bans and demands leaves no token"});
+    } else if (event.finish == FinishReason::kAborted) {
+      Fail(generation, {.status = 503, .message = "the server is shutting down"});
+    } else if (event.finish == FinishReason::kWaited) {
+      Fail(
+          generation,
+          {.status = 503, .message = "the request waited too long", .retry_after_s = RetryAfter()});
+    } else if (event.finish == FinishReason::kTimeout &&
+               !generation.choices[place.choice_idx].has_events) {
+      // An answer that has begun is cut, as by max_tokens.
+      Fail(generation, {.status = 503, .message = "the request's time is over"});
+    } else {
+      Advance(generation, place.choice_idx, event);
+    }
   } catch (const std::exception& error) {  // Memory, above all: one request's failure (R7).
     Log(LogLevel::kError, "generation_exception", {{"what", error.what()}});
-    Fail(*place.generation, {.status = 500, .message = "the answer could not be built"});
+    const auto left = generations_.find(static_cast<std::uint64_t>(exchange));
+    if (left == generations_.end()) return;
+    Fail(*left->second, {.status = 500, .message = "the answer could not be built"});
   }
 }
 
@@ -462,6 +475,15 @@ void Generations::OnGone(ExchangeId exchange) {
   Release(*found->second);
 }
 
+void Generations::AbortWaiting() {
+  std::vector<Generation*> waiting;
+  for (const auto& entry : generations_) {
+    if (entry.second->usage.num_output_tokens == 0) waiting.push_back(entry.second.get());
+  }
+  for (Generation* generation : waiting)
+    Fail(*generation, {.status = 503, .message = "the server is shutting down"});
+}
+
 void Generations::AbortAll() {
   while (!generations_.empty()) {
     Fail(*generations_.begin()->second, {.status = 503, .message = "the server is shutting down"});
@@ -474,6 +496,10 @@ void Generations::Release(Generation& generation) {
     if (wanted_.erase(static_cast<std::uint64_t>(choice.request)) > 0) Cancel(choice.request);
   }
   generations_.erase(static_cast<std::uint64_t>(generation.exchange));
+}
+
+std::uint32_t Generations::RetryAfter() const {
+  return engine_.retry_after_s ? engine_.retry_after_s() : 1;
 }
 
 void Generations::Cancel(RequestId request) {

@@ -66,6 +66,9 @@ class Generations {
   void OnLogprobs(const TopLogprobs& logprobs);
   void OnEmbedding(Embedding embedding);
   void OnGone(ExchangeId exchange);
+  // As AbortAll, but only of those whose first token has not come: their clients have seen nothing
+  // and may ask another server.
+  void AbortWaiting();
   // Cancels everything and answers with 503.
   void AbortAll();
 
@@ -100,6 +103,7 @@ class Generations {
   // Cancels what still runs and forgets the generation; the reference is dead afterwards.
   void Release(Generation& generation);
   void Cancel(RequestId request);
+  std::uint32_t RetryAfter() const;
 
   const EnginePort& engine_;
   const ModelPort& model_;

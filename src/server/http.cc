@@ -13,19 +13,14 @@
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <cerrno>
-#include <charconv>
 #include <chrono>
 #include <memory>
-#include <unordered_map>
 
 #include "base/check.h"
 #include "base/log.h"
 #include "base/result.h"
 #include "base/rng.h"
-#include "server/http_admission.h"
-#include "server/http_session.h"
-#include "server/http_text.h"
-#include "server/tls.h"
+#include "server/http_state.h"
 
 namespace kvrm {
 namespace {
@@ -35,8 +30,6 @@ using asio::ip::tcp;
 using ErrorCodeOf = boost::system::error_code;
 
 constexpr std::int64_t kNsPerMs = 1000000;
-// One read takes at most this much, so that one fast sender does not starve the others.
-constexpr std::size_t kReadBytes = 64 << 10;
 constexpr std::size_t kMaxLingerBytes = 64 << 10;
 constexpr int kBacklog = 1024;
 constexpr std::int64_t kNever = kHttpNever;
@@ -57,75 +50,6 @@ std::string ClientsId(const HttpRequest& request) {
 }
 
 }  // namespace
-
-struct HttpServer::State {
-  State(const HttpOptions& options_in, const Clock& clock_in, HttpCallbacks callbacks_in);
-
-  void StartAccept();
-  void OnAccept(const ErrorCodeOf& error, tcp::socket socket);
-  void ArmRead(Session& session);
-  void ArmWrite(Session& session);
-  void ArmTick();
-  void ArmWake();
-  template <typename Body>
-  void RunHandler(Session& session, Body body);
-  template <typename Body>
-  void Protect(const char* where, Body body);
-
-  void OnReadable(Session& session);
-  bool ContinueHandshake(Session& session);
-  void OnPeerEnd(Session& session, bool properly);
-  void Consume(Session& session, std::string_view bytes);
-  void Advance(Session& session, bool bytes_follow);
-  void OnHead(Session& session, bool bytes_follow);
-  void OnComplete(Session& session);
-  void Refuse(Session& session, int status, std::string_view message);
-  bool ReserveBody(Session& session, std::uint64_t bytes);
-  void ReleaseBody(Session& session);
-
-  void SendResponse(Session& session, const HttpResponse& response);
-  std::string Head(Session& session, int status, std::string_view content_type);
-  void FinishHead(std::string& head, Session& session,
-                  const std::vector<std::pair<std::string, std::string>>& headers);
-  void Append(Session& session, std::string_view bytes);
-  void Flush(Session& session);
-  void OnSent(Session& session);
-  void AppendEvent(Session& session, std::string_view bytes);
-
-  void BeginRecord(Session& session);
-  void EndRecord(Session& session, bool complete);
-  bool MayRead(std::string_view origin) const;
-
-  void Close(Session& session);
-  void Reap(std::uint64_t id);
-  void Tick();
-  void CheckDeadlines(Session& session, std::int64_t now_ns);
-  bool BodyIsTooSlow(const Session& session, std::int64_t now_ns) const;
-  Session* Find(ExchangeId exchange, Phase phase);
-  std::int64_t After(std::int64_t ms) const { return clock.NowNs() + ms * kNsPerMs; }
-
-  const HttpOptions options;
-  const Clock& clock;
-  const HttpCallbacks callbacks;
-  std::unique_ptr<TlsContext> tls;  // null: plain
-  HttpAdmission admission;
-  asio::io_context io{1};
-  tcp::acceptor acceptor{io};
-  asio::steady_timer tick{io};
-  asio::posix::stream_descriptor wake{io};
-  bool accept_armed = false;
-  bool draining = false;
-  std::uint64_t next_session = 1;
-  std::uint64_t next_exchange = 1;
-  std::uint64_t next_request = 0;
-  std::uint64_t bodies_bytes = 0;
-  std::unordered_map<std::uint64_t, std::unique_ptr<Session>> sessions;
-  std::unordered_map<std::uint64_t, Session*> exchanges;
-  std::array<char, kReadBytes> scratch{};
-  std::int64_t date_second = 0;
-  std::string date;
-  HttpStats stats;
-};
 
 HttpServer::State::State(const HttpOptions& options_in, const Clock& clock_in,
                          HttpCallbacks callbacks_in)
@@ -165,21 +89,33 @@ void HttpServer::State::Protect(const char* where, Body body) {
 template <typename Body>
 void HttpServer::State::RunHandler(Session& session, Body body) {
   --session.num_pending;
+  const std::uint64_t id = session.id;
   const std::uint64_t before = stats.num_exceptions;
   if (session.phase != Phase::kClosed) Protect("session", body);
   if (stats.num_exceptions != before) Close(session);
-  if (session.phase == Phase::kClosed) Reap(session.id);
+  FinishClosed();
+  Reap(id);
+  if (accept_wanted) StartAccept();
+}
+
+// A handler that belongs to no session.
+template <typename Body>
+void HttpServer::State::RunOwn(const char* where, Body body) {
+  Protect(where, body);
+  FinishClosed();
+  if (accept_wanted) StartAccept();
 }
 
 void HttpServer::State::StartAccept() {
+  accept_wanted = false;
   if (accept_armed || draining || !acceptor.is_open()) return;
   // At the limit nobody is accepted: they wait in the backlog until somebody leaves.
   if (sessions.size() >= admission.max_connections()) return;
-  accept_armed = true;
   acceptor.async_accept([this](const ErrorCodeOf& error, tcp::socket socket) {
     accept_armed = false;
-    Protect("accept", [&] { OnAccept(error, std::move(socket)); });
+    RunOwn("accept", [&] { OnAccept(error, std::move(socket)); });
   });
+  accept_armed = true;  // Now, not before: giving the handler to the io_context needs memory.
 }
 
 void HttpServer::State::OnAccept(const ErrorCodeOf& error, tcp::socket socket) {
@@ -195,11 +131,14 @@ void HttpServer::State::OnAccept(const ErrorCodeOf& error, tcp::socket socket) {
   ++stats.num_accepted;
   ErrorCodeOf ignored;
   const std::uint64_t address = admission.KeyOf(socket.remote_endpoint(ignored).address());
-  if (!admission.Enter(address)) {
+  // Counted at the end, when nothing can fail any more; here only looked at.
+  if (!admission.MayEnter(address)) {
     ++stats.num_turned_away;
     socket.close(ignored);
-    return StartAccept();
+    accept_wanted = true;
+    return;
   }
+  accept_wanted = true;
   socket.non_blocking(true, ignored);
   socket.set_option(tcp::no_delay(true), ignored);
   if (options.send_buffer_bytes > 0) {
@@ -208,22 +147,26 @@ void HttpServer::State::OnAccept(const ErrorCodeOf& error, tcp::socket socket) {
   const std::uint64_t id = next_session++;
   auto owned = std::make_unique<Session>(id, std::move(socket), options.parser);
   Session& session = *owned;
-  session.address = address;
   session.accepted_ns = clock.NowNs();
   session.deadline_ns = After(options.head_ms);
-  sessions.emplace(id, std::move(owned));
   if (tls) {
     session.tls.emplace(*tls, session.socket.native_handle());
     session.phase = Phase::kHandshake;
   }
-  ArmRead(session);
-  StartAccept();
+  closed.reserve(sessions.size() + 1);  // so that Close needs no memory
+  sessions.emplace(id, std::move(owned));
+  admission.Enter(address);
+  session.address = address;
+  try {
+    ArmRead(session);
+  } catch (...) {
+    Close(session);
+    throw;
+  }
 }
 
 void HttpServer::State::ArmRead(Session& session) {
   if (session.read_armed || session.peer_ended || session.phase == Phase::kClosed) return;
-  session.read_armed = true;
-  ++session.num_pending;
   session.socket.async_wait(tcp::socket::wait_read, [this, &session](const ErrorCodeOf& error) {
     session.read_armed = false;
     RunHandler(session, [&] {
@@ -233,12 +176,12 @@ void HttpServer::State::ArmRead(Session& session) {
       ArmRead(session);
     });
   });
+  session.read_armed = true;
+  ++session.num_pending;
 }
 
 void HttpServer::State::ArmWrite(Session& session) {
   if (session.write_armed || session.phase == Phase::kClosed) return;
-  session.write_armed = true;
-  ++session.num_pending;
   session.socket.async_wait(tcp::socket::wait_write, [this, &session](const ErrorCodeOf& error) {
     session.write_armed = false;
     RunHandler(session, [&] {
@@ -247,28 +190,43 @@ void HttpServer::State::ArmWrite(Session& session) {
       Flush(session);
     });
   });
+  session.write_armed = true;
+  ++session.num_pending;
 }
 
 void HttpServer::State::ArmTick() {
+  if (tick_armed) return;
   tick.expires_after(std::chrono::milliseconds(options.tick_ms));
   tick.async_wait([this](const ErrorCodeOf& error) {
+    tick_armed = false;
     if (error) return;
-    Protect("tick", [this] { Tick(); });
-    Protect("tick", [this] { callbacks.on_tick(); });
+    RunOwn("tick", [this] { Tick(); });
+    RunOwn("tick", [this] { callbacks.on_tick(); });
     ArmTick();
   });
+  tick_armed = true;
 }
 
 void HttpServer::State::ArmWake() {
+  if (wake_armed) return;
   wake.async_wait(asio::posix::stream_descriptor::wait_read, [this](const ErrorCodeOf& error) {
+    wake_armed = false;
     if (error) return;
     std::uint64_t count = 0;
     // Clears the counter; a Wake after this line makes the descriptor readable again.
     if (::read(wake.native_handle(), &count, sizeof count) > 0) {
-      Protect("wake", [this] { callbacks.on_wake(); });
+      RunOwn("wake", [this] { callbacks.on_wake(); });
     }
     ArmWake();
   });
+  wake_armed = true;
+}
+
+// What an exception has torn off the io_context is given to it again.
+void HttpServer::State::ArmAll() {
+  StartAccept();
+  ArmTick();
+  ArmWake();
 }
 
 void HttpServer::State::OnReadable(Session& session) {
@@ -446,121 +404,8 @@ bool HttpServer::State::MayRead(std::string_view origin) const {
                                         });
 }
 
-std::string HttpServer::State::Head(Session& session, int status, std::string_view content_type) {
-  const std::int64_t second = clock.UnixSeconds();
-  if (second != date_second || date.empty()) {
-    date = HttpDate(second);
-    date_second = second;
-  }
-  session.record.status = status;
-  std::string head = "HTTP/1.1 " + std::to_string(status) + ' ' + HttpReason(status) +
-                     "\r\nDate: " + date + "\r\n";
-  if (!content_type.empty()) {
-    head += "Content-Type: ";
-    head += content_type;
-    head += "\r\n";
-  }
-  head += "X-Content-Type-Options: nosniff\r\n";
-  if (!options.cors_origins.empty()) head += "Vary: Origin\r\n";
-  if (!session.origin.empty()) {
-    head += "Access-Control-Allow-Origin: " + session.origin +
-            "\r\nAccess-Control-Expose-Headers: X-Request-Id, Retry-After\r\n";
-  }
-  if (session.close_after) {
-    head += "Connection: close\r\n";
-  } else if (session.old_version) {
-    head += "Connection: keep-alive\r\n";
-  }
-  return head;
-}
-
-void HttpServer::State::FinishHead(
-    std::string& head, Session& session,
-    const std::vector<std::pair<std::string, std::string>>& headers) {
-  for (const auto& [name, value] : headers) {
-    if (!IsFieldValue(value)) continue;
-    head += name;
-    head += ": ";
-    head += value;
-    head += "\r\n";
-  }
-  head += "\r\n";
-  Append(session, head);
-}
-
-void HttpServer::State::SendResponse(Session& session, const HttpResponse& response) {
-  if (draining) session.close_after = true;
-  exchanges.erase(session.exchange);
-  session.exchange = 0;
-  session.phase = Phase::kSending;
-  session.deadline_ns = kNever;
-  ReleaseBody(session);
-  const bool bodyless = response.status == 204;
-  std::string head = Head(session, response.status, bodyless ? "" : response.content_type);
-  if (!bodyless) head += "Content-Length: " + std::to_string(response.body.size()) + "\r\n";
-  FinishHead(head, session, response.headers);
-  if (!session.head_only && !bodyless) Append(session, response.body);
-  Flush(session);
-}
-
-void HttpServer::State::Append(Session& session, std::string_view bytes) {
-  if (session.unsent() == 0) session.send_deadline_ns = After(options.send_ms);
-  session.out.append(bytes);
-  if (session.phase == Phase::kReading) Flush(session);
-}
-
-void HttpServer::State::Flush(Session& session) {
-  while (session.unsent() > 0 && session.phase != Phase::kClosed) {
-    const IoResult result = session.WriteUnsent();
-    // Readability is always awaited, and Flush is called after it.
-    if (result.state == IoState::kWantRead) return;
-    if (result.state == IoState::kWantWrite) return ArmWrite(session);
-    if (result.state != IoState::kDone) return Close(session);
-    session.record.num_bytes_out += result.num_bytes;
-    session.send_deadline_ns = After(options.send_ms);
-  }
-  if (session.phase == Phase::kClosed) return;
-  session.out.clear();
-  if (session.out.capacity() > 4096) session.out.shrink_to_fit();
-  session.out_offset = 0;
-  session.send_deadline_ns = kNever;
-  if (session.phase == Phase::kSending) OnSent(session);
-}
-
-void HttpServer::State::OnSent(Session& session) {
-  EndRecord(session, true);
-  session.parser.Reset();
-  session.origin.clear();
-  session.head_only = false;
-  if (!session.close_after) {
-    session.phase = Phase::kReading;
-    session.num_discarded = 0;
-    session.deadline_ns = After(options.keep_alive_ms);
-    return;
-  }
-  if (session.peer_ended) return Close(session);
-  // Closing with unread input would send RST, which can destroy the answer before it is read.
-  session.EndSending();
-  session.phase = Phase::kLingering;
-  session.deadline_ns = After(options.linger_ms);
-}
-
-void HttpServer::State::AppendEvent(Session& session, std::string_view bytes) {
-  session.last_write_ns = clock.NowNs();
-  if (session.head_only) return;
-  if (session.chunked) {
-    char size[20];
-    const auto end = std::to_chars(size, size + sizeof size, bytes.size(), 16).ptr;
-    Append(session, std::string_view(size, static_cast<std::size_t>(end - size)));
-    Append(session, "\r\n");
-    Append(session, bytes);
-    Append(session, "\r\n");
-  } else {
-    Append(session, bytes);
-  }
-}
-
-// Never calls back at once: verbs are called in the middle of the owner's own work.
+// Never calls back at once: verbs are called in the middle of the owner's own work. FinishClosed
+// does, when the handler is through. Allocates nothing.
 void HttpServer::State::Close(Session& session) {
   if (session.phase == Phase::kClosed) return;
   session.phase = Phase::kClosed;
@@ -568,22 +413,33 @@ void HttpServer::State::Close(Session& session) {
   session.socket.close(ignored);
   ReleaseBody(session);
   admission.Leave(session.address);
-  const std::uint64_t exchange = session.exchange;
-  exchanges.erase(exchange);
-  ++session.num_pending;
-  asio::post(io, [this, &session, exchange] {
-    --session.num_pending;
-    if (exchange != 0) Protect("gone", [&] { callbacks.on_gone(ExchangeId{exchange}); });
+  exchanges.erase(session.exchange);
+  closed.push_back(&session);
+}
+
+// Runs at the end of every handler: tells the owner who has gone.
+void HttpServer::State::FinishClosed() {
+  for (std::size_t i = 0; i < closed.size(); ++i) {  // The owner may close others meanwhile.
+    Session& session = *closed[i];
+    const ExchangeId exchange{session.exchange};
+    if (session.exchange != 0) Protect("gone", [&] { callbacks.on_gone(exchange); });
     Protect("record", [&] { EndRecord(session, false); });
-    Reap(session.id);
-  });
+    session.told = true;
+  }
+  while (!closed.empty()) {
+    const std::uint64_t id = closed.back()->id;
+    closed.pop_back();
+    Reap(id);
+  }
 }
 
 void HttpServer::State::Reap(std::uint64_t id) {
   const auto found = sessions.find(id);
-  if (found == sessions.end() || found->second->num_pending > 0) return;
+  if (found == sessions.end()) return;
+  const Session& session = *found->second;
+  if (session.phase != Phase::kClosed || !session.told || session.num_pending > 0) return;
   sessions.erase(found);
-  StartAccept();
+  accept_wanted = true;
 }
 
 void HttpServer::State::Tick() {
@@ -655,12 +511,13 @@ std::uint16_t HttpServer::Listen(const std::string& host, std::uint16_t port) {
 }
 
 void HttpServer::Run() {
-  state_->StartAccept();
-  state_->ArmTick();
-  state_->ArmWake();
-  // Handlers stop their own exceptions; this second net is for what a completion itself throws.
+  // Handlers stop their own exceptions; this second net is for what giving handlers to the
+  // io_context throws.
   while (!state_->io.stopped()) {
-    state_->Protect("run", [this] { state_->io.run(); });
+    state_->Protect("run", [this] {
+      state_->ArmAll();
+      state_->io.run();
+    });
   }
 }
 
@@ -687,54 +544,13 @@ void HttpServer::BeginDrain() noexcept {
         state.Close(session);
       }
     }
+    state.FinishClosed();
   });
 }
 
-bool HttpServer::Respond(ExchangeId exchange, HttpResponse response) {
-  Session* session = state_->Find(exchange, Phase::kWaiting);
-  if (session == nullptr) return false;
-  state_->SendResponse(*session, response);
-  return true;
-}
-
-bool HttpServer::StartStream(ExchangeId exchange,
-                             const std::vector<std::pair<std::string, std::string>>& headers) {
-  Session* session = state_->Find(exchange, Phase::kWaiting);
-  if (session == nullptr) return false;
-  if (session->old_version || state_->draining) session->close_after = true;
-  session->chunked = !session->old_version;
-  session->phase = Phase::kStreaming;
-  state_->ReleaseBody(*session);
-  session->last_write_ns = state_->clock.NowNs();
-  std::string head = state_->Head(*session, 200, "text/event-stream");
-  head += "Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n";
-  if (session->chunked) head += "Transfer-Encoding: chunked\r\n";
-  state_->FinishHead(head, *session, headers);
-  state_->Flush(*session);
-  return true;
-}
-
-bool HttpServer::Write(ExchangeId exchange, std::string_view bytes) {
-  Session* session = state_->Find(exchange, Phase::kStreaming);
-  if (session == nullptr) return false;
-  state_->AppendEvent(*session, bytes);
-  state_->Flush(*session);
-  if (session->unsent() > state_->options.max_output_bytes) {
-    ++state_->stats.num_overflowed;
-    state_->Close(*session);
-  }
-  return session->phase != Phase::kClosed;
-}
-
-bool HttpServer::Finish(ExchangeId exchange) {
-  Session* session = state_->Find(exchange, Phase::kStreaming);
-  if (session == nullptr) return false;
-  if (session->chunked && !session->head_only) state_->Append(*session, "0\r\n\r\n");
-  state_->exchanges.erase(session->exchange);
-  session->exchange = 0;
-  session->phase = Phase::kSending;
-  state_->Flush(*session);
-  return true;
+void HttpServer::Cut(ExchangeId exchange) noexcept {
+  const auto found = state_->exchanges.find(static_cast<std::uint64_t>(exchange));
+  if (found != state_->exchanges.end()) state_->Close(*found->second);
 }
 
 std::size_t HttpServer::num_connections() const {

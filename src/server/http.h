@@ -147,6 +147,8 @@ class HttpServer {
   // Complete SSE events. False also when the stream was cut for not being read.
   bool Write(ExchangeId exchange, std::string_view bytes);
   bool Finish(ExchangeId exchange);
+  // Closes its connection: for an owner that has not the memory to say more.
+  void Cut(ExchangeId exchange) noexcept;
 
   std::size_t num_connections() const;
   const HttpStats& stats() const;

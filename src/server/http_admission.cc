@@ -61,12 +61,13 @@ std::uint64_t HttpAdmission::KeyOf(const boost::asio::ip::address& address) cons
   return prefix == 0 ? 1 : prefix;
 }
 
-bool HttpAdmission::Enter(std::uint64_t key) {
-  if (key == 0) return true;
-  std::uint32_t& count = counts_[key];
-  if (count >= max_per_address_) return false;
-  ++count;
-  return true;
+bool HttpAdmission::MayEnter(std::uint64_t key) const {
+  const auto found = counts_.find(key);
+  return key == 0 || found == counts_.end() || found->second < max_per_address_;
+}
+
+void HttpAdmission::Enter(std::uint64_t key) {
+  if (key != 0) ++counts_[key];
 }
 
 void HttpAdmission::Leave(std::uint64_t key) {

@@ -28,7 +28,8 @@ class HttpAdmission {
   // The key under which the address is counted; 0: it is not.
   std::uint64_t KeyOf(const boost::asio::ip::address& address) const;
   // False: that address has as many as it may.
-  bool Enter(std::uint64_t key);
+  bool MayEnter(std::uint64_t key) const;
+  void Enter(std::uint64_t key);
   void Leave(std::uint64_t key);
 
   // Accepts whoever waits at `listener` and closes at once, with the descriptor that is kept for

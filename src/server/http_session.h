@@ -65,6 +65,7 @@ struct HttpSession {
   bool read_armed = false;
   bool write_armed = false;
   bool read_wants_write = false;  // TLS must send before it can read on
+  bool told = false;              // closed, and the owner knows
   bool peer_ended = false;        // The client has sent FIN.
   int num_pending = 0;            // handlers the io_context holds; the session outlives them all
   std::uint32_t num_requests = 0;

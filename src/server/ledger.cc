@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/ledger.h"
 
+#include <array>
 #include <boost/json/serialize.hpp>
+#include <charconv>
 #include <string_view>
+#include <system_error>
+#include <utility>
 
 #include "base/json.h"
 
@@ -68,28 +72,74 @@ json::object MovementObject(const KvStats& kv) {
           {"most_runs", kv.max_runs_seen}};
 }
 
+std::string NumberText(double value) {
+  std::array<char, 32> text = {};
+  const auto [end, error] = std::to_chars(text.data(), text.data() + text.size(), value);
+  return error == std::errc() ? std::string(text.data(), end) : "0";
+}
+
 // A line for a metric, with its type before the first of its name.
 class MetricLines {
  public:
+  // `labels` of every line; "": none.
+  explicit MetricLines(std::string prefix, std::string labels = "")
+      : prefix_(std::move(prefix)), labels_(std::move(labels)) {}
+
   void Gauge(std::string_view name, std::uint64_t value, std::string_view labels = "") {
-    Add(name, "gauge", value, labels);
+    Add(name, "gauge", std::to_string(value), labels);
   }
-  void Counter(std::string_view name, std::uint64_t value) { Add(name, "counter", value, ""); }
+  void Share(std::string_view name, double value) { Add(name, "gauge", NumberText(value), ""); }
+  void Counter(std::string_view name, std::uint64_t value, std::string_view labels = "") {
+    Add(name, "counter", std::to_string(value), labels);
+  }
+  void Histogram(std::string_view name, const HistogramData& data) {
+    Type(name, "histogram");
+    const std::string bucket = std::string(name) + "_bucket";
+    std::uint64_t below = 0;
+    for (std::size_t i = 0; i < data.bounds.size(); ++i) {
+      below += data.counts[i];
+      Line(bucket, std::to_string(below), "le=\"" + NumberText(data.bounds[i]) + '"');
+    }
+    below += data.counts.back();
+    Line(bucket, std::to_string(below), "le=\"+Inf\"");
+    Line(std::string(name) + "_sum", NumberText(data.sum), "");
+    Line(std::string(name) + "_count", std::to_string(below), "");
+  }
   std::string text;
 
  private:
-  void Add(std::string_view name, std::string_view type, std::uint64_t value,
+  void Add(std::string_view name, std::string_view type, std::string_view value,
            std::string_view labels) {
-    if (name != last_) {
-      text += "# TYPE kvrm:" + std::string(name) + ' ' + std::string(type) + '\n';
-      last_ = name;
-    }
-    text += "kvrm:" + std::string(name);
-    if (!labels.empty()) text += '{' + std::string(labels) + '}';
-    text += ' ' + std::to_string(value) + '\n';
+    Type(name, type);
+    Line(name, value, labels);
   }
+  void Type(std::string_view name, std::string_view type) {
+    if (name == last_) return;
+    text += "# TYPE " + prefix_ + std::string(name) + ' ' + std::string(type) + '\n';
+    last_ = name;
+  }
+  void Line(std::string_view name, std::string_view value, std::string_view labels) {
+    text += prefix_ + std::string(name);
+    const char* const comma = labels_.empty() || labels.empty() ? "" : ",";
+    if (!labels_.empty() || !labels.empty())
+      text += '{' + labels_ + comma + std::string(labels) + '}';
+    text += ' ' + std::string(value) + '\n';
+  }
+
+  const std::string prefix_;
+  const std::string labels_;
   std::string last_;
 };
+
+// Of a label: what Prometheus wants escaped is.
+std::string Escaped(std::string_view value) {
+  std::string text;
+  for (const char c : value) {
+    if (c == '\\' || c == '"') text += '\\';
+    text += c == '\n' ? std::string("\\n") : std::string(1, c);
+  }
+  return text;
+}
 
 void AddMemory(const EngineLedger& ledger, MetricLines* lines) {
   const KvStats& kv = ledger.kv;
@@ -116,6 +166,45 @@ void AddMemory(const EngineLedger& ledger, MetricLines* lines) {
   if (ledger.memory_budget != 0) lines->Gauge("memory_budget_bytes", ledger.memory_budget);
 }
 
+void AddRequests(const EngineLedger& ledger, MetricLines* lines) {
+  for (int i = 1; i < kNumFinishReasons; ++i) {
+    const char* const name = FinishReasonName(static_cast<FinishReason>(i));
+    lines->Counter("requests_total", ledger.num_ended[static_cast<std::size_t>(i)],
+                   "finished_reason=\"" + std::string(name) + '"');
+  }
+  lines->Counter("admission_rejections_total", ledger.num_rejected_requests, "reason=\"requests\"");
+  lines->Counter("admission_rejections_total", ledger.num_rejected_tokens, "reason=\"tokens\"");
+}
+
+// What dashboards for vLLM look at; only names that mean the same here.
+std::string VllmText(const EngineLedger& ledger, const std::string& model_name) {
+  const EngineStats& engine = ledger.engine;
+  const KvStats& kv = ledger.kv;
+  MetricLines lines("vllm:", "model_name=\"" + Escaped(model_name) + "\",engine=\"0\"");
+  lines.Gauge("num_requests_running", engine.num_running);
+  lines.Gauge("num_requests_waiting", engine.num_waiting);
+  lines.Share("kv_cache_usage_perc",
+              kv.num_blocks == 0 ? 0.0 : static_cast<double>(kv.num_held) / kv.num_blocks);
+  lines.Counter("num_preemptions_total", engine.num_preemptions);
+  lines.Counter("prompt_tokens_total", engine.num_prompt_tokens + engine.num_cached_tokens);
+  lines.Counter("prompt_tokens_cached_total", engine.num_cached_tokens);
+  lines.Counter("generation_tokens_total", engine.num_output_tokens);
+  lines.Counter("prefix_cache_queries_total",
+                (kv.num_prefix_hits + kv.num_prefix_misses) * ledger.block_tokens);
+  lines.Counter("prefix_cache_hits_total", kv.num_prefix_hits * ledger.block_tokens);
+  for (const FinishReason reason :
+       {FinishReason::kStop, FinishReason::kLength, FinishReason::kAborted, FinishReason::kError}) {
+    lines.Counter("request_success_total", ledger.num_ended[static_cast<std::size_t>(reason)],
+                  "finished_reason=\"" + std::string(FinishReasonName(reason)) + '"');
+  }
+  lines.Counter("admission_rejections_total",
+                ledger.num_rejected_requests + ledger.num_rejected_tokens, "reason=\"queue\"");
+  for (const NamedHistogram& histogram : ledger.histograms) {
+    if (*histogram.vllm_name != 0) lines.Histogram(histogram.vllm_name, histogram.data);
+  }
+  return std::move(lines.text);
+}
+
 }  // namespace
 
 std::string LedgerBody(const EngineLedger& ledger) {
@@ -136,13 +225,16 @@ std::string LedgerBody(const EngineLedger& ledger) {
   return json::serialize(body);
 }
 
-std::string MetricsText(const EngineLedger& ledger) {
+std::string MetricsText(const EngineLedger& ledger, const MetricsNames& names) {
   const EngineStats& engine = ledger.engine;
   const KvStats& kv = ledger.kv;
-  MetricLines lines;
+  MetricLines lines("kvrm:");
   lines.Gauge("num_requests_running", engine.num_running);
   lines.Gauge("num_requests_waiting", engine.num_waiting);
+  lines.Gauge("num_queued_prompt_tokens", engine.num_queued_tokens);
   lines.Counter("steps_total", engine.num_steps);
+  // Every graph is made before "ready"; no executor of ours has a way to make one after.
+  lines.Counter("graph_captures_total", 0);
   lines.Counter("prompt_tokens_total", engine.num_prompt_tokens);
   lines.Counter("generation_tokens_total", engine.num_output_tokens);
   lines.Counter("cached_tokens_total", engine.num_cached_tokens);
@@ -160,6 +252,10 @@ std::string MetricsText(const EngineLedger& ledger) {
   lines.Counter("run_overflows_total", kv.num_run_overflows);
   lines.Counter("row_waits_total", kv.num_waits);
   lines.Counter("row_stalls_total", kv.num_stalls);
+  AddRequests(ledger, &lines);
+  for (const NamedHistogram& histogram : ledger.histograms)
+    lines.Histogram(histogram.name, histogram.data);
+  if (names.vllm) lines.text += VllmText(ledger, names.model_name);
   return std::move(lines.text);
 }
 

@@ -31,13 +31,22 @@ EnginePort PortOf(Engine& engine) {
       .ledger =
           [&engine] {
             const EngineOptions& options = engine.options();
-            return EngineLedger{.engine = engine.stats(),
-                                .kv = engine.kv_stats(),
-                                .reserved = engine.reserved(),
-                                .memory_budget = options.memory_budget,
-                                .view = KvViewName(options.view),
-                                .placement = PlacementPolicyName(options.placement)};
+            const EngineMetrics& metrics = engine.metrics();
+            EngineLedger ledger = {.engine = engine.stats(),
+                                   .kv = engine.kv_stats(),
+                                   .reserved = engine.reserved(),
+                                   .memory_budget = options.memory_budget,
+                                   .view = KvViewName(options.view),
+                                   .placement = PlacementPolicyName(options.placement),
+                                   .block_tokens = options.block_tokens,
+                                   .histograms = metrics.Histograms(),
+                                   .num_rejected_requests = metrics.num_rejected_requests,
+                                   .num_rejected_tokens = metrics.num_rejected_tokens};
+            for (std::size_t i = 0; i < ledger.num_ended.size(); ++i)
+              ledger.num_ended[i] = metrics.num_ended[i];
+            return ledger;
           },
+      .retry_after_s = [&engine] { return engine.RetryAfterSeconds(); },
       .max_context = engine.max_context(),
       .max_requests = engine.options().max_queued + engine.options().max_rows,
       .max_rows = engine.options().max_rows};

@@ -31,6 +31,8 @@ struct EnginePort {
   std::function<bool(Embedding*)> poll_embedding;          // I/O thread, after poll
   std::function<void(std::function<void()>)> set_wake;     // once, before requests
   std::function<EngineLedger()> ledger;                    // I/O thread
+  // Seconds after which a refused request may find room; absent: 1. I/O thread.
+  std::function<std::uint32_t()> retry_after_s = {};
   std::uint32_t max_context = 0;
   std::uint32_t max_requests = 0;  // that run or wait at once
   std::uint32_t max_rows = 0;      // that run at once

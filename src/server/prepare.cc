@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <boost/json/serialize.hpp>
+#include <functional>
 #include <optional>
 #include <span>
 #include <utility>
@@ -222,6 +223,10 @@ ApiResult<PromptPlan> PlanPrompt(Ids prompt, const GenerationFields& fields, con
     plan.request.num_prompt_logprobs =
         std::max(*fields.logprobs.output, fields.logprobs.prompt.value_or(0));
   }
+  plan.request.priority = fields.priority;
+  plan.request.timeout_ms = fields.timeout_ms;
+  plan.request.max_predict_ms = fields.max_predict_ms;
+  plan.request.tenant = std::hash<std::string>{}(fields.cache_salt);
   plan.request.prompt = std::move(prompt);
   return plan;
 }
@@ -245,8 +250,9 @@ std::optional<ApiError> TooManyChoices(std::size_t num_choices, const PrepareLim
                   .param = std::move(param)};
 }
 
-// The form that the output must have: the request's own, or that of a call that must come.
-ApiResult<GrammarSpec> GrammarOf(const GenerationFields& fields, const PrepareLimits& limits) {
+// The form that the output must have: the request's own, or that of a call that must come. Null:
+// none.
+ApiResult<SharedGrammar> GrammarOf(const GenerationFields& fields, GrammarCache* grammars) {
   const bool is_forced = fields.tools.choice == ToolFields::Choice::kRequired ||
                          fields.tools.choice == ToolFields::Choice::kNamed;
   const std::string param = is_forced ? "tool_choice" : fields.grammar.param;
@@ -255,13 +261,17 @@ ApiResult<GrammarSpec> GrammarOf(const GenerationFields& fields, const PrepareLi
                     .message = "tool_choice and " + fields.grammar.param + " exclude each other",
                     .param = "tool_choice"};
   }
-  GrammarSpec spec = is_forced ? ForcedCallGrammar(fields.tools) : fields.grammar.spec;
-  if (spec.kind != GrammarKind::kNone && !limits.has_grammars) {
+  const GrammarSpec spec = is_forced ? ForcedCallGrammar(fields.tools) : fields.grammar.spec;
+  if (spec.kind == GrammarKind::kNone) return SharedGrammar();
+  if (grammars == nullptr) {
     return ApiError{.status = 400,
-                    .message = param + ": forms of the output are not supported yet",
+                    .message = param + ": forms of the output are not supported here",
                     .param = param};
   }
-  return spec;
+  Result<SharedGrammar> compiled = grammars->Get(spec);
+  if (compiled) return *std::move(compiled);
+  return ApiError{
+      .status = 400, .message = param + ": " + compiled.error().message, .param = param};
 }
 
 ChoiceTextOptions TextOptions(const GenerationFields& fields, bool chat, const ModelPort& model) {
@@ -318,7 +328,8 @@ ApiResult<Ids> ChatPrompt(GenerationFields& fields, const Job& job, const ModelP
   return EncodePieces(pieces, model);
 }
 
-Outcome PrepareGeneration(const Job& job, const ModelPort& model, const PrepareLimits& limits) {
+Outcome PrepareGeneration(const Job& job, const ModelPort& model, const PrepareLimits& limits,
+                          GrammarCache* grammars) {
   const bool chat = job.kind == JobKind::kChat;
   ApiResult<GenerationFields> parsed =
       chat ? ParseChat(job.body, limits.api) : ParseCompletion(job.body, limits.api);
@@ -330,7 +341,7 @@ Outcome PrepareGeneration(const Job& job, const ModelPort& model, const PrepareL
                                         fields.num_samples > 1 ? "n" : "prompt")) {
     return *error;
   }
-  const ApiResult<GrammarSpec> grammar = GrammarOf(fields, limits);
+  const ApiResult<SharedGrammar> grammar = GrammarOf(fields, grammars);
   if (const ApiError* error = ErrorOf(grammar)) return *error;
   const ApiResult<LogitRules> rules = Rules(fields.sampling, model);
   if (const ApiError* error = ErrorOf(rules)) return *error;
@@ -347,7 +358,7 @@ Outcome PrepareGeneration(const Job& job, const ModelPort& model, const PrepareL
     plan.prompts.push_back(std::move(std::get<PromptPlan>(prompt)));
     Request& request = plan.prompts.back().request;
     request.rules = std::get<LogitRules>(rules);
-    request.grammar = std::get<GrammarSpec>(grammar);
+    request.compiled_grammar = std::get<SharedGrammar>(grammar);
     if (fields.echo) {
       const auto* text = std::get_if<std::string>(&fields.prompts[i]);
       plan.prompts.back().echo = text != nullptr && !fields.truncate_prompt
@@ -458,12 +469,13 @@ Outcome PrepareDetokenize(const Job& job, const ModelPort& model, const PrepareL
 
 }  // namespace
 
-Prepared Prepare(const Job& job, const ModelPort& model, const PrepareLimits& limits) {
+Prepared Prepare(const Job& job, const ModelPort& model, const PrepareLimits& limits,
+                 GrammarCache* grammars) {
   Prepared prepared{.exchange = job.exchange, .request_id = job.request_id, .outcome = {}};
   switch (job.kind) {
     case JobKind::kChat:
     case JobKind::kCompletion:
-      prepared.outcome = PrepareGeneration(job, model, limits);
+      prepared.outcome = PrepareGeneration(job, model, limits, grammars);
       break;
     case JobKind::kEmbeddings:
       prepared.outcome = PrepareEmbeddings(job, model, limits);

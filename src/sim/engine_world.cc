@@ -30,6 +30,22 @@ bool IsStatic(KvView view) {
          view == KvView::kStaticBucketed;
 }
 
+// Pace, deadlines and priorities, of random numbers of their own: half of the scenarios have none.
+void AddTurns(std::uint64_t seed, EngineScenario* s) {
+  Rng rng(seed, "engine turns");
+  s->engine.max_wait_ms = 0;
+  s->engine.pace.itl_factor = 0;
+  if (rng.Below(2) == 0) return;
+  constexpr double kFactors[] = {1, 1.2, 1.6, 3};
+  s->engine.pace.itl_factor = kFactors[rng.Below(4)];
+  if (rng.Below(4) == 0) s->engine.pace.max_step_seconds = 1e-3 * static_cast<double>(rng.Below(4));
+  s->engine.pace.free_rows = static_cast<std::uint32_t>(rng.Below(5));
+  s->engine.pace.min_prompt_tokens = 1 + static_cast<std::uint32_t>(rng.Below(6));
+  s->clock_seed = rng.Next();
+  s->timeout_percent = static_cast<std::uint32_t>(rng.Below(30));
+  s->priority_percent = static_cast<std::uint32_t>(rng.Below(80));
+}
+
 }  // namespace
 
 EngineScenario RandomEngineScenario(std::uint64_t seed) {
@@ -58,6 +74,7 @@ EngineScenario RandomEngineScenario(std::uint64_t seed) {
   s.shared_percent = below(90);
   s.has_log = Mix64(seed) % kLogShare == 0;
   if (below(100) < 70) e.layered_move_bytes = below(3) * SimLayout(e.block_tokens).block_bytes();
+  AddTurns(seed, &s);
   return s;
 }
 
@@ -74,6 +91,7 @@ std::string ToString(const EngineScenario& s) {
          field("kv_tokens", e.kv_tokens) + field("runs", e.max_runs) +
          field("edits", e.max_edits_per_step) + field("move_bytes", e.max_move_bytes_per_step) +
          field("layered_bytes", e.layered_move_bytes) +
+         field("itl_percent", static_cast<std::uint64_t>(e.pace.itl_factor * 100)) +
          field("prefix_cache", e.prefix_cache ? 1 : 0) + field("queued", e.max_queued);
 }
 
@@ -93,6 +111,7 @@ std::vector<std::uint8_t> EngineWorld::OpMix(std::uint64_t seed) {
 EngineWorld::EngineWorld(const EngineScenario& scenario, SimTrace trace)
     : scenario_(scenario),
       trace_(trace),
+      clock_(scenario.clock_seed),
       device_(scenario.device),
       log_fd_(scenario.has_log ? ::memfd_create("descriptor log", MFD_CLOEXEC) : -1),
       engine_(std::in_place, Parts(), Options(), clock_),
@@ -161,11 +180,22 @@ Request EngineWorld::RandomRequest(Rng& rng) const {
   if (rng.Below(100) < 30) request.stop_ids = {static_cast<std::int32_t>(rng.Below(kVocab))};
   if (rng.Below(100) < 30) request.num_samples = static_cast<std::uint32_t>(2 + rng.Below(4));
   if (rng.Below(100) < 20) request.cache_salt = "another tenant";
+  if (rng.Below(100) < scenario_.priority_percent) {
+    request.priority = static_cast<std::int32_t>(rng.Below(3)) - 1;
+    request.tenant = rng.Below(3);
+    request.tenant_weight = static_cast<float>(1 + rng.Below(4));
+  }
+  if (rng.Below(100) < scenario_.timeout_percent)
+    request.timeout_ms = static_cast<std::uint32_t>(1 + rng.Below(400));
+  if (rng.Below(100) < scenario_.timeout_percent)
+    request.max_wait_ms = static_cast<std::uint32_t>(1 + rng.Below(100));
   return request;
 }
 
 void EngineWorld::Submit(Rng& rng) {
   const Request request = RandomRequest(rng);
+  // Not later than the engine's own look at the clock.
+  const std::int64_t before_ns = clock_.NowNs();
   const Result<RequestId> id = engine_->Submit(request);
   const std::uint32_t limit = scenario_.engine.max_queued + scenario_.engine.max_rows;
   if (!id) {
@@ -187,6 +217,10 @@ void EngineWorld::Submit(Rng& rng) {
     served.sampling.seed += i;
     served.stop_ids = request.stop_ids;
     served.num_prompt_tokens = num_prompt;
+    if (request.timeout_ms > 0)
+      served.timeout_at_ns = before_ns + std::int64_t{request.timeout_ms} * 1'000'000;
+    if (request.max_wait_ms > 0)
+      served.wait_until_ns = before_ns + std::int64_t{request.max_wait_ms} * 1'000'000;
     served.max_length =
         num_prompt + std::min(request.max_tokens, scenario_.engine.max_context - num_prompt);
   }
@@ -237,6 +271,15 @@ void EngineWorld::Take(const TokenEvent& event) {
   }
   if (event.finish == FinishReason::kAborted) {
     CHECK(served.cancelled && event.token == -1);  // R4
+    return;
+  }
+  if (event.finish == FinishReason::kTimeout) {
+    CHECK(served.timeout_at_ns > 0 && clock_.NowNs() >= served.timeout_at_ns && event.token == -1);
+    return;
+  }
+  if (event.finish == FinishReason::kWaited) {
+    CHECK(served.wait_until_ns > 0 && clock_.NowNs() >= served.wait_until_ns && event.token == -1);
+    CHECK(served.history.length() == served.num_prompt_tokens);  // Nothing has come out of it.
     return;
   }
   CHECK(event.finish != FinishReason::kError);

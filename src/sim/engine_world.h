@@ -3,7 +3,8 @@
 // and executor, with requests from outside.
 //
 // Checked: every event's token and log-probability are those of the request alone (R8, K7), every
-// accepted request ends exactly once and for its own reason (R1, R4), events for unknown requests
+// accepted request ends exactly once and for its own reason (R1, R4; a deadline not before its
+// time), events for unknown requests
 // have no effect (R3), a full queue refuses (R6), and in the liveness phase everything ends (R5)
 // and gives back what it had (K1). A share of the schedules has a descriptor log, in memory, which
 // StepVerifier must have nothing to object to when the engine has gone.
@@ -31,6 +32,9 @@ struct EngineScenario {
   SimDeviceOptions device;
   std::uint32_t shared_percent = 0;  // prompts that begin like others
   bool has_log = false;
+  std::uint64_t clock_seed = 0;        // RestlessClock
+  std::uint32_t timeout_percent = 0;   // requests with deadlines
+  std::uint32_t priority_percent = 0;  // with priorities and tenants of their own
 };
 EngineScenario RandomEngineScenario(std::uint64_t seed);
 std::string ToString(const EngineScenario& scenario);
@@ -61,6 +65,8 @@ class EngineWorld {
     std::uint32_t num_prompt_tokens = 0;
     std::uint32_t max_length = 0;
     bool cancelled = false;
+    std::int64_t timeout_at_ns = 0;  // 0: none, of the whole and of the wait
+    std::int64_t wait_until_ns = 0;
     bool ended = false;
   };
 
@@ -80,7 +86,7 @@ class EngineWorld {
 
   const EngineScenario scenario_;
   const SimTrace trace_;
-  SimClock clock_;
+  RestlessClock clock_;
   Rng device_rng_{0};
   SimDevice device_;
   const int log_fd_;  // -1: none

@@ -66,6 +66,9 @@ KvScenario RandomKvScenario(std::uint64_t seed) {
   s.interlude_percent = Fault(rng, 60, 40);
   s.key_bits = below(100) < 30 ? 1 + below(3) : 64;
   if (below(100) < 70) c.layered_move_bytes = below(3) * c.layout.block_bytes();
+  // From a tier that refuses most to one that holds all.
+  if (below(100) < 60) c.host_blocks = 1 + below(below(100) < 50 ? c.max_blocks_per_seq : lanes);
+  c.max_parked = 1 + below(c.max_seqs + 1);
   return s;
 }
 
@@ -80,12 +83,12 @@ std::string ToString(const KvScenario& s) {
          field("seqs", c.max_seqs) + field("blocks_per_seq", c.max_blocks_per_seq) +
          field("runs", c.max_runs) + field("groups", c.max_groups) +
          field("move_blocks", c.max_move_bytes_per_step / c.layout.block_bytes()) +
-         field("layered_bytes", c.layered_move_bytes) +
-         field("prefix_cache", c.prefix_cache ? 1 : 0) + field("depth", s.depth) +
-         field("step_tokens", s.max_step_tokens) + field("abandon%", s.abandon_percent) +
-         field("end_inside%", s.end_inside_percent) + field("interlude%", s.interlude_percent) +
-         field("twice%", s.device.twice_percent) + field("refuse%", s.device.refuse_percent) +
-         field("key_bits", s.key_bits);
+         field("layered_bytes", c.layered_move_bytes) + field("host_blocks", c.host_blocks) +
+         field("parked", c.max_parked) + field("prefix_cache", c.prefix_cache ? 1 : 0) +
+         field("depth", s.depth) + field("step_tokens", s.max_step_tokens) +
+         field("abandon%", s.abandon_percent) + field("end_inside%", s.end_inside_percent) +
+         field("interlude%", s.interlude_percent) + field("twice%", s.device.twice_percent) +
+         field("refuse%", s.device.refuse_percent) + field("key_bits", s.key_bits);
 }
 
 std::vector<std::uint8_t> KvWorld::OpMix(std::uint64_t seed) {

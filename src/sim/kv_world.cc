@@ -49,7 +49,8 @@ KvWorld::KvWorld(const KvScenario& scenario, SimTrace trace)
                  .layer_buffers = cache_.layer_buffers()},
                 device_, kVocab),
       verifier_(LogHeader()),
-      seqs_(scenario.cache.max_seqs, Seq(scenario.cache.layout.block_tokens)) {
+      seqs_(scenario.cache.max_seqs, Seq(scenario.cache.layout.block_tokens)),
+      parked_(cache_.options().max_parked, Seq(scenario.cache.layout.block_tokens)) {
   device_.Use(&device_rng_);
   Note(ToString(scenario));
 }
@@ -154,7 +155,7 @@ std::uint32_t KvWorld::Pick(bool open, Rng& rng) const {
 }
 
 void KvWorld::DoVerb(std::uint8_t kind, Rng& rng) {
-  const bool opens = kind == kOpen || kind == kOpenCached || kind == kFork;
+  const bool opens = kind == kOpen || kind == kOpenCached || kind == kFork || kind == kResume;
   const std::uint32_t s = Pick(!opens, rng);
   const Seq& seq = seqs_[s];
   const auto family = static_cast<std::uint32_t>(rng.Below(kFamilies));
@@ -179,7 +180,7 @@ void KvWorld::DoVerb(std::uint8_t kind, Rng& rng) {
     case kReserve:
       return Reserve(s, RandomTokens(rng));
     case kExtend:
-      if (CanEdit(seq)) Extend(s, seq.target + UpTo(max_tokens() - seq.target, rng));
+      if (CanEdit(s)) Extend(s, seq.target + UpTo(max_tokens() - seq.target, rng));
       return;
     case kTruncate: {
       // Often only a little, as rejected speculation does.
@@ -205,9 +206,63 @@ void KvWorld::DoVerb(std::uint8_t kind, Rng& rng) {
     case kDropCached:
       Note("drop cached");
       return cache_.DropCached();
+    case kPark:
+      return Park(s);
+    case kResume: {
+      const std::uint32_t parked = PickParked(rng);
+      return Resume(parked, s, RandomTokens(rng));
+    }
+    case kDiscard:
+      if (rng.Below(3) == 0) Discard(PickParked(rng));
+      return;
     default:
       CHECK(false);
   }
+}
+
+// One that is there, where there is one.
+std::uint32_t KvWorld::PickParked(Rng& rng) const {
+  if (parked_.empty()) return 0;
+  const auto first = static_cast<std::uint32_t>(rng.Below(parked_.size()));
+  for (std::uint32_t i = 0; i < parked_.size(); ++i) {
+    const std::uint32_t parked = (first + i) % static_cast<std::uint32_t>(parked_.size());
+    if (parked_[parked].open) return parked;
+  }
+  return first;
+}
+
+void KvWorld::Park(std::uint32_t s) {
+  Seq& seq = seqs_[s];
+  if (!seq.open || seq.in_step || planned_) return;
+  const bool is_resuming = cache_.is_resuming(SeqId{s});
+  const std::optional<ParkedId> parked = cache_.Park(SeqId{s});
+  CHECK(parked || !is_resuming);
+  if (!parked) return;
+  Note(Name("park", s) + " as " + std::to_string(Index(*parked)));
+  Tell({.kind = StepLogKind::kParked, .value = Index(*parked), .seq = SeqId{s}});
+  CHECK(!parked_[Index(*parked)].open);
+  seq.target = seq.length;
+  seq.reserved = 0;
+  parked_[Index(*parked)] = std::exchange(seq, Seq(limits_.block_tokens));
+}
+
+void KvWorld::Resume(std::uint32_t parked, std::uint32_t s, std::uint32_t reserve_tokens) {
+  Seq& seq = seqs_[s];
+  if (parked_.empty() || !parked_[parked].open || seq.open || seq.ended_in_step) return;
+  const auto tokens = parked_[parked].history.tokens();
+  if (!cache_.Resume(ParkedId{parked}, SeqId{s}, tokens, Keys(tokens), reserve_tokens)) return;
+  Note(Name("resume", parked) + " as " + std::to_string(s));
+  Tell({.kind = StepLogKind::kResumed, .value = parked, .seq = SeqId{s}});
+  seq = std::exchange(parked_[parked], Seq(limits_.block_tokens));
+  seq.life = ++num_lives_;
+  seq.reserved = std::max(reserve_tokens, seq.length);
+}
+
+void KvWorld::Discard(std::uint32_t parked) {
+  if (parked_.empty() || !parked_[parked].open) return;
+  Note(Name("discard", parked));
+  cache_.Discard(ParkedId{parked});
+  parked_[parked] = Seq(limits_.block_tokens);
 }
 
 void KvWorld::Reserve(std::uint32_t s, std::uint32_t num_tokens) {
@@ -281,7 +336,7 @@ void KvWorld::OpenLike(std::uint32_t s, const std::vector<std::int32_t>& tokens,
 
 void KvWorld::Fork(std::uint32_t child, std::uint32_t parent, std::uint32_t num_tokens) {
   const Seq& from = seqs_[parent];
-  if (child == parent || !CanEdit(from)) return;
+  if (child == parent || !CanEdit(parent)) return;
   if (seqs_[child].open || seqs_[child].ended_in_step) return;
   if (num_tokens % limits_.block_tokens != 0 && from.target != from.length) return;
   if (!cache_.Fork(SeqId{child}, SeqId{parent}, num_tokens, 0)) return;
@@ -301,7 +356,7 @@ void KvWorld::Fork(std::uint32_t child, std::uint32_t parent, std::uint32_t num_
 
 void KvWorld::Truncate(std::uint32_t s, std::uint32_t num_tokens) {
   Seq& seq = seqs_[s];
-  if (!CanEdit(seq)) return;
+  if (!CanEdit(s)) return;
   if (num_tokens < seq.length && num_tokens % limits_.block_tokens != 0 &&
       seq.history.IsHole(num_tokens / limits_.block_tokens)) {
     return;
@@ -316,7 +371,7 @@ void KvWorld::Truncate(std::uint32_t s, std::uint32_t num_tokens) {
 
 void KvWorld::Trim(std::uint32_t s, std::uint32_t from, std::uint32_t to) {
   Seq& seq = seqs_[s];
-  if (!CanEdit(seq)) return;
+  if (!CanEdit(s)) return;
   const std::uint32_t first = BlocksFor(from);
   const std::uint32_t end = to / limits_.block_tokens;
   cache_.Trim(SeqId{s}, from, to);
@@ -351,7 +406,7 @@ void KvWorld::Release(std::uint32_t s) {
 
 void KvWorld::Publish(std::uint32_t s) {
   const Seq& seq = seqs_[s];
-  if (!CanEdit(seq)) return;
+  if (!CanEdit(s)) return;
   Note(Name("publish", s) + ", " + std::to_string(seq.length) + " tokens");
   // What it will write next is known as well, as a prompt is: it must not be published yet.
   std::vector<std::int32_t> tokens(seq.history.tokens().begin(), seq.history.tokens().end());
@@ -473,7 +528,8 @@ void KvWorld::Retire() {
 void KvWorld::Interlude(Rng& rng) {
   while (rng.Below(100) < scenario_.interlude_percent) {
     static constexpr Kind kBetween[] = {kRun,  kTick,    kOpen,    kOpenCached, kRelease,
-                                        kFork, kReserve, kPublish, kTruncate,   kTrim};
+                                        kFork, kReserve, kPublish, kTruncate,   kTrim,
+                                        kPark, kResume,  kDiscard};
     DoVerb(kBetween[rng.Below(std::size(kBetween))], rng);
   }
 }

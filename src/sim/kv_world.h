@@ -8,9 +8,10 @@
 //
 // Checked after every operation: the cache's own invariants (K1 to K3), limbo empty when nothing is
 // in flight. At every commit: fences, what a step writes or copies is touched by no unretired step
-// of anyone else (K4). At every prefix hit: no step in flight writes the blocks (K6). At the end of
-// every step: what each row saw is what its history says (K7). And StepVerifier is told what a
-// descriptor log would hold, as it happens: it must find nothing to object to.
+// of anyone else (K4), host blocks included. At every prefix hit: no step in flight writes the
+// blocks (K6). At the end of every step: what each row saw is what its history says (K7). And
+// StepVerifier is told what a descriptor log would hold, as it happens: it must find nothing to
+// object to.
 #pragma once
 
 #include <cstdint>
@@ -62,6 +63,9 @@ class KvWorld {
     kRelease,
     kPublish,
     kDropCached,
+    kPark,
+    kResume,
+    kDiscard,
     kNumKinds
   };
   // The swarm: each schedule has its own mix of operations.
@@ -87,6 +91,9 @@ class KvWorld {
   void Trim(std::uint32_t s, std::uint32_t from, std::uint32_t to);
   void Release(std::uint32_t s);
   void Publish(std::uint32_t s);
+  void Park(std::uint32_t s);
+  void Resume(std::uint32_t parked, std::uint32_t s, std::uint32_t reserve_tokens);
+  void Discard(std::uint32_t parked);
   bool Extend(std::uint32_t s, std::uint32_t num_tokens);
   bool Begin();
   void Plan();
@@ -143,7 +150,10 @@ class KvWorld {
   std::vector<PrefixKey> Keys(std::span<const std::int32_t> tokens) const;
   std::uint32_t BlocksFor(std::uint32_t num_tokens) const;
   std::uint32_t RandomTokens(Rng& rng) const;
-  bool CanEdit(const Seq& seq) const { return seq.open && !seq.in_step && !planned_; }
+  bool CanEdit(std::uint32_t s) const {
+    return seqs_[s].open && !seqs_[s].in_step && !planned_ && !cache_.is_resuming(SeqId{s});
+  }
+  std::uint32_t PickParked(Rng& rng) const;
   std::uint32_t Pick(bool open, Rng& rng) const;
   // A prefix of `tokens`, as far as it is found; it goes on as `like` would.
   void OpenLike(std::uint32_t s, const std::vector<std::int32_t>& tokens, const Seq& like);
@@ -157,10 +167,12 @@ class KvWorld {
   void AddRows(std::vector<std::uint32_t>& want, Rng& rng);
   void NoteTouched(Step& step) const;
   void CheckFences(const Step& next) const;
+  static void CheckHostFences(const Step& step, const TransferGroup& next);
   void CheckSealed(std::uint32_t s) const;
   void CheckRows(const Step& step) const;
   void RunAll();
   void FinishSequence(std::uint32_t s);
+  void FinishParked();
   bool EndYoungestBut(std::uint32_t s);
   void Note(const std::string& text) const {
     if (trace_) trace_.Line(text);
@@ -176,7 +188,8 @@ class KvWorld {
   SimExecutor executor_;
   StepVerifier verifier_;
   std::vector<Seq> seqs_;
-  std::deque<Step> steps_;  // committed, not retired
+  std::vector<Seq> parked_;  // by ParkedId
+  std::deque<Step> steps_;   // committed, not retired
   Step building_;
   bool is_building_ = false;
   bool planned_ = false;

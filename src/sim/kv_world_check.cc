@@ -103,14 +103,14 @@ void KvWorld::CheckFences(const Step& next) const {
   const StepView& view = next.view;
   for (const Step& step : steps_) {
     for (const TransferGroup& group : view.groups) {
+      if (group.target_tier == 1) CheckHostFences(step, group);
+      if (group.kind != GroupKind::kBlocks) continue;
       for (std::uint32_t b = 0; b < group.num_blocks; ++b) {
-        if (group.kind == GroupKind::kLayerSlices) continue;
-        if (group.kind == GroupKind::kBlocks) {
+        if (group.target_tier == 0) {
           CHECK(step.reader[Index(group.target) + b] == 0);  // K4
           CHECK(!step.written[Index(group.target) + b]);     // K4
-          const std::uint32_t source = Index(group.source) + b;
-          CHECK(!step.written[source]);  // P8
         }
+        if (group.source_tier == 0) CHECK(!step.written[Index(group.source) + b]);  // P8
       }
     }
     for (std::uint32_t row = 0; row < view.header->num_rows; ++row) {
@@ -119,6 +119,18 @@ void KvWorld::CheckFences(const Step& next) const {
         CHECK(life == 0 || life == next.rows[row].life || life == kMany);  // K4
       }
     }
+  }
+}
+
+// No host block that the step copies from or into is filled anew.
+void KvWorld::CheckHostFences(const Step& step, const TransferGroup& next) {
+  const auto overlaps = [&next](BlockId start, std::uint32_t num_blocks) {
+    return Index(start) < Index(next.target) + next.num_blocks &&
+           Index(next.target) < Index(start) + num_blocks;
+  };
+  for (const TransferGroup& group : step.view.groups) {
+    CHECK(group.source_tier != 1 || !overlaps(group.source, group.num_blocks));  // Y3
+    CHECK(group.target_tier != 1 || !overlaps(group.target, group.num_blocks));  // Y3
   }
 }
 
@@ -162,6 +174,11 @@ std::uint64_t KvWorld::StateHash() const {
     mix(seq.length > 0 ? seq.history.digest() : 0);
     mix(std::uint64_t{seq.own_from} << 32 | seq.own_seed);
   }
+  for (const Seq& seq : parked_) {
+    mix(seq.open ? std::uint64_t{seq.length} << 32 | 1 : 0);
+    mix(seq.length > 0 ? seq.history.digest() : 0);
+    mix(std::uint64_t{seq.own_from} << 32 | seq.own_seed);
+  }
   for (const Step& step : steps_) {
     mix(std::uint64_t{step.num_layers_run} << 32 | step.view.header->num_tokens);
     for (const SlotId slot : step.view.slots)
@@ -199,8 +216,11 @@ void KvWorld::FinishSequence(std::uint32_t s) {
   const KvView view = scenario_.cache.view;
   const bool moves_runs = view == KvView::kExtents || view == KvView::kStagedLayers;
   const std::uint32_t goal = std::min(seqs_[s].length + limits_.block_tokens / 2, max_tokens());
-  // The window of a sequence is filled by at least one block or one mapping a step.
-  std::uint32_t patience = 4 * scenario_.cache.max_blocks_per_seq + 8;
+  // The window of a sequence is filled by at least one block or one mapping a step, and before it
+  // come those who are on their way to the host tier or back.
+  const std::uint32_t most_steps =
+      4 * scenario_.cache.max_blocks_per_seq * static_cast<std::uint32_t>(1 + parked_.size()) + 8;
+  std::uint32_t patience = most_steps;
   while (seqs_[s].length < goal) {
     const std::uint32_t length = seqs_[s].length;
     CHECK(Begin());
@@ -212,7 +232,7 @@ void KvWorld::FinishSequence(std::uint32_t s) {
     if (added) continue;
     if (--patience > 0 && extended) continue;
     if (EndYoungestBut(s)) {
-      patience = 4 * scenario_.cache.max_blocks_per_seq + 8;
+      patience = most_steps;
       continue;
     }
     const bool in_pieces = moves_runs && cache_.home(SeqId{s}).size() > scenario_.cache.max_runs;
@@ -221,6 +241,26 @@ void KvWorld::FinishSequence(std::uint32_t s) {
   }
   Release(s);
   RunAll();
+}
+
+// What lies in the host tier comes back once all others have ended, and goes on.
+void KvWorld::FinishParked() {
+  for (std::uint32_t parked = 0; parked < parked_.size(); ++parked) {
+    if (!parked_[parked].open) continue;
+    std::uint32_t patience =
+        2 * scenario_.cache.max_blocks_per_seq * static_cast<std::uint32_t>(1 + parked_.size()) + 8;
+    while (!cache_.is_parked(ParkedId{parked})) {
+      CHECK(--patience > 0);  // R5
+      CHECK(Begin());
+      Plan();
+      Commit();
+      RunAll();
+    }
+    Resume(parked, 0, 0);
+    CHECK(seqs_[0].open);  // The pool is empty, and it was in it once.
+    FinishSequence(0);
+    Check();
+  }
 }
 
 void KvWorld::Finish() {
@@ -238,6 +278,7 @@ void KvWorld::Finish() {
     FinishSequence(oldest);
     Check();
   }
+  FinishParked();
   // A step without rows carries what an abandoned step had planned.
   CHECK(Begin());
   Plan();
@@ -246,6 +287,7 @@ void KvWorld::Finish() {
   Check();
   const KvStats stats = cache_.stats();
   CHECK(stats.num_held == 0 && stats.num_limbo == 0 && stats.num_promised == 0);  // K1
+  CHECK(stats.num_host_free == stats.num_host_blocks);                            // K1
   cache_.DropCached();
   Check();
   CHECK(cache_.stats().num_free == stats.num_blocks);
@@ -262,6 +304,9 @@ SimTotals KvWorld::totals() const {
           .num_evictions = stats.num_evictions,
           .num_run_overflows = stats.num_run_overflows,
           .num_waits = stats.num_waits,
+          .num_parks = stats.num_parks,
+          .num_resumes = stats.num_resumes,
+          .num_resumed_blocks = stats.num_resumed_blocks,
           .num_proved_reads = verifier_.totals().num_reads};
 }
 

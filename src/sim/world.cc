@@ -38,6 +38,9 @@ void SimTotals::Add(const SimTotals& other) {
   num_waits += other.num_waits;
   num_requests += other.num_requests;
   num_preemptions += other.num_preemptions;
+  num_parks += other.num_parks;
+  num_resumes += other.num_resumes;
+  num_resumed_blocks += other.num_resumed_blocks;
   num_proved_reads += other.num_proved_reads;
 }
 

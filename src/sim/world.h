@@ -48,6 +48,9 @@ struct SimTotals {
   std::uint64_t num_waits = 0;
   std::uint64_t num_requests = 0;
   std::uint64_t num_preemptions = 0;
+  std::uint64_t num_parks = 0;
+  std::uint64_t num_resumes = 0;
+  std::uint64_t num_resumed_blocks = 0;
   std::uint64_t num_proved_reads = 0;  // slots that StepVerifier compared
   void Add(const SimTotals& other);
 };

@@ -266,6 +266,18 @@ Workload Generate(const GenerateOptions& options) {
   return Generator(options).Make();
 }
 
+namespace {
+
+std::uint32_t VictimOutput(const VictimOptions& options, std::uint32_t prompt) {
+  if (options.victim_output > 0) return options.victim_output;
+  const std::uint64_t share = options.pool_tokens / (2 * std::max(options.num_victims, 1u));
+  const std::uint64_t room =
+      std::min<std::uint64_t>(options.max_context, share == 0 ? options.max_context : share);
+  return static_cast<std::uint32_t>(std::max<std::uint64_t>(room, prompt + 16) - prompt);
+}
+
+}  // namespace
+
 Workload GenerateVictim(const VictimOptions& options) {
   constexpr std::uint32_t kMaxVictimRequests = 100000;
   Workload workload;

@@ -62,7 +62,9 @@ Workload Generate(const GenerateOptions& options);
 struct VictimOptions {
   std::uint64_t seed = 1;
   std::uint32_t num_victims = 4;  // closed loop, prompts of 64 tokens
-  std::uint32_t victim_output = 512;
+  // 0: the rest of the context, or a share of half the pool where that is less: a victim that
+  // begins anew disturbs the others.
+  std::uint32_t victim_output = 0;
   double phase_s = 10.0;
   std::uint32_t long_prompt = 16384;
   std::uint32_t num_burst = 30;      // prompts of 256 tokens, outputs of 64

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "bench/victims.h"
+
+#include <algorithm>
+#include <array>
+#include <map>
+#include <memory>
+#include <utility>
+
+#include "base/check.h"
+#include "base/result.h"
+#include "base/rng.h"
+
+namespace kvrm {
+namespace {
+
+constexpr std::array kNames = {"prompt", "burst", "oversubscribed"};
+constexpr double kFactor = StepPaceOptions{}.itl_factor;
+
+// "pace", or a number of tokens.
+EngineOptions OptionsOf(const VictimsBench& bench, const BenchOptions& options,
+                        const std::string& budget, Disturbance disturbance) {
+  const std::uint32_t stream =
+      bench.stream_prompt + bench.quiet_tokens + bench.disturbed_tokens + 1;
+  const std::uint32_t burst = bench.burst_prompt + bench.burst_output;
+  EngineOptions engine;
+  engine.max_rows = std::max(32u, bench.streams + 1);
+  engine.max_context = std::max({stream, bench.long_prompt + 1, burst});
+  engine.max_queued = bench.burst + bench.streams;
+  engine.num_threads = options.num_workers;
+  engine.kernels = options.kernels;
+  const std::uint64_t wanted = std::uint64_t{bench.streams} * stream;
+  engine.kv_tokens = wanted + bench.long_prompt + std::uint64_t{bench.burst} * burst;
+  // The streams and the burst would hold twice this at their ends.
+  if (disturbance == Disturbance::kOversubscribed)
+    engine.kv_tokens = std::max<std::uint64_t>(engine.max_context,
+                                               (wanted + std::uint64_t{bench.burst} * burst) / 2);
+  if (budget == "pace") {
+    engine.pace.itl_factor = kFactor;
+  } else {
+    engine.pace.itl_factor = 0;
+    engine.max_step_tokens = ParseCounts("--budget", budget, 65536).front() + bench.streams;
+  }
+  return engine;
+}
+
+// One engine and one disturbance.
+class VictimsRun {
+ public:
+  VictimsRun(const VictimsBench& bench, const EngineOptions& options, const Model& model,
+             std::uint64_t seed)
+      : bench_(bench),
+        vocab_size_(model.config().vocab_size),
+        rng_(seed, "victims"),
+        engine_(model, options, clock_) {}
+
+  json::object Measure(Disturbance disturbance) {
+    std::vector<RequestId> streams;
+    const std::uint32_t length = bench_.quiet_tokens + bench_.disturbed_tokens;
+    for (std::uint32_t i = 0; i < bench_.streams; ++i)
+      streams.push_back(Submit(bench_.stream_prompt, length));
+    while (Least(streams) < bench_.quiet_tokens)
+      Step();
+    std::vector<double> quiet = Gaps(streams, quiet_begin_ns_);
+    const double median = Quantile(quiet, 0.5);
+    const std::int64_t begin_ns = clock_.NowNs();
+    const std::vector<RequestId> others = Disturb(disturbance);
+    // Until the others have ended, or a stream has.
+    while (!AllEnded(others) && !AnyEnded(streams))
+      Step();
+    const double seconds = static_cast<double>(clock_.NowNs() - begin_ns) * 1e-9;
+    std::vector<double> gaps = Gaps(streams, begin_ns);
+    std::uint64_t num_prompt = 0;
+    for (const RequestId id : others)
+      num_prompt += records_.at(id).token_ns.empty() ? 0 : records_.at(id).num_prompt;
+    const double worst = gaps.empty() ? 0 : gaps.back();
+    return {{"quiet_p50_ms", Rounded(median * 1e3)},
+            {"p50", Rounded(Quantile(gaps, 0.5) / median, 3)},
+            {"p99", Rounded(Quantile(gaps, 0.99) / median, 3)},
+            {"p99.9", Rounded(Quantile(gaps, 0.999) / median, 3)},
+            {"max", Rounded(worst / median, 3)},
+            {"quiet_p99", Rounded(Quantile(quiet, 0.99) / median, 3)},
+            {"gaps", gaps.size()},
+            {"prompt_tokens_per_s", Rounded(static_cast<double>(num_prompt) / seconds)},
+            {"ended", NumEnded(others)},
+            {"ttft_p50_ms", Rounded(FirstTokenSeconds(others) * 1e3)},
+            {"preemptions", engine_.stats().num_preemptions}};
+  }
+
+ private:
+  struct Record {
+    std::vector<std::int64_t> token_ns;
+    std::int64_t submitted_ns = 0;
+    std::uint32_t num_prompt = 0;
+    bool ended = false;
+  };
+
+  RequestId Submit(std::uint32_t num_prompt, std::uint32_t num_output) {
+    Request request;
+    for (std::uint32_t i = 0; i < num_prompt; ++i)
+      request.prompt.push_back(static_cast<std::int32_t>(rng_.Below(vocab_size_)));
+    request.max_tokens = num_output;
+    request.sampling.temperature = 0;
+    const RequestId id = OrThrow(engine_.Submit(std::move(request)));
+    Record& record = records_[id];
+    record.submitted_ns = clock_.NowNs();
+    record.num_prompt = num_prompt;
+    record.token_ns.reserve(num_output);
+    return id;
+  }
+
+  std::vector<RequestId> Disturb(Disturbance disturbance) {
+    if (disturbance == Disturbance::kPrompt) return {Submit(bench_.long_prompt, 1)};
+    std::vector<RequestId> ids;
+    for (std::uint32_t i = 0; i < bench_.burst; ++i)
+      ids.push_back(Submit(bench_.burst_prompt, bench_.burst_output));
+    return ids;
+  }
+
+  void Step() {
+    engine_.Step();
+    const std::int64_t now_ns = clock_.NowNs();
+    TokenEvent event;
+    while (engine_.Poll({&event, 1}) == 1) {
+      Record& record = records_.at(event.request);
+      if (event.token >= 0) record.token_ns.push_back(now_ns);
+      if (event.finish != FinishReason::kNone) record.ended = true;
+    }
+  }
+
+  std::size_t Least(const std::vector<RequestId>& ids) {
+    std::size_t least = records_.at(ids[0]).token_ns.size();
+    for (const RequestId id : ids)
+      least = std::min(least, records_.at(id).token_ns.size());
+    // The quiet part begins when all of them decode.
+    if (least > 0 && quiet_begin_ns_ == 0) quiet_begin_ns_ = clock_.NowNs();
+    return least;
+  }
+  bool AnyEnded(const std::vector<RequestId>& ids) const {
+    return std::ranges::any_of(ids, [this](RequestId id) { return records_.at(id).ended; });
+  }
+  bool AllEnded(const std::vector<RequestId>& ids) const { return NumEnded(ids) == ids.size(); }
+  std::size_t NumEnded(const std::vector<RequestId>& ids) const {
+    return static_cast<std::size_t>(
+        std::ranges::count_if(ids, [this](RequestId id) { return records_.at(id).ended; }));
+  }
+
+  // Seconds, ascending.
+  std::vector<double> Gaps(const std::vector<RequestId>& ids, std::int64_t begin_ns) const {
+    std::vector<double> gaps;
+    for (const RequestId id : ids) {
+      const std::vector<std::int64_t>& ns = records_.at(id).token_ns;
+      for (std::size_t i = 1; i < ns.size(); ++i) {
+        if (ns[i - 1] >= begin_ns) gaps.push_back(static_cast<double>(ns[i] - ns[i - 1]) * 1e-9);
+      }
+    }
+    std::ranges::sort(gaps);
+    return gaps;
+  }
+  double FirstTokenSeconds(const std::vector<RequestId>& ids) const {
+    std::vector<double> seconds;
+    for (const RequestId id : ids) {
+      const Record& record = records_.at(id);
+      if (record.token_ns.empty()) continue;
+      seconds.push_back(static_cast<double>(record.token_ns[0] - record.submitted_ns) * 1e-9);
+    }
+    std::ranges::sort(seconds);
+    return Quantile(seconds, 0.5);
+  }
+  static double Quantile(const std::vector<double>& ascending, double q) {
+    if (ascending.empty()) return 0;
+    const auto at = static_cast<std::size_t>(q * static_cast<double>(ascending.size()));
+    return ascending[std::min(at, ascending.size() - 1)];
+  }
+
+  const VictimsBench& bench_;
+  const std::uint32_t vocab_size_;
+  Rng rng_;
+  const SystemClock clock_;
+  Engine engine_;
+  std::map<RequestId, Record> records_;
+  std::int64_t quiet_begin_ns_ = 0;
+};
+
+}  // namespace
+
+void RunVictimsBench(const VictimsBench& bench, const BenchOptions& options, const Model& model,
+                     const BenchSink& sink) {
+  CHECK(bench.streams > 0 && bench.quiet_tokens > 1);
+  for (const Disturbance disturbance :
+       {Disturbance::kPrompt, Disturbance::kBurst, Disturbance::kOversubscribed}) {
+    for (const std::string& budget : bench.budgets) {
+      VictimsRun run(bench, OptionsOf(bench, options, budget, disturbance), model, options.seed);
+      json::object line = {{"bench", "victims"},
+                           {"model", model.config().name},
+                           {"disturbance", kNames[static_cast<std::size_t>(disturbance)]},
+                           {"budget", budget}};
+      for (auto& [key, value] : run.Measure(disturbance))
+        line[key] = value;
+      sink(line);
+    }
+  }
+}
+
+}  // namespace kvrm

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/step_pace.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace kvrm {
+
+void StepPace::Observe(const StepLoad& load, double seconds, double now_s) noexcept {
+  cost_.Observe(load, seconds);
+  ++num_steps_;
+  if (load.rows <= 0) return;
+  if (now_s - last_decoded_s_ > kIdleSeconds) num_usual_ = 0;
+  last_decoded_s_ = now_s;
+  num_usual_ = std::min(num_usual_ + 1, kMemorySteps);
+  usual_.rows += (load.rows - usual_.rows) / num_usual_;
+  usual_.context += (load.context - usual_.context) / num_usual_;
+  usual_.context += usual_.rows;
+  const auto tokens = static_cast<std::uint32_t>(load.prompt_tokens);
+  trusted_tokens_ = std::max(trusted_tokens_, 2 * tokens);
+}
+
+double StepPace::QuietSeconds() const noexcept {
+  // Few rows are always let in, so they are never more than what is usual.
+  StepLoad quiet = usual_;
+  const double few = options_.free_rows;
+  if (quiet.rows < few) {
+    quiet.context *= few / std::max(quiet.rows, 1.0);
+    quiet.rows = few;
+  }
+  return cost_.Predict(quiet);
+}
+
+double StepPace::Bound(const StepLoad& load) const noexcept {
+  if (load.rows <= 0 || !is_on()) return std::numeric_limits<double>::infinity();
+  if (options_.max_step_seconds > 0) return options_.max_step_seconds;
+  double quiet = QuietSeconds();
+  if (num_usual_ < kColdSteps) {
+    StepLoad present;
+    present.rows = load.rows;
+    present.context = load.context;
+    quiet = std::max(quiet, cost_.Predict(present));
+  }
+  return options_.itl_factor * quiet;
+}
+
+std::uint32_t StepPace::PromptTokens(const StepLoad& load, std::uint32_t num_before,
+                                     std::uint32_t most, bool shared) const noexcept {
+  if (load.rows <= 0 || !is_on()) return most;
+  double seconds = Bound(load);
+  if (shared) {
+    const double present = cost_.Predict(load);
+    seconds = present + std::max(seconds - present, 0.0) / 2;
+  }
+  const std::uint32_t fits =
+      std::min(cost_.PromptTokensWithin(load, num_before, seconds, most), trusted_tokens_);
+  // The first prompt of a step goes on whatever it costs.
+  if (load.prompt_tokens > 0) return fits;
+  return std::max(fits, std::min(most, options_.min_prompt_tokens));
+}
+
+bool StepPace::MayJoin(const StepLoad& running, double length, const Wait& wait) noexcept {
+  if (!is_on() || running.rows + 1 <= options_.free_rows || num_usual_ < kColdSteps) return true;
+  StepLoad joined = running;
+  joined.AddRow(length);
+  const double factor = (1 + options_.itl_factor) / 2;
+  const double limit =
+      options_.max_step_seconds > 0 ? options_.max_step_seconds * 0.8 : factor * QuietSeconds();
+  if (cost_.Predict(joined) <= limit) return true;
+  if (wait.steps < kJoinWaitSteps && wait.seconds < kJoinWaitSeconds) return false;
+  if (num_steps_ - last_joined_ < kJoinEverySteps) return false;
+  last_joined_ = num_steps_;
+  return true;
+}
+
+}  // namespace kvrm

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+// StepPace: how much a step may take in beside the rows that decode, so that their inter-token
+// latency stays flat.
+//
+// The reference is the quiet step: a step that only decodes the load that streams are used to, at
+// what such a step costs now. That load is the mean of the rows and of their history over the last
+// kMemorySteps steps with decoding rows. (A mean of loads, not of times: a machine that others slow
+// down shifts both sides alike. And a history grows by what its own stream writes.)
+//
+//   PromptTokens   a step with decoding rows takes prompt tokens as far as its predicted time stays
+//                  within itl_factor quiet steps; at least min_prompt_tokens, so prompts go on
+//   MayJoin        a sequence is taken in as long as decoding it with all the others would stay
+//                  within the half of that: (1 + itl_factor) / 2 quiet steps
+//
+// So streams that have run for a while slow down by at most itl_factor while their company grows,
+// and what they are used to grows with it, by (itl_factor - 1) / 2 in kMemorySteps. Company is not
+// rationed while there are few rows, in the first kColdSteps steps after nobody streamed, and for
+// who has waited kJoinWaitSteps steps or kJoinWaitSeconds: one of these in kJoinEverySteps.
+//
+// Time is counted in steps, for that is what streams are made of: ten thousand tokens are three
+// seconds of the demo model's and a quarter of an hour of a large one's.
+//
+// Neither decides what a token is, only when it comes.
+// Threading: one thread. Memory: none beyond its fields.
+#pragma once
+
+#include <cstdint>
+
+#include "engine/step_cost.h"
+
+namespace kvrm {
+
+struct StepPaceOptions {
+  double itl_factor = 1.6;      // at least 1; 0: no limit but max_step_tokens
+  double max_step_seconds = 0;  // not 0: instead of itl_factor quiet steps
+  std::uint32_t free_rows = 4;  // so many may always run
+  std::uint32_t min_prompt_tokens = 4;
+};
+
+class StepPace {
+ public:
+  static constexpr std::uint32_t kMemorySteps = 2000;
+  static constexpr std::uint32_t kColdSteps = 64;
+  static constexpr double kIdleSeconds = 2;  // without decoding, and what was usual is forgotten
+  static constexpr std::uint64_t kJoinWaitSteps = 500;
+  static constexpr double kJoinWaitSeconds = 10;
+  static constexpr std::uint64_t kJoinEverySteps = 50;
+
+  // How long a sequence has waited.
+  struct Wait {
+    std::uint64_t steps = 0;
+    double seconds = 0;
+  };
+
+  explicit StepPace(const StepPaceOptions& options) noexcept : options_(options) {}
+
+  // A step has ended at `now_s`; it has taken `seconds`.
+  void Observe(const StepLoad& load, double seconds, double now_s) noexcept;
+  // Tokens of a prompt, `num_before` of whose are computed, for a step that has `load` already; of
+  // `most`, and not more than half the step's room where another prompt waits (`shared`).
+  std::uint32_t PromptTokens(const StepLoad& load, std::uint32_t num_before, std::uint32_t most,
+                             bool shared) const noexcept;
+  // Whether one more sequence of `length` tokens may run beside those that do; `running` counts
+  // them all as decoding. One that may for having waited counts as taken in.
+  bool MayJoin(const StepLoad& running, double length, const Wait& wait) noexcept;
+  // Steps observed. A wait is a difference of two of them.
+  std::uint64_t num_steps() const noexcept { return num_steps_; }
+
+  // Most seconds of a step with these rows; infinite without any.
+  double Bound(const StepLoad& load) const noexcept;
+  // Of the quiet step.
+  double QuietSeconds() const noexcept;
+  const StepCost& cost() const noexcept { return cost_; }
+
+ private:
+  bool is_on() const noexcept { return options_.itl_factor > 0 || options_.max_step_seconds > 0; }
+
+  const StepPaceOptions options_;
+  StepCost cost_;
+  StepLoad usual_;               // rows and context
+  std::uint32_t num_usual_ = 0;  // steps that it is the mean of, at most kMemorySteps
+  double last_decoded_s_ = 0;
+  std::uint64_t num_steps_ = 0;
+  std::uint64_t last_joined_ = 0;     // step in which one came in for having waited
+  std::uint32_t trusted_tokens_ = 4;  // twice the most prompt tokens seen beside decoding rows
+};
+
+}  // namespace kvrm

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// Budget: what compiling one grammar may cost, counted and not timed, so that a grammar is refused
+// on every machine or on none.
+#pragma once
+
+#include <cstdint>
+
+#include "base/result.h"
+
+namespace kvrm::grammar {
+
+// A unit is about an edge looked at; 20 million take 100 to 200 ms on one core of a server, within
+// the 250 ms that a request may cost a worker (grammar_test prints what the hostile ones took).
+constexpr std::uint64_t kMaxCompileWork = 20'000'000;
+constexpr std::uint64_t kMaxCompileBytes = std::uint64_t{32} << 20;
+
+class Budget {
+ public:
+  // Returns whether it is still within bounds. Bytes are what is held at the same time.
+  bool Spend(std::uint64_t work, std::uint64_t bytes = 0) {
+    work_ += work;
+    bytes_ += bytes;
+    return ok();
+  }
+  void GiveBack(std::uint64_t bytes) { bytes_ -= bytes; }
+  bool ok() const { return work_ <= kMaxCompileWork && bytes_ <= kMaxCompileBytes; }
+  std::uint64_t work() const { return work_; }
+  std::uint64_t bytes() const { return bytes_; }
+
+  Error TooLarge() const {
+    return {
+        ErrorCode::kTooLarge,
+        work_ > kMaxCompileWork
+            ? "the grammar takes more than " + std::to_string(kMaxCompileWork) + " steps to compile"
+            : "the grammar takes more than " + std::to_string(kMaxCompileBytes >> 20) +
+                  " MiB to compile"};
+  }
+
+ private:
+  std::uint64_t work_ = 0;
+  std::uint64_t bytes_ = 0;
+};
+
+}  // namespace kvrm::grammar

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "replay/device_profile.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "base/json.h"
+
+namespace kvrm {
+namespace {
+
+constexpr std::uint32_t kSimTokenBytes = 8;  // one layer, one head of one dimension, F32, K and V
+constexpr double kMaxCost = 1e9;
+constexpr std::uint32_t kMaxTokenBytes = 64u << 20;
+constexpr std::uint32_t kMaxContext = 1u << 24;
+
+// Every token is 0, as nobody looks at them; prompts differ, and that is what prefixes see.
+class CostExecutor final : public Executor {
+ public:
+  CostExecutor(const ExecutorNeeds& needs, const DeviceProfile& profile, StepProbe* probe,
+               SimClock* clock)
+      : layout_(needs.layout),
+        profile_(profile),
+        probe_(probe),
+        clock_(clock),
+        logits_(kProfileVocab),
+        stats_(1, kProfileVocab) {
+    logits_[0] = 1.0f;
+    stats_.Compute(0, logits_);
+    const std::uint32_t rows = needs.limits.max_rows;
+    buckets_.push_back({.max_rows = rows, .max_tokens = rows});
+    if (needs.limits.max_tokens > rows)
+      buckets_.push_back({.max_rows = rows, .max_tokens = needs.limits.max_tokens});
+    replays_.resize(buckets_.size());
+  }
+
+  std::span<const Bucket> buckets() const noexcept override { return buckets_; }
+  void Run(const StepView& step) noexcept override {
+    ++replays_[step.header->bucket];
+    probe_->See(step, layout_);
+  }
+  void Wait() noexcept override {
+    clock_->Advance(StepCostNs(profile_, *probe_, ProfileBytesScale(profile_)));
+  }
+  std::span<const float> Logits(std::uint32_t) const noexcept override { return logits_; }
+  LogitStats Stats(std::uint32_t) const noexcept override { return stats_.Of(0); }
+  std::span<const std::uint64_t> replays() const noexcept override { return replays_; }
+
+ private:
+  const KvLayout layout_;
+  const DeviceProfile profile_;
+  StepProbe* const probe_;
+  SimClock* const clock_;
+  std::vector<Bucket> buckets_;
+  std::vector<std::uint64_t> replays_;
+  std::vector<float> logits_;
+  PlainLogitStats stats_;
+};
+
+Error Bad(const std::string& what) {
+  return {ErrorCode::kInvalidArgument, "device profile: " + what};
+}
+
+}  // namespace
+
+Result<DeviceProfile> ParseDeviceProfile(std::string_view text) {
+  const Result<json::value> value = ParseJson(text, {.max_bytes = 1u << 16});
+  if (!value) return Bad(value.error().message);
+  const json::object* object = value->if_object();
+  if (object == nullptr) return Bad("is no JSON object");
+  DeviceProfile profile;
+  for (const auto& member : *object) {
+    const std::string name(member.key());
+    if (name == "name" && member.value().is_string()) {
+      profile.name = std::string(member.value().get_string());
+      continue;
+    }
+    boost::system::error_code code;
+    const double number = member.value().is_number() ? member.value().to_number<double>(code) : -1;
+    double* cost = name == "step_us"        ? &profile.step_us
+                   : name == "row_us"       ? &profile.row_us
+                   : name == "token_us"     ? &profile.token_us
+                   : name == "kv_byte_ns"   ? &profile.kv_byte_ns
+                   : name == "move_byte_ns" ? &profile.move_byte_ns
+                                            : nullptr;
+    if (cost != nullptr) {
+      if (code || !(number >= 0.0 && number <= kMaxCost))
+        return Bad(name + " is no number from 0 to 1e9");
+      *cost = number;
+    } else if (name == "kv_token_bytes" && number >= kSimTokenBytes && number <= kMaxTokenBytes) {
+      profile.kv_token_bytes = static_cast<std::uint32_t>(number);
+    } else if (name == "max_context" && number >= 64 && number <= kMaxContext) {
+      profile.max_context = static_cast<std::uint32_t>(number);
+    } else {
+      return Bad(name +
+                 " is unknown or out of range (kv_token_bytes 8 to 2^26, max_context 64 to "
+                 "2^24)");
+    }
+  }
+  if (!object->contains("name")) return Bad("name is missing");
+  return profile;
+}
+
+std::int64_t StepCostNs(const DeviceProfile& profile, const StepProbe& step,
+                        std::uint64_t bytes_scale) {
+  const double us =
+      profile.step_us + profile.row_us * step.num_rows + profile.token_us * step.num_tokens;
+  const double attended = static_cast<double>(step.attended_tokens) * profile.kv_token_bytes;
+  const double moved = static_cast<double>(step.moved_bytes * bytes_scale);
+  const double ns = us * 1e3 + attended * profile.kv_byte_ns + moved * profile.move_byte_ns;
+  return std::max<std::int64_t>(std::llround(ns), 1);
+}
+
+std::uint64_t ProfileBytesScale(const DeviceProfile& profile) {
+  return std::max(profile.kv_token_bytes / kSimTokenBytes, 1u);
+}
+
+EngineParts ProfileParts(const DeviceProfile& profile, Device& device, StepProbe* probe,
+                         SimClock* clock) {
+  return {.layout = {.num_layers = 1,
+                     .num_kv_heads = 1,
+                     .head_dim = 1,
+                     .block_tokens = kTileTokens,
+                     .dtype = DType::kF32},
+          .vocab_size = kProfileVocab,
+          .max_context = profile.max_context,
+          .model_digest = "profile " + profile.name,
+          .device = &device,
+          .make_executor = [profile, probe,
+                            clock](const ExecutorNeeds& needs) -> std::unique_ptr<Executor> {
+            return std::make_unique<CostExecutor>(needs, profile, probe, clock);
+          }};
+}
+
+}  // namespace kvrm

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// DeviceProfile: what a step costs on a device that is not here, and an executor that costs so much
+// virtual time and computes nothing.
+//
+//   step = step_us + rows * row_us + tokens * token_us + attended bytes * kv_byte_ns
+//          + moved bytes * move_byte_ns
+//
+// Attended bytes are those of every row's whole history, once a row and step. The engine, its
+// scheduler, cache and transport are the real ones; only time and tokens are made up.
+//
+// Threading: one thread.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "base/result.h"
+#include "device/device.h"
+#include "engine/parts.h"
+#include "replay/engine_target.h"
+#include "sim/sim_clock.h"
+
+namespace kvrm {
+
+struct DeviceProfile {
+  std::string name = "example";
+  double step_us = 200.0;
+  double row_us = 20.0;
+  double token_us = 20.0;
+  double kv_byte_ns = 0.0001;  // 10 GB/s
+  double move_byte_ns = 0.0001;
+  std::uint32_t kv_token_bytes = 65536;  // all layers, K and V; rounded down to a multiple of 8
+  std::uint32_t max_context = 32768;
+};
+
+// A JSON object with the members above, all of them optional but for the name (docs/formats.md).
+// The error names the field and the limit.
+Result<DeviceProfile> ParseDeviceProfile(std::string_view text);
+
+std::int64_t StepCostNs(const DeviceProfile& profile, const StepProbe& step,
+                        std::uint64_t bytes_scale);
+
+inline constexpr std::uint32_t kProfileVocab = 1024;
+// How many bytes of the device one byte of the simulated pool stands for.
+std::uint64_t ProfileBytesScale(const DeviceProfile& profile);
+// The arguments outlive the engine that is made of them. The device keeps the small pool.
+EngineParts ProfileParts(const DeviceProfile& profile, Device& device, StepProbe* probe,
+                         SimClock* clock);
+
+}  // namespace kvrm

@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "replay/record.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <boost/json/serialize.hpp>
+#include <cerrno>
+#include <charconv>
+#include <cmath>
+#include <cstring>
+#include <initializer_list>
+#include <optional>
+
+#include "base/file.h"
+#include "base/json.h"
+
+namespace kvrm {
+namespace {
+
+constexpr std::int64_t kVersion = 1;
+constexpr std::size_t kBufferBytes = 1u << 16;
+constexpr std::size_t kMaxLineBytes = 64u << 20;
+
+json::array Array(std::initializer_list<std::uint64_t> values) {
+  json::array array;
+  for (const std::uint64_t value : values)
+    array.emplace_back(value);
+  return array;
+}
+
+std::string Line(const json::object& object) {
+  return json::serialize(object) + "\n";
+}
+
+// Members of one line, and what was wrong with the first bad one.
+class LineFields {
+ public:
+  LineFields(const json::object& object, std::uint64_t line) : object_(object), line_(line) {}
+
+  std::uint64_t Number(const char* name, std::uint64_t limit = kMaxNumber) {
+    const json::value* value = object_.if_contains(name);
+    if (value == nullptr) return Fail(name, "is missing");
+    return Checked(*value, name, limit);
+  }
+  std::int64_t Time(const char* name) { return static_cast<std::int64_t>(Number(name)); }
+  std::uint32_t Small(const char* name) {
+    return static_cast<std::uint32_t>(Number(name, ~std::uint32_t{0}));
+  }
+  std::string Text(const char* name) {
+    const json::value* value = object_.if_contains(name);
+    if (value == nullptr || !value->is_string()) {
+      Fail(name, "is no string");
+      return {};
+    }
+    return std::string(value->get_string());
+  }
+  bool Bool(const char* name) {
+    const json::value* value = object_.if_contains(name);
+    if (value == nullptr || !value->is_bool()) return Fail(name, "is no truth value") != 0;
+    return value->get_bool();
+  }
+  // `count` numbers, or as many as there are with 0.
+  std::vector<std::uint64_t> Numbers(const char* name, std::size_t count) {
+    std::vector<std::uint64_t> numbers;
+    const json::value* value = object_.if_contains(name);
+    const json::array* array = value == nullptr ? nullptr : value->if_array();
+    if (array == nullptr || (count != 0 && array->size() != count)) {
+      Fail(name, count == 0 ? "is no array" : "is no array of " + std::to_string(count));
+      numbers.resize(count);
+      return numbers;
+    }
+    for (const json::value& each : *array)
+      numbers.push_back(Checked(each, name, kMaxNumber));
+    return numbers;
+  }
+  const json::array* Objects(const char* name) {
+    const json::value* value = object_.if_contains(name);
+    const json::array* array = value == nullptr ? nullptr : value->if_array();
+    if (array == nullptr) Fail(name, "is no array");
+    return array;
+  }
+
+  std::uint64_t Fail(const char* name, const std::string& what) {
+    if (!error_)
+      error_ = Error{ErrorCode::kInvalidArgument,
+                     "line " + std::to_string(line_) + ": " + name + " " + what};
+    return 0;
+  }
+  const std::optional<Error>& error() const { return error_; }
+  Status status() const { return error_ ? Status(*error_) : Status(Done{}); }
+
+ private:
+  static constexpr std::uint64_t kMaxNumber = std::uint64_t{1} << 62;
+
+  std::uint64_t Checked(const json::value& value, const char* name, std::uint64_t limit) {
+    if (value.is_int64() && value.get_int64() >= 0 &&
+        static_cast<std::uint64_t>(value.get_int64()) <= limit) {
+      return static_cast<std::uint64_t>(value.get_int64());
+    }
+    return Fail(name, "is no whole number from 0 to " + std::to_string(limit));
+  }
+
+  const json::object& object_;
+  const std::uint64_t line_;
+  std::optional<Error> error_;
+};
+
+void ParsePhases(LineFields& fields, RecordHeader* header) {
+  const json::array* phases = fields.Objects("phases");
+  if (phases == nullptr) return;
+  std::int64_t last_ns = 0;
+  for (const json::value& phase : *phases) {
+    const json::object* object = phase.if_object();
+    if (object == nullptr) {
+      fields.Fail("phases", "has something that is no object");
+      return;
+    }
+    LineFields each(*object, 1);
+    header->phases.push_back({each.Text("name"), each.Time("begin")});
+    if (each.error() || header->phases.back().begin_ns < last_ns)
+      fields.Fail("phases", "are no names and begins in order");
+    last_ns = header->phases.back().begin_ns;
+  }
+}
+
+Status ParseHeader(const json::object& object, RecordHeader* header) {
+  LineFields fields(object, 1);
+  if (fields.Number("kvrm_record") != static_cast<std::uint64_t>(kVersion))
+    fields.Fail("kvrm_record", "is not version " + std::to_string(kVersion));
+  header->target = fields.Text("target");
+  header->clock = fields.Text("clock");
+  header->command = fields.Text("command");
+  header->workload = fields.Text("workload");
+  const std::string seed = fields.Text("seed");
+  const auto [end, error] = std::from_chars(seed.data(), seed.data() + seed.size(), header->seed);
+  if (error != std::errc() || end != seed.data() + seed.size())
+    fields.Fail("seed", "is no number in quotes");
+  header->num_requests = fields.Number("requests");
+  const json::value* rate = object.if_contains("offered_rps");
+  boost::system::error_code code;
+  if (rate != nullptr && rate->is_number()) header->offered_rps = rate->to_number<double>(code);
+  if (rate == nullptr || !rate->is_number() || code || header->offered_rps < 0.0)
+    fields.Fail("offered_rps", "is no number from 0");
+  ParsePhases(fields, header);
+  const json::value* config = object.if_contains("config");
+  if (config == nullptr || !config->is_object()) {
+    fields.Fail("config", "is no object");
+    return fields.status();
+  }
+  for (const auto& member : config->get_object()) {
+    if (!member.value().is_string()) {
+      fields.Fail("config", "has something that is no string");
+    } else {
+      header->config.emplace_back(std::string(member.key()),
+                                  std::string(member.value().get_string()));
+    }
+  }
+  return fields.status();
+}
+
+Status ParseRequest(LineFields fields, Record* record) {
+  RequestRecord request;
+  request.request = fields.Number("request");
+  request.group = fields.Text("group");
+  request.warmup = fields.Bool("warmup");
+  request.arrival_ns = fields.Time("arrival");
+  request.sent_ns = fields.Time("sent");
+  request.end_ns = fields.Time("end");
+  request.prompt_tokens = fields.Small("prompt");
+  request.asked_tokens = fields.Small("asked");
+  request.output_tokens = fields.Small("output");
+  request.cached_tokens = fields.Small("cached");
+  request.finish = fields.Text("finish");
+  request.error = fields.Text("error");
+  std::uint64_t sum = static_cast<std::uint64_t>(request.sent_ns);
+  for (const std::uint64_t gap : fields.Numbers("gaps", 0)) {
+    if (gap > (std::uint64_t{1} << 62) - std::min(sum, std::uint64_t{1} << 62))
+      fields.Fail("gaps", "sum up to more than 2^62 ns");
+    sum += gap;
+    request.gaps_ns.push_back(static_cast<std::int64_t>(gap));
+  }
+  if (fields.error()) return fields.status();
+  record->requests.push_back(std::move(request));
+  return Done{};
+}
+
+Status ParseStep(LineFields fields, Record* record) {
+  const std::vector<std::uint64_t> n = fields.Numbers("step", 9);
+  if (fields.error()) return fields.status();
+  record->steps.push_back({.at_ns = static_cast<std::int64_t>(n[0]),
+                           .ns = static_cast<std::int64_t>(n[1]),
+                           .num_rows = static_cast<std::uint32_t>(n[2]),
+                           .num_tokens = static_cast<std::uint32_t>(n[3]),
+                           .moved_bytes = n[4],
+                           .num_groups = static_cast<std::uint32_t>(n[5]),
+                           .reserved_bytes = n[6],
+                           .mapped_bytes = n[7],
+                           .live_bytes = n[8]});
+  return Done{};
+}
+
+Status ParseMemory(LineFields fields, Record* record) {
+  const std::vector<std::uint64_t> n = fields.Numbers("memory", 5);
+  if (fields.error()) return fields.status();
+  record->memory.push_back({static_cast<std::int64_t>(n[0]), n[1], n[2], n[3], n[4]});
+  return Done{};
+}
+
+Status ParseLine(const json::object& object, std::uint64_t line, Record* record) {
+  LineFields fields(object, line);
+  if (line == 1) return ParseHeader(object, &record->header);
+  if (record->complete) {
+    fields.Fail("end", "is not the last line");
+    return fields.status();
+  }
+  if (object.contains("request")) return ParseRequest(fields, record);
+  if (object.contains("step")) return ParseStep(fields, record);
+  if (object.contains("memory")) return ParseMemory(fields, record);
+  record->end_ns = fields.Time("end");
+  if (fields.Number("requests") != record->requests.size())
+    fields.Fail("requests", "is not how many there are");
+  if (fields.Number("steps") != record->steps.size())
+    fields.Fail("steps", "is not how many there are");
+  record->complete = true;
+  return fields.status();
+}
+
+}  // namespace
+
+std::string RecordLine(const RecordHeader& header) {
+  json::array phases;
+  for (const RecordPhase& phase : header.phases)
+    phases.push_back(json::object{{"name", phase.name}, {"begin", phase.begin_ns}});
+  json::object config;
+  for (const auto& [name, value] : header.config)
+    config[name] = value;
+  return Line({{"kvrm_record", kVersion},
+               {"target", header.target},
+               {"clock", header.clock},
+               {"command", header.command},
+               {"workload", header.workload},
+               {"seed", std::to_string(header.seed)},
+               {"requests", header.num_requests},
+               {"offered_rps", header.offered_rps},
+               {"phases", std::move(phases)},
+               {"config", std::move(config)}});
+}
+
+std::string RecordLine(const RequestRecord& request) {
+  json::array gaps;
+  gaps.reserve(request.gaps_ns.size());
+  for (const std::int64_t gap : request.gaps_ns)
+    gaps.emplace_back(gap);
+  return Line({{"request", request.request},
+               {"group", request.group},
+               {"warmup", request.warmup},
+               {"arrival", request.arrival_ns},
+               {"sent", request.sent_ns},
+               {"end", request.end_ns},
+               {"prompt", request.prompt_tokens},
+               {"asked", request.asked_tokens},
+               {"output", request.output_tokens},
+               {"cached", request.cached_tokens},
+               {"finish", request.finish},
+               {"error", request.error},
+               {"gaps", std::move(gaps)}});
+}
+
+std::string RecordLine(const StepRecord& step) {
+  return Line(
+      {{"step", Array({static_cast<std::uint64_t>(step.at_ns), static_cast<std::uint64_t>(step.ns),
+                       step.num_rows, step.num_tokens, step.moved_bytes, step.num_groups,
+                       step.reserved_bytes, step.mapped_bytes, step.live_bytes})}});
+}
+
+std::string RecordLine(const MemoryRecord& memory) {
+  return Line({{"memory", Array({static_cast<std::uint64_t>(memory.at_ns), memory.reserved_bytes,
+                                 memory.mapped_bytes, memory.live_bytes, memory.resident_bytes})}});
+}
+
+RecordWriter::RecordWriter(const std::string& path, const RecordHeader& header) : path_(path) {
+  if (path.empty()) return;
+  fd_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (fd_ < 0) throw StartError("cannot write the record " + path + ": " + std::strerror(errno));
+  buffer_.reserve(2 * kBufferBytes);
+  Append(RecordLine(header));
+}
+
+RecordWriter::~RecordWriter() {
+  Flush();
+  if (fd_ >= 0) ::close(fd_);
+}
+
+void RecordWriter::Add(const RequestRecord& request) {
+  ++num_requests_;
+  if (fd_ >= 0) Append(RecordLine(request));
+}
+
+void RecordWriter::Add(const StepRecord& step) {
+  ++num_steps_;
+  if (fd_ >= 0) Append(RecordLine(step));
+}
+
+void RecordWriter::Add(const MemoryRecord& memory) {
+  if (fd_ >= 0) Append(RecordLine(memory));
+}
+
+void RecordWriter::End(std::int64_t end_ns) {
+  if (fd_ < 0) return;
+  Append(Line({{"end", end_ns}, {"requests", num_requests_}, {"steps", num_steps_}}));
+  Flush();
+  if (failed_) throw StartError("cannot write the record " + path_);
+}
+
+void RecordWriter::Append(std::string_view line) {
+  buffer_ += line;
+  if (buffer_.size() >= kBufferBytes) Flush();
+}
+
+void RecordWriter::Flush() {
+  const char* at = buffer_.data();
+  std::size_t left = fd_ < 0 ? 0 : buffer_.size();
+  while (left > 0 && !failed_) {
+    const ssize_t written = ::write(fd_, at, left);
+    if (written < 0 && errno == EINTR) continue;
+    failed_ = written <= 0;
+    if (failed_) break;
+    at += written;
+    left -= static_cast<std::size_t>(written);
+  }
+  buffer_.clear();
+}
+
+Result<Record> ParseRecord(std::string_view text) {
+  Record record;
+  std::uint64_t line = 1;
+  for (; !text.empty(); ++line) {
+    const std::size_t end = text.find('\n');
+    // A line that was cut short is where a replay was.
+    if (end == std::string_view::npos) break;
+    const Result<json::value> value = ParseJson(text.substr(0, end), {.max_bytes = kMaxLineBytes});
+    text.remove_prefix(end + 1);
+    const std::string place = "line " + std::to_string(line) + ": ";
+    if (!value) return Error{value.error().code, place + value.error().message};
+    if (!value->is_object()) return Error{ErrorCode::kInvalidArgument, place + "is no JSON object"};
+    if (Status parsed = ParseLine(value->get_object(), line, &record); !parsed)
+      return parsed.error();
+  }
+  if (line == 1) return Error{ErrorCode::kInvalidArgument, "the record has no header"};
+  return record;
+}
+
+Result<Record> ReadRecord(const std::string& path) {
+  const Result<std::string> text = ReadFile(path, kMaxRecordBytes);
+  if (!text) return text.error();
+  Result<Record> record = ParseRecord(*text);
+  if (!record) return Error{record.error().code, path + ": " + record.error().message};
+  return record;
+}
+
+}  // namespace kvrm

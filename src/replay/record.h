@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+// Record: what a replay saw, line by line (docs/formats.md has the grammar). Every metric is
+// derived from it and from nothing else.
+//
+// JSON lines: a header, then requests as they end, steps and memory as they are seen, and an end. A
+// record without an end was cut short and says so when it is read.
+//
+// Times are ns since the replay began. Threading: one thread. Memory: the writer holds one buffer;
+// the reader all of the record.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "base/result.h"
+
+namespace kvrm {
+
+struct RecordPhase {
+  std::string name;
+  std::int64_t begin_ns = 0;
+};
+
+struct RecordHeader {
+  std::string target = {};   // "engine", "sim" or the URL
+  std::string clock = {};    // "real" or "virtual"
+  std::string command = {};  // as typed
+  std::string workload = {};
+  std::uint64_t seed = 0;
+  std::uint64_t num_requests = 0;
+  double offered_rps = 0.0;  // of the timed requests; 0: none
+  std::vector<RecordPhase> phases = {};
+  std::vector<std::pair<std::string, std::string>> config = {};
+};
+
+struct RequestRecord {
+  std::uint64_t request = 0;  // its place in the workload
+  std::string group = {};
+  bool warmup = false;          // not counted in any metric
+  std::int64_t arrival_ns = 0;  // when it was due
+  std::int64_t sent_ns = 0;     // when it was sent; latencies begin here
+  std::int64_t end_ns = 0;
+  std::uint32_t prompt_tokens = 0;  // as the target counts
+  std::uint32_t asked_tokens = 0;   // of output
+  std::uint32_t output_tokens = 0;
+  std::uint32_t cached_tokens = 0;
+  std::string finish = {};  // "length", "stop", ..; "cancelled": by the replay; "error"
+  std::string error = {};
+  // When output came: the first entry since sent_ns, each further one since the one before. One
+  // entry a token, or a chunk where a server puts more than one token into one.
+  std::vector<std::int64_t> gaps_ns = {};
+
+  bool failed() const { return finish == "error"; }
+};
+
+// A step of the engine, where the target shows them.
+struct StepRecord {
+  std::int64_t at_ns = 0;  // its begin
+  std::int64_t ns = 0;
+  std::uint32_t num_rows = 0;
+  std::uint32_t num_tokens = 0;
+  std::uint64_t moved_bytes = 0;
+  std::uint32_t num_groups = 0;
+  // Of KV memory, as of its end.
+  std::uint64_t reserved_bytes = 0;
+  std::uint64_t mapped_bytes = 0;
+  std::uint64_t live_bytes = 0;
+};
+
+struct MemoryRecord {
+  std::int64_t at_ns = 0;
+  std::uint64_t reserved_bytes = 0;
+  std::uint64_t mapped_bytes = 0;
+  std::uint64_t live_bytes = 0;
+  std::uint64_t resident_bytes = 0;  // of the server's process; 0: not known
+};
+
+class RecordWriter {
+ public:
+  // "" writes nothing. Throws StartError.
+  RecordWriter(const std::string& path, const RecordHeader& header);
+  ~RecordWriter();
+  RecordWriter(const RecordWriter&) = delete;
+  RecordWriter& operator=(const RecordWriter&) = delete;
+
+  void Add(const RequestRecord& request);
+  void Add(const StepRecord& step);
+  void Add(const MemoryRecord& memory);
+  // The last line; throws StartError when anything could not be written.
+  void End(std::int64_t end_ns);
+
+ private:
+  void Append(std::string_view line);
+  void Flush();
+
+  const std::string path_;
+  int fd_ = -1;
+  bool failed_ = false;
+  std::string buffer_;
+  std::uint64_t num_requests_ = 0;
+  std::uint64_t num_steps_ = 0;
+};
+
+struct Record {
+  RecordHeader header;
+  std::vector<RequestRecord> requests = {};
+  std::vector<StepRecord> steps = {};
+  std::vector<MemoryRecord> memory = {};
+  std::int64_t end_ns = 0;
+  bool complete = false;
+};
+
+inline constexpr std::uint64_t kMaxRecordBytes = std::uint64_t{4} << 30;
+
+// The error names the line and the field.
+Result<Record> ParseRecord(std::string_view text);
+Result<Record> ReadRecord(const std::string& path);
+
+// The lines themselves, each with its line feed.
+std::string RecordLine(const RecordHeader& header);
+std::string RecordLine(const RequestRecord& request);
+std::string RecordLine(const StepRecord& step);
+std::string RecordLine(const MemoryRecord& memory);
+
+}  // namespace kvrm

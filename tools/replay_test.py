@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""kvrm replay in virtual time, on a small trace of each format and on the victims' scenario.
+
+    replay_test.py KVRM
+
+Every record is made twice, in two folders, and must be the same byte for byte; every metric of it
+must be what tools/metrics_check.py computes.
+"""
+
+import os
+import random
+import subprocess
+import sys
+import tempfile
+
+import metrics_check
+
+
+def azure(rng):
+    lines = ["TIMESTAMP,ContextTokens,GeneratedTokens"]
+    for i in range(80):
+        lines.append(f"2023-11-16 18:{i // 40:02}:{i % 40 + rng.random():010.7f},"
+                     f"{rng.randint(1, 1500)},{rng.randint(1, 300)}")
+    return "\n".join(lines) + "\n"
+
+
+def burstgpt(rng):
+    lines = ["Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type"]
+    time = 0
+    for _ in range(80):
+        time += rng.choice([0, 0, 0, 9])
+        prompt, output = rng.randint(1, 900), rng.choice([0, 5, 200])
+        lines.append(f"{time},ChatGPT,{prompt},{output},{prompt + output},Conversation log")
+    return "\n".join(lines) + "\n"
+
+
+def mooncake(rng):
+    lines = []
+    for i in range(60):
+        blocks = [0, 1][:rng.randint(0, 2)]
+        blocks += [100 * i + b for b in range(rng.randint(1, 2))]
+        length = 512 * (len(blocks) - 1) + rng.randint(1, 512)
+        lines.append(f'{{"timestamp": {300 * i}, "input_length": {length}, '
+                     f'"output_length": {rng.randint(1, 200)}, "hash_ids": {blocks}}}')
+    return "\n".join(lines) + "\n"
+
+
+TRACES = {"azure.csv": azure, "burstgpt.csv": burstgpt, "mooncake.jsonl": mooncake}
+ENGINE = ["--profile", "example", "-p", "16", "-c", "2560", "-b", "128", "--kv-tokens", "16384"]
+VICTIMS = ["--victims", "--phase", "0.5", "--long-prompt", "2000"]
+
+
+def replay(kvrm, folder, name, what):
+    record = name + ".record.jsonl"
+    subprocess.run([kvrm, "replay", *what, *ENGINE, "--warmup", "5", "--record", record],
+                   cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    return os.path.join(folder, record)
+
+
+def main(kvrm):
+    failures = 0
+    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+        runs = {"victims": VICTIMS}
+        for name, make in TRACES.items():
+            runs[name] = ["--trace", name]
+            text = make(random.Random(name))
+            for folder in (first, second):
+                with open(os.path.join(folder, name), "w", encoding="utf-8") as stream:
+                    stream.write(text)
+        for name, what in runs.items():
+            paths = [replay(kvrm, folder, name, what) for folder in (first, second)]
+            with open(paths[0], "rb") as a, open(paths[1], "rb") as b:
+                if a.read() != b.read():
+                    print(f"{name}: two runs of one seed differ")
+                    failures += 1
+            if not metrics_check.check(kvrm, paths[0]):
+                failures += 1
+    print(f"{2 * len(runs) - failures} passed, {failures} failed")
+    return failures
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    sys.exit(1 if main(os.path.abspath(sys.argv[1])) else 0)
