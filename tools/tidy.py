@@ -224,7 +224,8 @@ BANNED = [
     (r"\b(?:steady|system|high_resolution|utc|file)_clock\s*::\s*now\b", ("src/base/clock.h",),
      "{}: ask a Clock (base/clock.h)"),
     (r"(?<![\w.>:])(?:std::|::)?(?:time|gettimeofday|clock_gettime|clock)\s*\(\s*(?:\)|nullptr|NULL"
-     r"|0\s*\)|&|CLOCK_)", ("src/base/clock.h",), "{}: ask a Clock (base/clock.h)"),
+     r"|0\s*\)|&|CLOCK_)", ("src/base/clock.h", "src/base/thread_cpu.h"),
+     "{}: ask a Clock (base/clock.h)"),
     (r"\bstd::(?:mt19937\w*|minstd_rand\w*|random_device|default_random_engine)\b"
      r"|(?<![\w.>:])(?:std::|::)?s?rand\s*\(|\b(?:drand48|lrand48|arc4random\w*)\s*\(",
      ("src/base/rng.h",), "{}: draw from Rng (base/rng.h)"),

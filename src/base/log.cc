@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/log.h"
 
+#include <poll.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <map>
@@ -124,6 +126,13 @@ bool Admit(std::string_view event, std::uint64_t* num_left_out) {
   return (*limiters)[event].Admit(SystemClock().NowNs(), num_left_out);
 }
 
+// Whether a line goes to stderr without waiting: a pipe says so while it has room for PIPE_BUF
+// bytes, which is more than any line has.
+bool HasRoom() {
+  pollfd standard_error{.fd = STDERR_FILENO, .events = POLLOUT, .revents = 0};
+  return ::poll(&standard_error, 1, 0) != 0;
+}
+
 }  // namespace
 
 std::string FormatLogLine(std::string_view event, std::initializer_list<LogField> fields,
@@ -158,11 +167,19 @@ bool LogLimiter::Admit(std::int64_t now_ns, std::uint64_t* num_left_out) {
 void Log(LogLevel level, std::string_view event, std::initializer_list<LogField> fields) {
   spdlog::logger& logger = Logger();
   if (!logger.should_log(SpdLevel(level))) return;
+  // A reader of the log that has stopped must not stop the threads that serve.
+  static std::atomic<std::uint64_t> num_dropped{0};
+  if (!HasRoom()) {
+    num_dropped.fetch_add(1, std::memory_order_relaxed);
+    return;
+  }
   std::uint64_t num_left_out = 0;
   if (level >= LogLevel::kWarning && !Admit(event, &num_left_out)) return;
   const LogFormat format = log_format.load(std::memory_order_relaxed);
   std::string line = FormatLogLine(event, fields, format);
   if (num_left_out > 0) AppendField(line, {"left_out", num_left_out}, format);
+  const std::uint64_t dropped = num_dropped.exchange(0, std::memory_order_relaxed);
+  if (dropped > 0) AppendField(line, {"dropped", dropped}, format);
   if (format == LogFormat::kJson) line += '}';
   logger.log(SpdLevel(level), spdlog::string_view_t(line));
 }

@@ -7,8 +7,8 @@
 //
 // Threading: any thread; lines never interleave. Values are escaped, so one event is one line
 // whatever a client sent, and cut at 256 bytes. Prompts, outputs and keys are never logged: that is
-// the caller's duty. Warnings and errors are limited to 20 of one event in 5 s; the next line of
-// that event says how many were left out.
+// the caller's duty. Warnings and errors: 20 of one event in 5 s; the next says how many were left
+// out. Lines that stderr has no room for are dropped and counted; nobody waits.
 #pragma once
 
 #include <concepts>

@@ -10,6 +10,7 @@
 #include "base/check.h"
 #include "base/result.h"
 #include "base/rng.h"
+#include "base/thread_cpu.h"
 
 namespace kvrm {
 namespace {
@@ -50,6 +51,7 @@ class VictimsRun {
   VictimsRun(const VictimsBench& bench, const EngineOptions& options, const Model& model,
              std::uint64_t seed)
       : bench_(bench),
+        clock_(bench.processor_time ? static_cast<const Clock&>(thread_clock_) : system_clock_),
         vocab_size_(model.config().vocab_size),
         rng_(seed, "victims"),
         engine_(model, options, clock_) {}
@@ -174,9 +176,11 @@ class VictimsRun {
   }
 
   const VictimsBench& bench_;
+  const SystemClock system_clock_;
+  const ThreadCpuClock thread_clock_;
+  const Clock& clock_;
   const std::uint32_t vocab_size_;
   Rng rng_;
-  const SystemClock clock_;
   Engine engine_;
   std::map<RequestId, Record> records_;
   std::int64_t quiet_begin_ns_ = 0;
@@ -187,6 +191,8 @@ class VictimsRun {
 void RunVictimsBench(const VictimsBench& bench, const BenchOptions& options, const Model& model,
                      const BenchSink& sink) {
   CHECK(bench.streams > 0 && bench.quiet_tokens > 1);
+  if (bench.processor_time && options.num_workers != 1)
+    throw StartError("--processor-time measures one thread: give --workers 1");
   for (const Disturbance disturbance :
        {Disturbance::kPrompt, Disturbance::kBurst, Disturbance::kOversubscribed}) {
     for (const std::string& budget : bench.budgets) {

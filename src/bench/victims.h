@@ -6,6 +6,9 @@
 // the median gap of the quiet part; a line says how the gaps of the disturbed part compare and how
 // fast the disturbance was served.
 //
+// On a machine that others use as well, gaps in processor time (one worker) tell what the schedule
+// does, and real ones mostly what the others do.
+//
 // Histories grow while streams decode: `quiet` comes before, so a long run shows that growth too.
 // Threading: one thread, which steps the engine.
 #pragma once
@@ -31,6 +34,7 @@ struct VictimsBench {
   std::uint32_t burst = 30;
   std::uint32_t burst_prompt = 128;
   std::uint32_t burst_output = 64;
+  bool processor_time = false;  // with one worker only, which is the thread that steps
   // Budgets of a step, each measured by itself: "pace" is the model of what steps take, a number is
   // so many tokens whatever they take.
   std::vector<std::string> budgets = {"16", "32", "64", "256", "pace"};

@@ -250,6 +250,8 @@ void AddVictimsCommand(CLI::App& bench) {
   count("--burst", victims.burst, "requests that arrive at once");
   count("--burst-prompt", victims.burst_prompt, "tokens of the prompt of each of them");
   count("--burst-output", victims.burst_output, "tokens that each of them asks for");
+  command->add_flag("--processor-time", victims.processor_time,
+                    "of the one worker, instead of real time: what others take does not count");
   AddModelFlags(*command, &flags->model);
   AddCommonFlags(*command, flags.get());
   command->callback([flags] {

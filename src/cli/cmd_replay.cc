@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // kvrm replay: a trace or a generated workload against a server, the engine or the simulator.
+#include <signal.h>
+
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <functional>
@@ -29,6 +32,21 @@
 
 namespace kvrm {
 namespace {
+
+// Set by the first SIGINT: the replay ends there and reports what it has. The second one kills.
+std::atomic<bool> stop_asked = false;
+static_assert(std::atomic<bool>::is_always_lock_free);
+
+void AskStop(int) {
+  stop_asked.store(true, std::memory_order_relaxed);
+}
+
+void StopOnInterrupt() {
+  struct sigaction action = {};
+  action.sa_handler = AskStop;
+  action.sa_flags = static_cast<int>(SA_RESETHAND);
+  ::sigaction(SIGINT, &action, nullptr);
+}
 
 constexpr std::int64_t kProgressNs = 200'000'000;
 
@@ -96,6 +114,7 @@ class Replay {
     header_.command = flags.command;
     options_.warmup_requests = flags.warmup;
     options_.stop_ns = static_cast<std::int64_t>(std::llround(flags.stop_s * 1e9));
+    options_.stop = &stop_asked;
     options_.progress = [this](const ReplayProgress& progress) { Show(progress); };
   }
   ~Replay() { Clear(); }
@@ -291,6 +310,7 @@ void RunProfile(const ReplayFlags& flags) {
 }
 
 void RunReplay(const ReplayFlags& flags) {
+  StopOnInterrupt();
   if (!flags.url.empty()) return RunUrl(flags);
   if (!flags.profile.empty()) return RunProfile(flags);
   RunModel(flags);

@@ -89,6 +89,32 @@ LoadedModel::LoadedModel(const ModelFlags& flags, const DummyOptions& dummy) {
   }
 }
 
+// One number in three spellings.
+void AddHostTierFlags(CLI::App& command, EngineOptions* engine) {
+  CLI::Option* const bytes =
+      command
+          .add_option("--host-kv-bytes", engine->host_kv_bytes,
+                      "bytes of the memory where sequences are parked for want of blocks, like 4G; "
+                      "0: none; else what the pool lacks, at most its size again")
+          ->transform(CLI::AsSizeValue(false))
+          ->transform(CLI::Validator(CheckSize, ""));
+  const auto add_alias = [&](const char* names, const char* help, double unit) {
+    return command
+        .add_option_function<double>(
+            names,
+            [engine, unit](double count) {
+              engine->host_kv_bytes = static_cast<std::uint64_t>(count * unit);
+            },
+            help)
+        ->check(CLI::Range(0.0, 1e9))
+        ->excludes(bytes);
+  };
+  CLI::Option* const mib =
+      add_alias("--cache-ram", "the same in MiB, as llama-server has it", 1024.0 * 1024.0);
+  add_alias("--kv-offloading-size", "the same in GiB, as vLLM has it", 1024.0 * 1024.0 * 1024.0)
+      ->excludes(mib);
+}
+
 void AddKvFlags(CLI::App& command, EngineOptions* engine) {
   std::string views;
   for (int v = 0; v < kNumKvViews; ++v)
@@ -127,6 +153,7 @@ void AddKvFlags(CLI::App& command, EngineOptions* engine) {
       .add_option("--max-edits-per-step", engine->max_edits_per_step,
                   "copies and mappings of one step at most")
       ->capture_default_str();
+  AddHostTierFlags(command, engine);
   command
       .add_option("--memory-budget", engine->memory_budget,
                   "bytes that may be reserved in all, like 4G; more is refused at start")

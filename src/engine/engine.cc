@@ -103,6 +103,27 @@ void CheckPace(const StepPaceOptions& pace) {
   if (pace.min_prompt_tokens == 0) throw StartError("a step takes at least 1 prompt token");
 }
 
+std::uint64_t DefaultHostKvBytes(const EngineOptions& options, const KvLayout& layout) {
+  if (options.memory_budget != 0) return 0;
+  const std::uint64_t most = std::uint64_t{options.max_rows} * options.max_context;
+  const std::uint64_t lacking = most > options.kv_tokens ? most - options.kv_tokens : 0;
+  return std::min(lacking, options.kv_tokens) * layout.token_bytes();
+}
+
+// In whole blocks.
+std::uint64_t ResolvedHostKvBytes(const EngineOptions& options, const KvLayout& layout) {
+  if (IsStaticView(options.view)) return 0;
+  const std::uint64_t bytes = options.host_kv_bytes == kHostKvAuto
+                                  ? DefaultHostKvBytes(options, layout)
+                                  : options.host_kv_bytes;
+  const std::uint64_t num_blocks = bytes / layout.block_bytes();
+  if (num_blocks > 0xfffffff0u) {
+    throw StartError("the host tier of " + std::to_string(bytes) + " bytes has " +
+                     std::to_string(num_blocks) + " blocks, more than 32 bits can number");
+  }
+  return num_blocks * layout.block_bytes();
+}
+
 EngineOptions Resolved(EngineOptions options, const EngineParts& parts) {
   CheckBlockTokens(options.block_tokens);
   if (options.max_rows == 0 || options.max_rows > 1024) {
@@ -131,6 +152,7 @@ EngineOptions Resolved(EngineOptions options, const EngineParts& parts) {
   if (options.kv_tokens / options.block_tokens > 0xfffffff0u) {
     throw StartError("the KV pool has more blocks than 32 bits can number");
   }
+  options.host_kv_bytes = ResolvedHostKvBytes(options, layout);
   return options;
 }
 
@@ -143,7 +165,8 @@ std::uint32_t HeadroomTokens(const EngineOptions& options) {
       std::min<std::uint64_t>(options.kv_tokens / 20, std::numeric_limits<std::uint32_t>::max()));
 }
 
-StepLoopOptions LoopOptions(const EngineOptions& options, bool only_reserve) {
+StepLoopOptions LoopOptions(const EngineOptions& options, KvLayout layout, bool only_reserve) {
+  layout.block_tokens = options.block_tokens;
   return {.limits = {.max_rows = options.max_rows,
                      .max_tokens = options.max_step_tokens,
                      .max_runs = options.max_runs,
@@ -153,6 +176,7 @@ StepLoopOptions LoopOptions(const EngineOptions& options, bool only_reserve) {
           .max_seqs = options.max_rows,
           .max_context = options.max_context,
           .kv_tokens = options.kv_tokens,
+          .host_blocks = static_cast<std::uint32_t>(options.host_kv_bytes / layout.block_bytes()),
           .max_move_bytes_per_step = options.max_move_bytes_per_step,
           .layered_move_bytes = options.layered_move_bytes,
           .view = options.view,
@@ -198,12 +222,13 @@ struct Engine::State {
         layout(parts.layout),
         clock(clock_in),
         options(Resolved(options_in, parts)),
-        loop(parts, LoopOptions(options, only_reserve)),
+        loop(parts, LoopOptions(options, layout, only_reserve)),
         scheduler({.max_rows = options.max_rows,
                    .max_step_tokens = options.max_step_tokens,
                    .prompt_chunk = options.prompt_chunk,
                    .max_waiting = options.max_queued,
                    .headroom_tokens = HeadroomTokens(options),
+                   .preempt_seed = options.preempt_seed,
                    .prompt_samples = kPromptSamples,
                    .pace = options.pace,
                    .log = loop.log()},
@@ -341,6 +366,8 @@ struct Engine::State {
   std::uint32_t MaxNewcomers() noexcept {
     if (num_crowded_steps > 0) return 0;
     if (!is_alone) return options.max_rows;
+    // What was parked has left its blocks there.
+    if (scheduler.num_running() == 0) loop.cache().DropCached();
     if (counts[kOutputTokens] == num_tokens_before_alone)
       return scheduler.num_running() == 0 ? 1 : 0;
     is_alone = false;

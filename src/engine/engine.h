@@ -26,6 +26,8 @@
 
 namespace kvrm {
 
+inline constexpr std::uint64_t kHostKvAuto = ~std::uint64_t{0};
+
 struct EngineOptions {
   std::uint32_t max_rows = 32;          // sequences decoding at once
   std::uint32_t max_context = 0;        // tokens per sequence; 0: the model's own, at most 32,768
@@ -34,6 +36,10 @@ struct EngineOptions {
   // Pool size in tokens; 0: max_rows x max_context or a quarter of memory, whichever is less. The
   // static views take exactly max_rows x max_context.
   std::uint64_t kv_tokens = 0;
+  // Bytes of the host tier, where sequences are parked for want of blocks. kHostKvAuto: what the
+  // pool lacks for max_rows x max_context, at most its own size again; with a memory budget, and in
+  // the static views, which preempt nobody, none.
+  std::uint64_t host_kv_bytes = kHostKvAuto;
   std::uint32_t max_runs = 32;  // R
   // Movement of one step: transfer groups and mappings, and bytes, at least one block.
   std::uint32_t max_edits_per_step = 64;
@@ -53,6 +59,7 @@ struct EngineOptions {
   std::uint32_t prompt_chunk = 0;      // tokens per row and step; 0: max_step_tokens
   std::string kernels = {};            // "": as KVRM_ISA or the best; else a table's name
   std::uint64_t placement_seed = 0;    // not 0: kScattered, whatever `placement` is (tests)
+  std::uint64_t preempt_seed = 0;      // not 0: now and then somebody is preempted (tests)
   DType kv_dtype = DType::kF16;
   std::string descriptor_log = {};  // file that records every descriptor (step/step_log.h)
   // Most bytes that Engine::reserved may sum up to; 0: no limit. More is refused at start, with the

@@ -25,7 +25,8 @@ namespace {
 constexpr std::size_t kNumRequests = 200;
 constexpr std::uint32_t kMaxContext = 128;
 
-enum class Pool { kAmple, kScattered, kTight, kCrowded };
+// Tight ones preempt: with a host tier and without one.
+enum class Pool { kAmple, kScattered, kTight, kTightRecomputed, kCrowded };
 
 struct Setting {
   std::uint32_t rows;
@@ -37,15 +38,26 @@ struct Setting {
 
 constexpr Setting kAlone = {1, 0, 1, Pool::kAmple, 16};
 constexpr Setting kSettings[] = {
-    {1, 1, 2, Pool::kScattered, 16},  {1, 7, 1, Pool::kTight, 32},
-    {1, 64, 2, Pool::kAmple, 32},     {2, 0, 2, Pool::kTight, 16},
-    {2, 1, 1, Pool::kAmple, 32},      {2, 7, 2, Pool::kAmple, 16},
-    {2, 64, 1, Pool::kScattered, 32}, {7, 0, 1, Pool::kScattered, 32},
-    {7, 1, 2, Pool::kTight, 32},      {7, 7, 1, Pool::kAmple, 16},
-    {7, 64, 2, Pool::kTight, 16},     {32, 0, 2, Pool::kAmple, 32},
-    {32, 1, 1, Pool::kTight, 16},     {32, 7, 2, Pool::kScattered, 32},
-    {32, 64, 1, Pool::kAmple, 16},    {32, 0, 1, Pool::kTight, 32},
-    {7, 7, 2, Pool::kCrowded, 16},    {32, 64, 1, Pool::kCrowded, 16},
+    {1, 1, 2, Pool::kScattered, 16},
+    {1, 7, 1, Pool::kTight, 32},
+    {1, 64, 2, Pool::kAmple, 32},
+    {2, 0, 2, Pool::kTight, 16},
+    {2, 1, 1, Pool::kAmple, 32},
+    {2, 7, 2, Pool::kAmple, 16},
+    {2, 64, 1, Pool::kScattered, 32},
+    {7, 0, 1, Pool::kScattered, 32},
+    {7, 1, 2, Pool::kTight, 32},
+    {7, 7, 1, Pool::kAmple, 16},
+    {7, 64, 2, Pool::kTight, 16},
+    {32, 0, 2, Pool::kAmple, 32},
+    {32, 1, 1, Pool::kTight, 16},
+    {32, 7, 2, Pool::kScattered, 32},
+    {32, 64, 1, Pool::kAmple, 16},
+    {32, 0, 1, Pool::kTight, 32},
+    {7, 7, 2, Pool::kCrowded, 16},
+    {32, 64, 1, Pool::kCrowded, 16},
+    {32, 0, 1, Pool::kTightRecomputed, 32},
+    {7, 64, 2, Pool::kTightRecomputed, 16},
 };
 
 // Prompts of 1 to 80 tokens and outputs of 1 to 40, short ones more often; a third greedy, the rest
@@ -95,6 +107,9 @@ EngineOptions OptionsOf(const Setting& setting) {
       options.placement_seed = 5;
       options.max_runs = 3;
       break;
+    case Pool::kTightRecomputed:
+      options.host_kv_bytes = 0;
+      [[fallthrough]];
     case Pool::kTight:
       // Room for one typical sequence beside the one that must always fit.
       options.kv_tokens = kMaxContext + 32;
@@ -136,7 +151,8 @@ TEST(Invariance, TokensAndLogprobsAreThoseOfTheRunAlone) {
     const char* const pool = setting.pool == Pool::kAmple       ? "ample"
                              : setting.pool == Pool::kCrowded   ? "crowded"
                              : setting.pool == Pool::kScattered ? "scattered"
-                                                                : "tight";
+                             : setting.pool == Pool::kTight     ? "tight"
+                                                                : "recomputed";
     std::printf("%5u %6u %8u %10s %6u %6llu %9llu %9llu %9zu\n", setting.rows, setting.chunk,
                 setting.threads, pool, setting.block_tokens,
                 static_cast<unsigned long long>(stats.num_steps),

@@ -37,7 +37,8 @@ Scheduler::Scheduler(const SchedulerOptions& options, KvCache& cache)
     : options_(options),
       cache_(cache),
       shares_(options.max_waiting + options.max_rows),
-      pace_(options.pace) {
+      pace_(options.pace),
+      rng_(options.preempt_seed, "preempt") {
   CHECK(options.max_rows >= 1 && options.max_step_tokens >= options.max_rows);
   CHECK(options.prompt_chunk >= 1);
   waiting_.reserve(options.max_waiting + options.max_rows);
@@ -91,8 +92,10 @@ std::span<const PlannedRow> Scheduler::Pass(std::uint32_t max_new, std::int64_t 
   load_ = {};
   budget_ = options_.max_step_tokens;
   samples_ = options_.prompt_samples;
+  if (options_.preempt_seed != 0 && running_.size() > 1 && rng_.Below(8) == 0) PreemptYoungest();
   PlanRunning();
   PlanPrompts();
+  ParkAhead();
   Admit(max_new);
   TopUp();
   return rows_;
@@ -135,6 +138,7 @@ bool Scheduler::IsRunning(const Sequence* sequence) const noexcept {
 }
 
 void Scheduler::Plan(Sequence& sequence, bool shared) noexcept {
+  if (cache_.is_resuming(sequence.seq)) return;
   std::uint32_t num_tokens = std::min({sequence.num_to_compute(), options_.prompt_chunk, budget_});
   if (num_tokens > 1) {
     if (shared) num_tokens = std::min(num_tokens, (budget_ + 1) / 2);
@@ -200,10 +204,30 @@ std::uint32_t Scheduler::WithinSamples(const Sequence& sequence,
 bool Scheduler::Secure(const PlannedRow& row) noexcept {
   const Sequence& sequence = *row.sequence;
   while (!cache_.Extend(sequence.seq, sequence.num_computed + row.num_tokens)) {
-    if (running_.back().get() == row.sequence) return false;
+    if (cache_.is_parking() || running_.back().get() == row.sequence) return false;
     PreemptYoungest();
   }
   return true;
+}
+
+void Scheduler::ParkAhead() noexcept {
+  if (running_.size() < 2 || cache_.is_parking()) return;
+  const std::uint32_t block_tokens = cache_.options().layout.block_tokens;
+  const std::uint64_t low =
+      std::min<std::uint64_t>(options_.headroom_tokens / 2 / block_tokens, running_.size());
+  if (cache_.num_available_tokens() / block_tokens >= low) return;
+  if (cache_.CanPark(running_.back()->seq)) PreemptYoungest();
+}
+
+void Scheduler::GiveUpBlocks(Sequence& victim) noexcept {
+  victim.parked = cache_.Park(victim.seq);
+  if (victim.parked) {
+    if (options_.log != nullptr) options_.log->Parked(victim.seq, *victim.parked);
+    return;
+  }
+  cache_.Release(victim.seq);
+  victim.num_computed = 0;
+  victim.num_published_blocks = 0;
 }
 
 bool Scheduler::PreemptYoungest() noexcept {
@@ -219,10 +243,8 @@ bool Scheduler::PreemptYoungest() noexcept {
     rows_.erase(planned);
     load_ = LoadOf(rows_);
   }
-  cache_.Release(victim->seq);
+  GiveUpBlocks(*victim);
   free_seqs_.push_back(victim->seq);
-  victim->num_computed = 0;
-  victim->num_published_blocks = 0;
   victim->queued_ns = now_ns_;
   victim->queued_step = pace_.num_steps();
   ++victim->num_preemptions;
@@ -235,6 +257,7 @@ bool Scheduler::PreemptYoungest() noexcept {
 // the prompt without preempting anyone. One for whom there are no blocks holds up those behind it;
 // one that waits for the sake of streams does not.
 void Scheduler::Admit(std::uint32_t max_new) noexcept {
+  if (cache_.is_parking()) return;
   const Sequence* last = nullptr;
   for (int tries = 0; tries < kMaxTries;) {
     if (max_new == 0 || running_.size() >= options_.max_rows || budget_ == 0) return;
@@ -248,7 +271,7 @@ void Scheduler::Admit(std::uint32_t max_new) noexcept {
       ++tries;
       continue;
     }
-    if (!Open(next)) return;
+    if (!(next.parked ? Resume(next) : Open(next))) return;
     --max_new;
     Run(i, free_seqs_.back());
     Plan(next, /*shared=*/false);
@@ -276,10 +299,25 @@ bool Scheduler::MayJoin(const Sequence& sequence) noexcept {
                         .seconds = Seconds(now_ns_ - sequence.queued_ns)});
 }
 
-// What it might find in the prefix cache is left out of the account.
+// What it might find in the prefix cache is left out of the account. Who was parked counts in whole
+// blocks, and is not taken back for what others would want at once.
 bool Scheduler::HasRoomFor(const Sequence& sequence) const noexcept {
-  return running_.empty() || cache_.num_available_tokens() >=
-                                 std::uint64_t{options_.headroom_tokens} + sequence.length();
+  if (running_.empty()) return true;
+  const std::uint64_t available = cache_.num_available_tokens();
+  const std::uint64_t length = sequence.length();
+  if (!sequence.parked) return available >= options_.headroom_tokens + length;
+  const std::uint64_t block_tokens = cache_.options().layout.block_tokens;
+  const std::uint64_t headroom_blocks = options_.headroom_tokens / block_tokens + 1;
+  return available / block_tokens > length / block_tokens + 2 * headroom_blocks;
+}
+
+bool Scheduler::Resume(Sequence& sequence) noexcept {
+  const std::uint32_t reserve = std::min(sequence.length() + 1, sequence.max_length);
+  if (!cache_.Resume(*sequence.parked, free_seqs_.back(), sequence.tokens, sequence.keys, reserve))
+    return false;
+  if (options_.log != nullptr) options_.log->Resumed(free_seqs_.back(), *sequence.parked);
+  sequence.parked.reset();
+  return true;
 }
 
 // Takes over what is cached of its tokens, except for those whose logits are wanted.
@@ -383,6 +421,7 @@ std::unique_ptr<Sequence> Scheduler::Remove(RequestId id) noexcept {
              waiting != waiting_.end()) {
     sequence = std::move(*waiting);
     waiting_.erase(waiting);
+    if (sequence->parked) cache_.Discard(*sequence->parked);
   }
   if (sequence == nullptr) return nullptr;
   shares_.Leave(sequence->tenant_place);

@@ -16,9 +16,18 @@
 // does not wait for a long one.
 //
 // When the pool is full the running sequence of the highest priority value, of these the youngest,
-// gives its blocks back and waits again; it is recomputed later. The first in order of rank (lowest
-// value, oldest) is never preempted, and the pool holds at least one sequence of the longest
-// context, so every pass makes progress.
+// gives its blocks back and waits again at its place. It is parked in the host tier and resumed
+// later, or, when there is no room, recomputed. The first in order of rank (lowest value, oldest) is
+// never preempted, and the pool holds at least one sequence of the longest context, so every pass
+// makes progress.
+//
+// What is parked leaves the pool in the steps to come, a part in each. So one is parked ahead of
+// need, when less than half of the headroom is left, and less than a block a row. A row that gets no
+// block meanwhile sits steps out, and while a history is on its way out nobody else is preempted
+// and nobody taken in. That has an end: each step moves a part of what leaves, or parts of what is
+// more urgent and bounded itself (MovePriority); then the row gets its block, or the next one
+// leaves; and when all others have left, the pool is the first one's. Who comes back leaves twice
+// the headroom free: others must write one and a half headrooms before anybody is parked again.
 //
 // Threading: engine thread only. Memory: queues are reserved by the constructor.
 #pragma once
@@ -30,6 +39,7 @@
 #include <span>
 #include <vector>
 
+#include "base/rng.h"
 #include "engine/fair_share.h"
 #include "engine/sequence.h"
 #include "engine/step_cost.h"
@@ -48,6 +58,7 @@ struct SchedulerOptions {
   // which compaction finds holes (docs/decisions/0013-allocation-policy.md). Not asked of a
   // newcomer that would be alone.
   std::uint32_t headroom_tokens = 0;
+  std::uint64_t preempt_seed = 0;  // not 0: as EngineOptions
   // Of prompts whose every position is sampled, positions in a step; at least 1.
   std::uint32_t prompt_samples = 1;
   StepPaceOptions pace = {};
@@ -129,6 +140,9 @@ class Scheduler {
   void Admit(std::uint32_t max_new) noexcept;
   bool HasRoomFor(const Sequence& sequence) const noexcept;
   bool Open(Sequence& sequence) noexcept;
+  bool Resume(Sequence& sequence) noexcept;
+  void GiveUpBlocks(Sequence& victim) noexcept;
+  void ParkAhead() noexcept;
   void Run(std::size_t waiting_idx, SeqId seq) noexcept;
   static const Sequence* Find(const Queue& queue, RequestId id) noexcept;
   bool WaitsForParent(const Sequence& sequence) const noexcept;
@@ -153,6 +167,7 @@ class Scheduler {
   std::int64_t next_deadline_ns_ = std::numeric_limits<std::int64_t>::max();
   std::uint64_t num_dequeued_tokens_ = 0;
   std::uint64_t num_preemptions_ = 0;
+  Rng rng_;  // of preempt_seed
 };
 
 }  // namespace kvrm

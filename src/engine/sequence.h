@@ -5,7 +5,8 @@
 //   [num_computed, tokens.size())   known, to be computed; the last one's logits are sampled
 //
 // While decoding exactly one token is to be computed. After preemption num_computed is what the
-// prefix cache still has, and the rest is computed once more, output tokens included.
+// prefix cache still has, and the rest is computed once more, output tokens included; but where it
+// was parked [0, num_computed) lies in the host tier and comes back.
 #pragma once
 
 #include <algorithm>
@@ -51,6 +52,7 @@ struct Sequence {
   RequestId sample_of{};
   std::unique_ptr<Sequence> next_sample;  // on the way to the engine thread only
   SeqId seq{};                            // valid while running
+  std::optional<ParkedId> parked = {};    // while it waits to be resumed
 
   // Nanoseconds of the engine's clock; 0: not yet, or never.
   std::int64_t submitted_ns = 0;

@@ -60,7 +60,8 @@ KvCacheOptions CacheOptions(const EngineParts& parts, const StepLoopOptions& opt
       .view = options.view,
       .placement = options.placement_seed != 0 ? PlacementPolicy::kScattered : options.placement,
       .placement_seed = options.placement_seed,
-      .prefix_cache = options.prefix_cache};
+      .prefix_cache = options.prefix_cache,
+      .host_blocks = options.host_blocks};
 }
 
 StepLimits RaisedLimits(StepLimits limits, const KvCacheOptions& cache_options) {

@@ -30,9 +30,10 @@ constexpr std::uint32_t kMaxContext = 128;
 constexpr std::uint32_t kNumSamples = 3;
 constexpr std::size_t kNumPrompts = 14;
 
-// The axes, in this order: view, placement, block tokens, rows, prompt chunk, pool, sharing.
-constexpr std::size_t kNumAxes = 7;
-constexpr std::array<std::uint32_t, kNumAxes> kAxisSizes = {kNumKvViews, 8, 2, 3, 3, 3, 4};
+// The axes, in this order: view, placement, block tokens, rows, prompt chunk, pool, sharing, and
+// what becomes of those who are preempted, now and then, at random points.
+constexpr std::size_t kNumAxes = 8;
+constexpr std::array<std::uint32_t, kNumAxes> kAxisSizes = {kNumKvViews, 8, 2, 3, 3, 3, 4, 4};
 using Cell = std::array<std::uint32_t, kNumAxes>;
 
 constexpr std::array<std::uint32_t, 2> kBlockTokens = {16, 32};
@@ -40,13 +41,30 @@ constexpr std::array<std::uint32_t, 3> kRows = {2, 7, 32};
 constexpr std::array<std::uint32_t, 3> kChunks = {0, 7, 64};
 enum Pool : std::uint32_t { kAmple, kTight, kFewRuns };
 // Sharing: bit 0 the prefix cache, bit 1 forks.
+enum Preempted : std::uint32_t { kForWantOfBlocks, kRecomputed, kParked, kParkedWhereThereIsRoom };
 
 bool IsStatic(const Cell& cell) {
   return cell[0] >= static_cast<std::uint32_t>(KvView::kStatic) &&
          cell[0] <= static_cast<std::uint32_t>(KvView::kStaticBucketed);
 }
 
-EngineOptions OptionsOf(const Cell& cell) {
+// Of the host tier.
+std::uint64_t HostBytes(const Cell& cell, const ModelConfig& config) {
+  const std::uint64_t token_bytes =
+      std::uint64_t{4} * config.num_layers * config.num_kv_heads * config.head_dim;
+  switch (cell[7]) {
+    case kForWantOfBlocks:
+      return kHostKvAuto;
+    case kRecomputed:
+      return 0;
+    case kParked:
+      return token_bytes * kRows[cell[3]] * kMaxContext;
+    default:
+      return token_bytes * 96;
+  }
+}
+
+EngineOptions OptionsOf(const Cell& cell, const ModelConfig& config) {
   EngineOptions options = {.max_rows = kRows[cell[3]],
                            .max_context = kMaxContext,
                            .max_step_tokens = 256,
@@ -60,6 +78,8 @@ EngineOptions OptionsOf(const Cell& cell) {
   options.placement_seed =
       options.placement == PlacementPolicy::kScattered ? 1 + cell[3] + 3 * cell[4] : 0;
   if (cell[5] == kFewRuns) options.max_runs = 3;
+  options.host_kv_bytes = HostBytes(cell, config);
+  options.preempt_seed = cell[7] == kForWantOfBlocks ? 0 : 1 + cell[0];
   // Tight: room for one typical sequence beside the one that must always fit.
   if (!IsStatic(cell))
     options.kv_tokens =
@@ -68,12 +88,15 @@ EngineOptions OptionsOf(const Cell& cell) {
 }
 
 std::string NameOf(const Cell& cell) {
+  static constexpr std::array<const char*, 4> kPreempted = {"", " recomputed", " parked",
+                                                            " parked where there is room"};
   static constexpr std::array<const char*, 3> kPools = {"ample", "tight", "few-runs"};
   return std::string(KvViewName(static_cast<KvView>(cell[0]))) + " " +
          PlacementPolicyName(static_cast<PlacementPolicy>(cell[1])) + " block " +
          std::to_string(kBlockTokens[cell[2]]) + " rows " + std::to_string(kRows[cell[3]]) +
          " chunk " + std::to_string(kChunks[cell[4]]) + " " + kPools[cell[5]] +
-         ((cell[6] & 1) != 0 ? " cache" : "") + ((cell[6] & 2) != 0 ? " forks" : "");
+         ((cell[6] & 1) != 0 ? " cache" : "") + ((cell[6] & 2) != 0 ? " forks" : "") +
+         kPreempted[cell[7]];
 }
 
 // Prompts that begin alike: one of three beginnings of up to 70 tokens, cut anywhere, then their
@@ -107,6 +130,9 @@ struct Totals {
   std::uint64_t num_moved_blocks = 0;
   std::uint64_t num_staged_bytes = 0;
   std::uint64_t num_maps = 0;
+  std::uint64_t num_resumes = 0;
+  std::uint64_t num_resumed_blocks = 0;
+  std::uint64_t num_recomputed_tokens = 0;
 };
 
 // kNumSamples outputs of every request, in order.
@@ -137,6 +163,10 @@ std::vector<Output> Serve(const Model& model, const std::vector<Request>& reques
   totals->num_moved_blocks += kv.num_moved_blocks;
   totals->num_staged_bytes += kv.num_staged_bytes;
   totals->num_maps += kv.num_maps;
+  totals->num_resumes += kv.num_resumes;
+  totals->num_resumed_blocks += kv.num_resumed_blocks;
+  totals->num_recomputed_tokens += engine.stats().num_recomputed_tokens;
+  EXPECT_EQ(kv.num_host_free, kv.num_host_blocks) << "host blocks leaked";
   return outputs;
 }
 
@@ -245,7 +275,7 @@ TEST(Views, EveryViewPlacementAndWayOfSharingGivesTheBitsOfADenseRun) {
   std::size_t num_rows = 0;
   for (const Cell& cell : cells) {
     const std::vector<Output> outputs =
-        Serve(*model, requests, OptionsOf(cell), (cell[6] & 2) != 0, &totals);
+        Serve(*model, requests, OptionsOf(cell, model->config()), (cell[6] & 2) != 0, &totals);
     std::size_t num_different = 0;
     for (std::size_t i = 0; i < outputs.size(); ++i) {
       num_different += outputs[i] != dense[i];
@@ -255,13 +285,17 @@ TEST(Views, EveryViewPlacementAndWayOfSharingGivesTheBitsOfADenseRun) {
   }
   std::printf(
       "%zu settings, %zu logit rows; %llu preemptions, %llu prefix hits, %llu blocks copied on "
-      "write, %llu moved, %llu bytes staged, %llu mappings\n",
+      "write, %llu moved, %llu bytes staged, %llu mappings; %llu resumed, %llu blocks, "
+      "%llu tokens recomputed\n",
       cells.size(), num_rows, static_cast<unsigned long long>(totals.num_preemptions),
       static_cast<unsigned long long>(totals.num_prefix_hits),
       static_cast<unsigned long long>(totals.num_cow_blocks),
       static_cast<unsigned long long>(totals.num_moved_blocks),
       static_cast<unsigned long long>(totals.num_staged_bytes),
-      static_cast<unsigned long long>(totals.num_maps));
+      static_cast<unsigned long long>(totals.num_maps),
+      static_cast<unsigned long long>(totals.num_resumes),
+      static_cast<unsigned long long>(totals.num_resumed_blocks),
+      static_cast<unsigned long long>(totals.num_recomputed_tokens));
   if (cells.size() < 60) return;  // What sanitizers run, or was asked for, reaches less.
   EXPECT_GT(totals.num_preemptions, 10u);
   EXPECT_GT(totals.num_prefix_hits, 100u);
@@ -269,6 +303,9 @@ TEST(Views, EveryViewPlacementAndWayOfSharingGivesTheBitsOfADenseRun) {
   EXPECT_GT(totals.num_moved_blocks, 20u);
   EXPECT_GT(totals.num_staged_bytes, 0u);
   EXPECT_GT(totals.num_maps, 0u);
+  EXPECT_GT(totals.num_resumes, 200u);
+  EXPECT_GT(totals.num_resumed_blocks, 100u);
+  EXPECT_GT(totals.num_recomputed_tokens, 100u);
 }
 
 }  // namespace

@@ -6,9 +6,9 @@
 namespace kvrm::grammar {
 namespace {
 
-// A schema of 64 KiB whose every byte is a node, and again as much for what is merged.
-constexpr std::size_t kMaxNodes = 80'000;
-constexpr std::size_t kMaxExtraBytes = std::size_t{10} << 20;
+// About one a byte of the longest schema; JSON values take 3 to 10 a schema.
+constexpr std::size_t kMaxNodes = 60'000;
+constexpr std::size_t kMaxExtraBytes = std::size_t{4} << 20;
 
 std::size_t ExtraBytes(const Node& node) {
   std::size_t bytes = node.kids.size() * sizeof(NodeId) + node.text.size() +

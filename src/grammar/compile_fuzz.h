@@ -2,8 +2,8 @@
 // What the fuzz targets of grammars do: bytes before the first 0xFF are compiled, those behind it
 // choose tokens that the mask allows, or are read as they are.
 //
-// Holds whatever the text: compiling ends within its budget; the mask allows exactly what the matcher
-// accepts; where the mask is empty in a vocabulary of all bytes, the text is complete.
+// Holds whatever the text: compiling ends within its budget; the mask allows exactly what the
+// matcher accepts; where the mask is empty in a vocabulary of all bytes, the text is complete.
 #pragma once
 
 #include <algorithm>
@@ -23,8 +23,8 @@ namespace kvrm {
 
 inline const TokenTrie& FuzzTrie() {
   static const TokenTrie trie(272, [](std::int32_t id) -> std::string {
-    constexpr const char* kPieces[] = {"\"}", "\":", "{\"", "[[", "]]", "\\u", "00", "aa",
-                                       "ab", "},", "\": \"", "12", ".5", "\xC3\xA9", "tr", "ue"};
+    constexpr const char* kPieces[] = {"\"}", "\":", "{\"",    "[[", "]]", "\\u",      "00", "aa",
+                                       "ab",  "},",  "\": \"", "12", ".5", "\xC3\xA9", "tr", "ue"};
     if (id < 256) return std::string(1, static_cast<char>(id));
     return kPieces[id - 256];
   });

@@ -2,7 +2,7 @@
 // Grammar: what an output must look like, compiled for GrammarMatcher.
 //
 // Threading: Compile may run on any thread, and takes at most 250 ms and 32 MiB, both counted and
-// not timed; a Grammar is immutable and may be shared. Memory: bytes().
+// not timed (grammar/budget.h); a Grammar is immutable and may be shared. Memory: bytes().
 #pragma once
 
 #include <cstddef>

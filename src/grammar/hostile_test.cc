@@ -39,6 +39,13 @@ std::string ManyRules(int count, const std::string& body) {
   return text + "r" + std::to_string(count) + " ::= \"x\"\n";
 }
 
+std::string ShortRules(int count) {
+  std::string text = "root::=r0\n";
+  for (int i = 0; i < count; ++i)
+    text += "r" + std::to_string(i) + "::=\"\"\n";
+  return text;
+}
+
 std::string Properties(int count, const std::string& value) {
   std::string text = R"({"type":"object","properties":{)";
   for (int i = 0; i < count; ++i)
@@ -61,10 +68,10 @@ std::vector<Hostile> Cases() {
     wide += (i ? "," : "") + std::to_string(Mix64(static_cast<std::uint64_t>(i)) % 1000000000);
   wide += "]}";
   return {
-      {"grammar too long", kGbnf, "root ::= \"" + Times("a", kMaxGbnfBytes) + "\"",
+      {"grammar too long", kGbnf, "root ::= \"" + Times("a", grammar::kMaxGbnfBytes) + "\"",
        "bytes; the limit is"},
       {"60,000 parentheses", kGbnf, "root ::= " + Times("(", 60000), "nested deeper than 64"},
-      {"5,000 rules", kGbnf, ManyRules(3000, "a"), "more than 4096 rules"},
+      {"5,000 rules", kGbnf, ShortRules(5000), "more than 4096 rules"},
       {"a chain of rules", kGbnf, ManyRules(2000, "\"a\""), ""},
       {"a chain of optional rules", kGbnf, ManyRules(1500, "\"a\"?"), ""},
       {"nested repeats", kGbnf, "root ::= (((\"a\"{1,1000}){1,1000}){1,1000}){1,1000}", ""},
@@ -73,9 +80,9 @@ std::vector<Hostile> Cases() {
       {"repeats of repeats", kGbnf, "root ::= \"a\"{2000}{2000}{2000}{2000}", ""},
       {"left recursion through empty rules", kGbnf, "root ::= e e e root | \"x\"\ne ::= \"y\"?",
        "left recursion"},
-      {"exponential subsets", kRegex, "(a|b)*a(a|b){200}", "the grammar"},
-      {"exponential subsets in rules", kGbnf, "root ::= [ab]* \"a\" [ab]{200}", "the grammar"},
-      {"regex too long", kRegex, Times("a", kMaxRegexBytes + 1), "bytes; the limit is"},
+      {"exponential subsets", kRegex, "(a|b)*a(a|b){60}", "the grammar"},
+      {"exponential subsets in rules", kGbnf, "root ::= [ab]* \"a\" [ab]{60}", "the grammar"},
+      {"regex too long", kRegex, Times("a", grammar::kMaxRegexBytes + 1), "bytes; the limit is"},
       {"regex repeat", kRegex, "a{257}", "a repeat of more than 256"},
       {"nested regex repeats", kRegex, "((((a{256}){256}){256}){256}){256}", ""},
       {"regex groups", kRegex, Times("(", 300) + Times(")", 300), "nested deeper than 64"},
@@ -93,13 +100,15 @@ std::vector<Hostile> Cases() {
       {"a property of itself", kSchema, R"({"properties":{"a":{"$ref":"#"}},"required":["a"]})",
        "cannot end"},
       {"an enum of 5,000", kSchema, wide, ""},
-      {"3,000 optional properties", kSchema, Properties(3000, "{}") + "}", ""},
+      {"3,000 optional properties", kSchema, Properties(3000, "{}") + "}",
+       "the grammar takes more"},
+      {"800 optional properties", kSchema, Properties(800, "{}") + "}", ""},
       {"long strings in many properties", kSchema,
-       Properties(1200, R"({"maxLength":1000000})") + "}", ""},
+       Properties(500, R"({"maxLength":1000000})") + "}", ""},
       {"bounds in many properties", kSchema,
-       Properties(1000, R"({"minimum":-123456789,"maximum":98765432123})") + "}", ""},
+       Properties(500, R"({"minimum":-123456789,"maximum":98765432123})") + "}", ""},
       {"additional beside many", kSchema,
-       Properties(2500, "{}") + R"(,"additionalProperties":{"type":"null"}})", ""},
+       Properties(500, "{}") + R"(,"additionalProperties":{"type":"null"}})", ""},
       {"minItems", kSchema, R"({"items":{"type":"object"},"minItems":1000000})", "more than 16384"},
       {"patterns in many properties", kSchema,
        Properties(400, R"({"pattern":"^(a|b)*a(a|b){12}$"})") + "}", "the grammar"},

@@ -57,6 +57,11 @@ std::string FormatRegex(std::string_view format) {
   return {};
 }
 
+std::string KeyOf(const NumberBounds& bounds) {
+  return (bounds.low ? std::to_string(*bounds.low) : "") + (bounds.excludes_low ? "<" : "<=") +
+         (bounds.high ? std::to_string(*bounds.high) : "") + (bounds.excludes_high ? ">" : ">=");
+}
+
 }  // namespace
 
 JsonParts::JsonParts(Ast& ast)
@@ -119,7 +124,8 @@ NodeId JsonParts::Quoted(NodeId content) {
 
 NodeId JsonParts::StringOfLength(std::uint32_t min, std::uint32_t max) {
   if (min == 0 && max == kUnbounded) return String();
-  return Quoted(ast_.Repeat(char_, min, max));
+  return Once("(string " + std::to_string(min) + " " + std::to_string(max) + ")",
+              [&] { return Quoted(ast_.Repeat(char_, min, max)); });
 }
 
 NodeId JsonParts::Member(NodeId key, NodeId value) {
@@ -205,6 +211,14 @@ NodeId JsonParts::Natural(std::int64_t low, std::int64_t high) {
 }
 
 NodeId JsonParts::IntegerWithin(const NumberBounds& bounds) {
+  return Once("(integer " + KeyOf(bounds) + ")", [&] { return MakeInteger(bounds); });
+}
+
+NodeId JsonParts::NumberWithin(const NumberBounds& bounds) {
+  return Once("(number " + KeyOf(bounds) + ")", [&] { return MakeNumber(bounds); });
+}
+
+NodeId JsonParts::MakeInteger(const NumberBounds& bounds) {
   const std::int64_t low = bounds.low.value_or(-kMostInteger) + (bounds.excludes_low ? 1 : 0);
   const std::int64_t high = bounds.high.value_or(kMostInteger) - (bounds.excludes_high ? 1 : 0);
   std::vector<NodeId> kids;
@@ -241,7 +255,7 @@ NodeId JsonParts::PositiveWithin(std::int64_t low, std::int64_t high, bool exclu
   return ast_.Alternate(std::move(kids));
 }
 
-NodeId JsonParts::NumberWithin(const NumberBounds& bounds) {
+NodeId JsonParts::MakeNumber(const NumberBounds& bounds) {
   const auto limit = [](std::int64_t bound) {
     return std::abs(bound) < kMostWithFraction ? kMostWithFraction : kMostInteger;
   };

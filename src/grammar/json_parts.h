@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -68,12 +69,25 @@ class JsonParts {
   NodeId AtLeast(std::string_view digits);
   NodeId AtMost(std::string_view digits);
   NodeId Natural(std::int64_t low, std::int64_t high);
+  // A call of one rule for all that have this key.
+  template <typename Make>
+  NodeId Once(const std::string& key, const Make& make) {
+    const auto [slot, is_new] = made_.try_emplace(key, RuleId{0});
+    if (is_new) {
+      slot->second = ast_.AddRule(key);
+      ast_.Define(slot->second, make());
+    }
+    return ast_.Call(slot->second);
+  }
+  NodeId MakeInteger(const NumberBounds& bounds);
+  NodeId MakeNumber(const NumberBounds& bounds);
   NodeId PositiveWithin(std::int64_t low, std::int64_t high, bool excludes_low, bool excludes_high);
 
   Ast& ast_;
   RuleId string_, integer_, number_, object_, array_, value_;
   NodeId space_ = kNoNode;
   NodeId char_ = kNoNode;
+  std::map<std::string, RuleId> made_;
 };
 
 }  // namespace kvrm::grammar

@@ -20,7 +20,7 @@ namespace {
 
 constexpr std::size_t kMaxJsonDepth = 2 * kMaxSchemaDepth + 16;
 constexpr std::int64_t kMaxBound = 999'999'999'999'999;
-constexpr std::uint32_t kMaxLength = 1u << 20;
+constexpr std::uint32_t kMaxLength = 1u << 17;
 constexpr std::uint32_t kMaxMinLength = 65536;
 // Each nests in the one before.
 constexpr std::size_t kMaxPrefixItems = 32;

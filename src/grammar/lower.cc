@@ -17,6 +17,7 @@ struct Shape {
   bool is_flat = true;     // no calls are left
   bool is_wide = false;    // has a class of many characters
   bool repeats = false;
+  bool ends_open = false;  // its end may be such a class, repeated
 };
 
 std::uint32_t Sum(std::uint64_t a, std::uint64_t b) {
@@ -31,6 +32,7 @@ void Join(Shape& to, const Shape& from) {
   to.is_flat = to.is_flat && from.is_flat;
   to.is_wide = to.is_wide || from.is_wide;
   to.repeats = to.repeats || from.repeats;
+  to.ends_open = to.ends_open || from.ends_open;
 }
 
 // Rules in an order in which callees come first, and which of them call themselves (Tarjan 1972,
@@ -159,7 +161,7 @@ class Lowering {
   bool CanInline(RuleId rule) const {
     const Shape& shape = rules_[rule];
     return !is_recursive_ && !ast_.rules()[rule].is_shared && shape.size <= kMaxInlined &&
-           !(shape.is_wide && shape.repeats);
+           !(shape.is_wide && shape.repeats && !shape.ends_open);
   }
 
   bool IsInlined(RuleId rule) const {
@@ -218,6 +220,7 @@ class Lowering {
         return Repeat(id, node);
       case NodeKind::kConcat:
         changed = true;
+        shape.ends_open = ShapeOf(node.kids.back()).ends_open;
         break;
       case NodeKind::kAlternate:
         break;
@@ -229,7 +232,7 @@ class Lowering {
     const auto& ranges = node.set.ranges();
     const bool is_ascii = ranges.empty() || ranges.back().last < 0x80;
     shape.size = is_ascii ? 1 : Sum(8, Product(2, ranges.size()));
-    shape.is_wide = node.set.Count() > 64;
+    shape.is_wide = node.set.Count() >= 26;
   }
 
   NodeId Rebuilt(const Node& node) {
@@ -254,6 +257,7 @@ class Lowering {
     Shape shape = ShapeOf(node.kids[0]);
     shape.size = std::max(1u, Product(std::max(1u, copies), shape.size));
     shape.repeats = true;
+    shape.ends_open = shape.is_wide;
     return Keep(id, Rebuilt(node), shape);
   }
 

@@ -3,9 +3,11 @@
 // automata stay small.
 //
 // A rule that is small and does not call itself is copied into its callers, which makes them
-// deterministic. A rule that holds text of any length (a string of JSON) stays one, so that the
-// tokens its states allow are found once and not for each caller. Long repeats of characters go
-// through a rule for 64 of them at a time; those of anything larger are chains of calls.
+// deterministic. A rule that holds text of any length between delimiters (a string of JSON) stays
+// one, so that the tokens its states allow are found once and not for each caller; one whose text
+// goes on for as long as it likes (a word) does not, since whatever follows it may be in the same
+// token. Long repeats of characters go through a rule for 64 of them at a time; those of anything
+// larger are chains of calls.
 #pragma once
 
 #include <cstdint>

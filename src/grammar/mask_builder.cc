@@ -22,12 +22,27 @@ using grammar::Stepper;
 constexpr std::uint64_t kMaxMaskWork = 6'000'000;
 // No limit on depth is this great.
 constexpr std::uint32_t kAnyDepth = 1u << 30;
+// A walk of more nodes than this (about 0.1 ms) is worth a place.
+constexpr std::uint64_t kLongWalk = 4096;
 // Below this, asking for each byte costs more than it saves.
 constexpr std::uint32_t kFewExits = 32;
 
 // In English vocabularies of 128,000 tokens about 900 texts end a string of JSON.
 std::uint32_t MaxExits(const TokenTrie& trie) {
   return static_cast<std::uint32_t>(std::max<std::size_t>(64, trie.mask_words()));
+}
+
+// Of states and the stacks behind them, in any order.
+std::uint64_t HashOf(GrammarMatcher& matcher) {
+  const StackPool& pool = matcher.pool();
+  std::uint64_t sum = 0;
+  for (const Config& config : matcher.configs()) {
+    std::uint64_t hash = Mix64(config.state);
+    for (std::uint32_t node = config.stack; node != StackPool::kRoot; node = pool.parent(node))
+      hash = Mix64(hash ^ pool.back(node));
+    sum += Mix64(hash);
+  }
+  return Mix64(sum) | std::uint64_t{1} << 63;
 }
 
 std::size_t NumPlaces(const TokenTrie& trie, std::size_t cache_bytes) {
@@ -56,9 +71,27 @@ std::size_t MaskBuilder::reserved_bytes() const noexcept {
 
 MaskOutcome MaskBuilder::Build(GrammarMatcher& matcher, std::span<std::uint32_t> allowed) noexcept {
   CHECK(allowed.size() == trie_.mask_words());
-  std::fill(allowed.begin(), allowed.end(), 0u);
   ++stats_.num_masks;
   work_ = 0;
+  const std::uint64_t key = HashOf(matcher);
+  if (const std::uint32_t place = Find(matcher.grammar().id(), key); place != kNoPlace) {
+    ++stats_.num_cache_hits;
+    places_[place].used = ++clock_;
+    const std::uint32_t* mask = masks_.data() + place * trie_.mask_words();
+    std::copy_n(mask, allowed.size(), allowed.begin());
+  } else if (!WalkSet(matcher, key, allowed)) {
+    return MaskOutcome::kTooMuch;
+  }
+  const bool any = std::any_of(allowed.begin(), allowed.end(), [](std::uint32_t w) { return w; });
+  return any ? MaskOutcome::kTokens : MaskOutcome::kNone;
+}
+
+// False: it is too much.
+bool MaskBuilder::WalkSet(GrammarMatcher& matcher, std::uint64_t key,
+                          std::span<std::uint32_t> allowed) noexcept {
+  std::fill(allowed.begin(), allowed.end(), 0u);
+  const std::uint64_t visited_before = stats_.num_visited;
+  const std::uint64_t fills_before = stats_.num_cache_fills;
   const Automaton& automaton = matcher.grammar().automaton();
   std::array<Config, grammar::kMaxConfigs> narrow;
   std::uint32_t num_narrow = 0;
@@ -75,9 +108,28 @@ MaskOutcome MaskBuilder::Build(GrammarMatcher& matcher, std::span<std::uint32_t>
       .stepper = stepper, .automaton = automaton, .pool = matcher.pool(), .allowed = allowed};
   const bool ended = WalkBelow(walk, 0);
   matcher.pool().Truncate(pool_size);
-  if (!ended || work_ > kMaxMaskWork) return MaskOutcome::kTooMuch;
-  const bool any = std::any_of(allowed.begin(), allowed.end(), [](std::uint32_t w) { return w; });
-  return any ? MaskOutcome::kTokens : MaskOutcome::kNone;
+  if (!ended || work_ > kMaxMaskWork) return false;
+  // What is kept of a state alone will make the next walk a short one.
+  const bool is_long = stats_.num_visited - visited_before > kLongWalk;
+  if (is_long && stats_.num_cache_fills == fills_before) Keep(matcher, key, allowed);
+  return true;
+}
+
+void MaskBuilder::Keep(const GrammarMatcher& matcher, std::uint64_t key,
+                       std::span<const std::uint32_t> allowed) noexcept {
+  const std::uint32_t place = TakeOldest();
+  std::copy(allowed.begin(), allowed.end(),
+            masks_.begin() + static_cast<std::ptrdiff_t>(place * trie_.mask_words()));
+  Enter(place, {.grammar = matcher.grammar().id(), .key = key});
+}
+
+void MaskBuilder::Enter(std::uint32_t place, const Place& entry) noexcept {
+  std::uint32_t& bucket = buckets_[BucketOf(entry.grammar, entry.key)];
+  places_[place] = entry;
+  places_[place].next = bucket;
+  places_[place].used = ++clock_;
+  bucket = place;
+  ++stats_.num_cache_fills;
 }
 
 // False: what is kept does not hold here, and the state has to be walked with its stack.
@@ -120,16 +172,10 @@ std::uint32_t MaskBuilder::Fill(GrammarMatcher& matcher, StateId state) noexcept
   const bool ended = WalkBelow(walk, 0);
   matcher.pool().Truncate(pool_size);
   if (!ended || walk.num_exits > max_exits_) return kNoPlace;
-  ++stats_.num_cache_fills;
-  const std::uint64_t grammar = matcher.grammar().id();
-  std::uint32_t& bucket = buckets_[BucketOf(grammar, state)];
-  places_[place] = {.grammar = grammar,
-                    .state = state,
-                    .num_exits = walk.num_exits,
-                    .reached = stepper.reached(),
-                    .next = bucket,
-                    .used = ++clock_};
-  bucket = place;
+  Enter(place, {.grammar = matcher.grammar().id(),
+                .key = state,
+                .num_exits = walk.num_exits,
+                .reached = stepper.reached()});
   return place;
 }
 
@@ -222,14 +268,14 @@ void MaskBuilder::Allow(std::uint32_t first, std::uint32_t end,
   }
 }
 
-std::uint32_t MaskBuilder::BucketOf(std::uint64_t grammar, StateId state) const noexcept {
-  return static_cast<std::uint32_t>(Mix64(grammar << 20 ^ state) % buckets_.size());
+std::uint32_t MaskBuilder::BucketOf(std::uint64_t grammar, std::uint64_t key) const noexcept {
+  return static_cast<std::uint32_t>(Mix64(Mix64(grammar) ^ key) % buckets_.size());
 }
 
-std::uint32_t MaskBuilder::Find(std::uint64_t grammar, StateId state) noexcept {
-  for (std::uint32_t place = buckets_[BucketOf(grammar, state)]; place != kNoPlace;
+std::uint32_t MaskBuilder::Find(std::uint64_t grammar, std::uint64_t key) noexcept {
+  for (std::uint32_t place = buckets_[BucketOf(grammar, key)]; place != kNoPlace;
        place = places_[place].next) {
-    if (places_[place].grammar == grammar && places_[place].state == state) return place;
+    if (places_[place].grammar == grammar && places_[place].key == key) return place;
   }
   return kNoPlace;
 }
@@ -241,7 +287,7 @@ std::uint32_t MaskBuilder::TakeOldest() noexcept {
                        [](const Place& a, const Place& b) { return a.used < b.used; });
   const auto place = static_cast<std::uint32_t>(oldest - places_.begin());
   if (oldest->grammar != 0) {
-    std::uint32_t* link = &buckets_[BucketOf(oldest->grammar, oldest->state)];
+    std::uint32_t* link = &buckets_[BucketOf(oldest->grammar, oldest->key)];
     while (*link != place)
       link = &places_[*link].next;
     *link = oldest->next;

@@ -8,8 +8,10 @@
 // A state that allows many tokens (inside a string) is walked once, with an unknown stack: the
 // tokens that stay within its rule are the same for every stack, and are kept as a mask; where a
 // token gets to the end of the rule (behind the quote) is kept as a list of nodes, from which the
-// walk goes on with the stack at hand. Masks live in a fixed number of places, the least recently
-// used one gives way.
+// walk goes on with the stack at hand. A set whose walk was long all the same is kept as it is,
+// with its stacks, under a hash of 63 bits; a matcher takes no token that does not fit, so that a
+// hash that is two sets' ends a request and lets nothing through. Masks live in a fixed number of
+// places, the least recently used one gives way.
 //
 // Threading: one thread. Memory: reserved by the constructor (reserved_bytes). Build neither
 // allocates nor throws, and takes a bounded number of steps.
@@ -55,7 +57,7 @@ class MaskBuilder {
   // What is kept of one state.
   struct Place {
     std::uint64_t grammar = 0;  // 0: empty
-    grammar::StateId state = 0;
+    std::uint64_t key = 0;      // a state, or the hash of a set
     std::uint32_t num_exits = 0;
     std::uint32_t reached = 0;      // Stepper::reached
     std::uint32_t next = kNoPlace;  // of the same bucket
@@ -71,6 +73,8 @@ class MaskBuilder {
     std::uint32_t num_exits = 0;
   };
 
+  bool WalkSet(GrammarMatcher& matcher, std::uint64_t key,
+               std::span<std::uint32_t> allowed) noexcept;
   bool AddWide(GrammarMatcher& matcher, const grammar::Config& config,
                std::span<std::uint32_t> allowed) noexcept;
   std::uint32_t Fill(GrammarMatcher& matcher, grammar::StateId state) noexcept;
@@ -79,9 +83,13 @@ class MaskBuilder {
   bool WalkBelow(Walk& walk, std::uint32_t node) noexcept;
   void Allow(std::uint32_t first, std::uint32_t end, std::span<std::uint32_t> allowed) noexcept;
 
-  std::uint32_t Find(std::uint64_t grammar, grammar::StateId state) noexcept;
+  void Keep(const GrammarMatcher& matcher, std::uint64_t key,
+            std::span<const std::uint32_t> allowed) noexcept;
+  void Enter(std::uint32_t place, const Place& entry) noexcept;
+
+  std::uint32_t Find(std::uint64_t grammar, std::uint64_t key) noexcept;
   std::uint32_t TakeOldest() noexcept;
-  std::uint32_t BucketOf(std::uint64_t grammar, grammar::StateId state) const noexcept;
+  std::uint32_t BucketOf(std::uint64_t grammar, std::uint64_t key) const noexcept;
   grammar::ConfigSet Level(std::uint32_t depth) noexcept {
     return {.configs = configs_.data() + std::size_t{depth} * grammar::kMaxConfigs};
   }

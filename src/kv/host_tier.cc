@@ -47,6 +47,28 @@ HostTier::HostTier(const HostTierOptions& options, Pager& pager)
   waiting_.reserve(options.num_blocks);
 }
 
+// Blocks that the sequence has written.
+std::uint32_t HostTier::BlocksOf(SeqId seq) const noexcept {
+  std::uint32_t num_blocks = 0;
+  pager_.ForEachPiece(
+      seq, 0, pager_.BlocksFor(pager_.length(seq)),
+      [&](const Extent& blocks, std::uint32_t) { num_blocks += blocks.num_blocks; });
+  return num_blocks;
+}
+
+std::uint32_t HostTier::FreePlace() const noexcept {
+  std::uint32_t h = 0;
+  while (h < options_.max_parked && histories_[h].state != State::kNone)
+    ++h;
+  return h;
+}
+
+bool HostTier::CanPark(SeqId seq) const noexcept {
+  if (is_resuming(seq)) return true;
+  const std::uint32_t num_blocks = BlocksOf(seq);
+  return num_blocks > 0 && num_blocks <= free_.num_free() && FreePlace() < options_.max_parked;
+}
+
 std::optional<ParkedId> HostTier::Park(SeqId seq) noexcept {
   if (const std::uint32_t h = resuming_[Index(seq)]; h != kNobody) {
     // All of it is in the tier still.
@@ -56,17 +78,12 @@ std::optional<ParkedId> HostTier::Park(SeqId seq) noexcept {
     pager_.Release(seq);
     return ParkedId{h};
   }
-  const std::uint32_t end = pager_.BlocksFor(pager_.length(seq));
-  std::uint32_t num_blocks = 0;
-  pager_.ForEachPiece(
-      seq, 0, end, [&](const Extent& blocks, std::uint32_t) { num_blocks += blocks.num_blocks; });
-  std::uint32_t h = 0;
-  while (h < options_.max_parked && histories_[h].state != State::kNone)
-    ++h;
-  if (num_blocks == 0 || num_blocks > free_.num_free() || h == options_.max_parked) {
-    ++num_refusals_;
+  if (!CanPark(seq)) {
+    num_refusals_ += pager_.length(seq) > 0 ? 1u : 0u;
     return std::nullopt;
   }
+  const std::uint32_t h = FreePlace();
+  const std::uint32_t end = pager_.BlocksFor(pager_.length(seq));
   pager_.Shelve(seq, Shelf(h));
   histories_[h] = {.state = State::kParking, .end = end};
   TakeRoom(h);

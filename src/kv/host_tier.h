@@ -71,6 +71,7 @@ class HostTier {
 
   // As in KvCache.
   std::optional<ParkedId> Park(SeqId seq) noexcept;
+  bool CanPark(SeqId seq) const noexcept;
   bool Resume(ParkedId parked, SeqId seq, std::span<const std::int32_t> tokens,
               std::span<const PrefixKey> keys, std::uint32_t reserve_tokens) noexcept;
   void Discard(ParkedId parked) noexcept;
@@ -91,6 +92,7 @@ class HostTier {
   std::uint32_t num_free() const noexcept { return free_.num_free(); }
   std::uint32_t num_held() const noexcept { return num_held_; }
   std::uint32_t num_limbo() const noexcept { return num_limbo_; }
+  bool is_parking() const noexcept { return num_parking() > 0; }
   // Histories that are being parked, lie there, are being resumed.
   std::uint32_t num_parking() const noexcept { return Count(State::kParking); }
   std::uint32_t num_parked() const noexcept { return Count(State::kParked); }
@@ -134,6 +136,8 @@ class HostTier {
   }
   SeqId Shelf(std::uint32_t h) const noexcept { return SeqId{options_.max_seqs + h}; }
   std::uint32_t Count(State state) const noexcept;
+  std::uint32_t BlocksOf(SeqId seq) const noexcept;
+  std::uint32_t FreePlace() const noexcept;
   void PushRun(std::uint32_t h, const Extent& blocks) noexcept;
   void TakeRoom(std::uint32_t h) noexcept;
   void GiveUpRoom(std::uint32_t h) noexcept;

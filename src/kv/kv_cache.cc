@@ -165,6 +165,10 @@ struct KvCache::State {
 
   const KvCacheOptions options;
   const PoolMemory memory;
+  // Without a budget nothing would ever leave the pool.
+  bool HasHostTier() const noexcept {
+    return options.host_blocks > 0 && transport.max_blocks() > 0;
+  }
   void AddHostStats(KvStats* stats) const noexcept {
     stats->num_host_blocks = options.host_blocks;
     stats->num_host_free = host_tier.num_free();
@@ -298,9 +302,16 @@ void KvCache::Release(SeqId seq) noexcept {
 }
 
 std::optional<ParkedId> KvCache::Park(SeqId seq) noexcept {
-  // Without a budget nothing would ever leave the pool.
-  if (state_->options.host_blocks == 0 || state_->transport.max_blocks() == 0) return std::nullopt;
+  if (!state_->HasHostTier()) return std::nullopt;
   return state_->host_tier.Park(seq);
+}
+
+bool KvCache::CanPark(SeqId seq) const noexcept {
+  return state_->HasHostTier() && state_->host_tier.CanPark(seq);
+}
+
+bool KvCache::is_parking() const noexcept {
+  return state_->host_tier.is_parking();
 }
 
 bool KvCache::Resume(ParkedId parked, SeqId seq, std::span<const std::int32_t> tokens,

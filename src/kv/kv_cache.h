@@ -216,6 +216,7 @@ class KvCache {
   // static. One that is resuming is parked again and nothing is copied. Requires: as Truncate, but
   // a resuming one may be named by anything.
   std::optional<ParkedId> Park(SeqId seq) noexcept;
+  bool CanPark(SeqId seq) const noexcept;  // whether Park would
   // Opens `seq` with what was parked, its length and target, and credit as Open. It waits (AddRow)
   // until is_resuming is false, some steps later, and until then: no Trim, Truncate, Fork of it.
   // `tokens` and `keys` as in OpenCached, of what was parked, or none: blocks that the prefix cache
@@ -225,6 +226,8 @@ class KvCache {
               std::span<const PrefixKey> keys, std::uint32_t reserve_tokens) noexcept;
   // Gives up what is parked or being parked, at any point.
   void Discard(ParkedId parked) noexcept;
+  // Whether a history still has blocks of the pool to be copied out.
+  bool is_parking() const noexcept;
   // Whether all copies that park it were committed.
   bool is_parked(ParkedId parked) const noexcept;
   bool is_resuming(SeqId seq) const noexcept;

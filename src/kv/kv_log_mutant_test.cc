@@ -5,7 +5,8 @@
 //
 // Not among them, for
 //   no descriptor shows it   books that do not add up (kIgnoreCredit, kLoseBlock), copies
-//                            that are not made as told (kLoseCopy, kSplitOffByOne, kLateDeadline)
+//                            that are not made as told (kLoseCopy, kSplitOffByOne, kLateDeadline,
+//                            kWrongTier), room that is lost (kDiscardKeepsRoom)
 //   blocks have one layer    kLoseLastLayers: the verifier's own tests have it
 //   the cache refuses it     kReleaseHeld, kDoubleRelease, kFindInLimbo, kEvictHeld, kTailTogether
 //   nothing comes of it      kStagedSurvivesTruncate: the window still holds all that is read;
@@ -102,7 +103,9 @@ INSTANTIATE_TEST_SUITE_P(
         KVRM_PLANTED(kFreeKeepsName), KVRM_PLANTED(kNoLand), KVRM_PLANTED(kMergeAcrossGap),
         KVRM_PLANTED(kForgetAbandoned), KVRM_PLANTED(kMirrorMissing),
         KVRM_PLANTED(kStagedSurvivesOpen), KVRM_PLANTED(kStageWrongBlock), KVRM_PLANTED(kMapStale),
-        KVRM_PLANTED(kWindowTooEarly), KVRM_PLANTED(kRunsSwapped)),
+        KVRM_PLANTED(kWindowTooEarly), KVRM_PLANTED(kRunsSwapped), KVRM_PLANTED(kHostReuseEarly),
+        KVRM_PLANTED(kResumeTooEarly), KVRM_PLANTED(kParkUnsettled), KVRM_PLANTED(kParkForgetsTail),
+        KVRM_PLANTED(kParkFreesEarly)),
     [](const auto& test) { return std::string(test.param.name + 1); });
 
 TEST(KvLogMutant, NoneIsFoundWhereNoneIsPlanted) {

@@ -82,6 +82,7 @@ Result<DeviceProfile> ParseDeviceProfile(std::string_view text) {
                    : name == "row_us"       ? &profile.row_us
                    : name == "token_us"     ? &profile.token_us
                    : name == "kv_byte_ns"   ? &profile.kv_byte_ns
+                   : name == "pair_ns"      ? &profile.pair_ns
                    : name == "move_byte_ns" ? &profile.move_byte_ns
                                             : nullptr;
     if (cost != nullptr) {
@@ -108,7 +109,9 @@ std::int64_t StepCostNs(const DeviceProfile& profile, const StepProbe& step,
       profile.step_us + profile.row_us * step.num_rows + profile.token_us * step.num_tokens;
   const double attended = static_cast<double>(step.attended_tokens) * profile.kv_token_bytes;
   const double moved = static_cast<double>(step.moved_bytes * bytes_scale);
-  const double ns = us * 1e3 + attended * profile.kv_byte_ns + moved * profile.move_byte_ns;
+  const double ns = us * 1e3 + attended * profile.kv_byte_ns +
+                    static_cast<double>(step.prompt_pairs) * profile.pair_ns +
+                    moved * profile.move_byte_ns;
   return std::max<std::int64_t>(std::llround(ns), 1);
 }
 

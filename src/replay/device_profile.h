@@ -3,9 +3,10 @@
 // virtual time and computes nothing.
 //
 //   step = step_us + rows * row_us + tokens * token_us + attended bytes * kv_byte_ns
-//          + moved bytes * move_byte_ns
+//          + prompt pairs * pair_ns + moved bytes * move_byte_ns
 //
-// Attended bytes are those of every row's whole history, once a row and step. The engine, its
+// Attended bytes are those of every row's whole history, once a row and step; prompt pairs are
+// those of a prompt's token and a position that it attends. The engine, its
 // scheduler, cache and transport are the real ones; only time and tokens are made up.
 //
 // Threading: one thread.
@@ -30,6 +31,7 @@ struct DeviceProfile {
   double row_us = 20.0;
   double token_us = 20.0;
   double kv_byte_ns = 0.0001;  // 10 GB/s
+  double pair_ns = 0.0;
   double move_byte_ns = 0.0001;
   std::uint32_t kv_token_bytes = 65536;  // all layers, K and V; rounded down to a multiple of 8
   std::uint32_t max_context = 32768;

@@ -51,7 +51,8 @@ void ReplayRun::EndClosedLoop() {
 }
 
 bool ReplayRun::IsOver(std::int64_t now_ns) const {
-  return options_.stop_ns > 0 && now_ns >= options_.stop_ns;
+  return (options_.stop_ns > 0 && now_ns >= options_.stop_ns) ||
+         (options_.stop != nullptr && options_.stop->load(std::memory_order_relaxed));
 }
 
 std::optional<std::size_t> ReplayRun::TakeDue(std::int64_t now_ns) {

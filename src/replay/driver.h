@@ -7,6 +7,7 @@
 // Threading: one thread. Memory: allocates as it goes; it is a client, not the step path.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <limits>
@@ -34,8 +35,9 @@ struct ReplayProgress {
 };
 
 struct ReplayOptions {
-  std::uint64_t warmup_requests = 0;  // the first so many are marked and not counted
-  std::int64_t stop_ns = 0;           // everything that runs then is cancelled; 0: never
+  std::uint64_t warmup_requests = 0;        // the first so many are marked and not counted
+  std::int64_t stop_ns = 0;                 // everything that runs then is cancelled; 0: never
+  const std::atomic<bool>* stop = nullptr;  // the same once it is true, which a signal may make it
   std::function<void(const ReplayProgress&)> progress = {};
 };
 

@@ -76,9 +76,13 @@ void StepProbe::See(const StepView& step, const KvLayout& layout) {
   for (const TransferGroup& group : step.groups)
     moved_bytes += MovedBytes(group, layout);
   attended_tokens = 0;
+  prompt_pairs = 0;
   for (std::uint32_t row = 0; row < num_rows; ++row) {
     const auto last = static_cast<std::uint64_t>(step.positions[step.row_start[row + 1] - 1]);
     attended_tokens += last + 1;
+    const std::uint64_t count = step.row_start[row + 1] - step.row_start[row];
+    // From last + 2 - count up to last + 1.
+    if (count > 1) prompt_pairs += count * (2 * last + 3 - count) / 2;
   }
 }
 

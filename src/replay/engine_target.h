@@ -31,6 +31,9 @@ struct StepProbe {
   std::uint64_t moved_bytes = 0;
   // Tokens of history that its rows attend: what a decoder reads.
   std::uint64_t attended_tokens = 0;
+  // Over the tokens of rows that have more than one: positions each attends. What a prompt
+  // computes.
+  std::uint64_t prompt_pairs = 0;
 
   void See(const StepView& step, const KvLayout& layout);
 };

@@ -96,6 +96,23 @@ TEST(EngineTarget, ALoneRequestTakesWhatTheProfileSays) {
             (std::vector<std::int64_t>{174'000 * 2 + 112'000, 111'000, 111'000}));
 }
 
+TEST(EngineTarget, PromptsCostTheirPairs) {
+  VirtualReplay replay;
+  replay.profile = {.step_us = 0.0,
+                    .row_us = 0.0,
+                    .token_us = 0.0,
+                    .kv_byte_ns = 0.0,
+                    .pair_ns = 1.0,
+                    .move_byte_ns = 0.0};
+  replay.workload.requests = {{.prompt_tokens = 66, .output_tokens = 2}};
+  const Result<Record> record = ParseRecord(replay.Run("pairs"));
+  ASSERT_TRUE(record) << record.error().message;
+  ASSERT_EQ(record->steps.size(), 3u);
+  EXPECT_EQ(record->steps[0].ns, 64 * 65 / 2);
+  EXPECT_EQ(record->steps[1].ns, 65 + 66);
+  EXPECT_EQ(record->steps[2].ns, 1);  // One token has no pairs of a prompt; no step takes less.
+}
+
 TEST(EngineTarget, ConversationsFindTheirHistoryInTheCache) {
   VirtualReplay replay;
   replay.workload = Generate({.family = WorkloadFamily::kMultiTurn,
@@ -141,6 +158,49 @@ TEST(EngineTarget, VictimsAreCancelledWhenTheirPhasesAreOver) {
   EXPECT_GT(metrics.phases[1].itl.count, 100u);
   // A step takes at most 64 tokens of the long prompt, and so many the victims wait for.
   EXPECT_GT(metrics.phases[2].itl.max, metrics.phases[1].itl.max);
+}
+
+// What the descriptors say has moved is what the cache says it has.
+TEST(EngineTarget, MovedBytesAreThoseOfTheCache) {
+  const DeviceProfile profile;
+  SimClock clock;
+  HostDevice device;
+  StepProbe probe;
+  Engine engine(ProfileParts(profile, device, &probe, &clock),
+                {.max_rows = 8,
+                 .max_context = 2048,
+                 .max_step_tokens = 64,
+                 .kv_tokens = 4096,
+                 .max_runs = 2,
+                 .placement = PlacementPolicy::kLifo,
+                 .prefix_cache = false,
+                 .max_queued = 4096,
+                 .kernels = "scalar"},
+                clock);
+  const Workload workload = Generate({.family = WorkloadFamily::kFragmentation,
+                                      .seed = 5,
+                                      .num_requests = 40,
+                                      .rate_rps = 50.0,
+                                      .length_scale = 0.5});
+  const std::string path = TempPath("moved");
+  {
+    RecordWriter writer(path, {.target = "sim", .clock = "virtual"});
+    const ReplayOptions options;
+    ReplayRun run(workload, options, writer);
+    EngineTarget(engine, probe, clock,
+                 {.vocab = {0, kProfileVocab},
+                  .wait = [&clock](std::int64_t now_ns,
+                                   std::int64_t until_ns) { clock.Advance(until_ns - now_ns); }})
+        .Run(run);
+    writer.End(clock.NowNs());
+  }
+  const Result<Record> record = ReadRecord(path);
+  std::remove(path.c_str());
+  ASSERT_TRUE(record) << record.error().message;
+  const KvStats kv = engine.kv_stats();
+  const std::uint64_t block_bytes = kv.pool_bytes / (std::uint64_t{kv.num_blocks} + 1);
+  EXPECT_GT(kv.num_moved_blocks, 0u);
+  EXPECT_EQ(Measure(*record, {}).steps.moved_bytes, kv.num_moved_blocks * block_bytes);
 }
 
 TEST(DeviceProfile, NamesTheFieldThatIsWrong) {

@@ -47,6 +47,7 @@ overflow-x:auto;font-size:13px;white-space:pre-wrap;overflow-wrap:anywhere}
 .legend{display:flex;flex-wrap:wrap;gap:4px 16px;margin:.4em 0;font-size:14px;color:var(--mut)}
 .legend i{display:inline-block;width:14px;height:3px;margin-right:6px;vertical-align:middle}
 .axes line{stroke:var(--line)}
+@media(max-width:700px){svg text{font-size:18px}}
 )";
 
 template <typename... Values>

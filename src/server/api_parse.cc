@@ -132,6 +132,19 @@ void ReadCacheSalt(JsonFields& fields, std::string& cache_salt) {
   cache_salt = *salt;
 }
 
+// When it is its turn, and how long it may take: seconds in all, milliseconds from the first token.
+void ReadTurn(JsonFields& fields, GenerationFields& request) {
+  constexpr std::int64_t kMaxPriority = std::numeric_limits<std::int32_t>::max();
+  constexpr std::int64_t kDayMs = 86'400'000;
+  const auto priority = fields.Integer("priority", -kMaxPriority, kMaxPriority);
+  request.priority = static_cast<std::int32_t>(priority.value_or(0));
+  const double timeout_s = fields.Number("timeout", 0, kDayMs / 1000).value_or(0);
+  request.timeout_ms = static_cast<std::uint32_t>(std::ceil(timeout_s * 1000));
+  // Negative: none, as in llama-server.
+  const std::int64_t predict_ms = fields.Integer("t_max_predict_ms", -1, kDayMs).value_or(0);
+  request.max_predict_ms = static_cast<std::uint32_t>(std::max<std::int64_t>(predict_ms, 0));
+}
+
 void ReadStreaming(JsonFields& fields, GenerationFields& request) {
   request.stream = fields.Bool("stream").value_or(false);
   request.timings_per_token = fields.Bool("timings_per_token").value_or(false);
@@ -150,19 +163,6 @@ std::optional<std::uint32_t> ReadTruncation(JsonFields& fields) {
   return static_cast<std::uint32_t>(*most);
 }
 
-// When it is its turn, and how long it may take: seconds in all, milliseconds from the first token.
-void ReadTurn(JsonFields& fields, GenerationFields& request) {
-  constexpr std::int64_t kMaxPriority = std::numeric_limits<std::int32_t>::max();
-  constexpr std::int64_t kDayMs = 86'400'000;
-  const auto priority = fields.Integer("priority", -kMaxPriority, kMaxPriority);
-  request.priority = static_cast<std::int32_t>(priority.value_or(0));
-  const double timeout_s = fields.Number("timeout", 0, kDayMs / 1000).value_or(0);
-  request.timeout_ms = static_cast<std::uint32_t>(std::ceil(timeout_s * 1000));
-  // Negative: none, as in llama-server.
-  const std::int64_t predict_ms = fields.Integer("t_max_predict_ms", -1, kDayMs).value_or(0);
-  request.max_predict_ms = static_cast<std::uint32_t>(std::max<std::int64_t>(predict_ms, 0));
-}
-
 // What chat and completions have in common.
 void ReadShared(JsonFields& fields, const ApiLimits& limits, GenerationFields& request) {
   fields.String("model");
@@ -171,10 +171,10 @@ void ReadShared(JsonFields& fields, const ApiLimits& limits, GenerationFields& r
   ReadStop(fields, limits, request);
   ReadSamples(fields, limits, request);
   ReadCacheSalt(fields, request.cache_salt);
+  ReadTurn(fields, request);
   ReadStreaming(fields, request);
   request.grammar = ReadGrammar(fields);
   request.truncate_prompt = ReadTruncation(fields);
-  ReadTurn(fields, request);
   request.ignore_eos = fields.Bool("ignore_eos").value_or(false);
   request.echo = fields.Bool("echo").value_or(false);
   request.skip_special_tokens = fields.Bool("skip_special_tokens").value_or(true);

@@ -137,8 +137,8 @@ void Generations::Start(ExchangeId exchange, const std::string& request_id, Gene
   Generation& generation = *owned;
   std::vector<PromptPlan> prompts = std::move(plan.prompts);
   generation.plan = std::move(plan);
-  ++stats_.num_started;
   generations_.emplace(static_cast<std::uint64_t>(exchange), std::move(owned));
+  ++stats_.num_started;
   for (PromptPlan& prompt : prompts) {
     if (!AddChoices(generation, prompt)) return;
   }
@@ -338,8 +338,8 @@ void Generations::Emit(Generation& generation, std::size_t choice_idx, TextPart 
   }
   std::string events;
   if (!generation.stream_started) {
-    generation.stream_started = true;  // G3
-    reply_.start_stream(generation.exchange, {{"X-Request-Id", generation.request_id}});
+    reply_.start_stream(generation.exchange, {{"X-Request-Id", generation.request_id}});  // G3
+    generation.stream_started = true;
   }
   const ReplyTimings timings = TimingsOf(generation);
   const PromptFacts facts = FactsOf(generation, choice);

@@ -4,7 +4,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
+#include <string>
+#include <utility>
 
 #include "base/json.h"
 #include "base/log.h"
@@ -433,6 +436,46 @@ TEST_F(GenerationsTest, EmbeddingsInBase64) {
   engine_.Send(FakeEngine::IdOf(0), -1, FinishReason::kStop);
   Deliver();
   EXPECT_EQ(Body().at("data").at(0).at("embedding"), "AAAAAAAAgD8=");  // 0, 1
+}
+
+TEST_F(GenerationsTest, TimesAndTurnsReachTheEngine) {
+  Ask(JobKind::kCompletion,
+      R"({"prompt":"a","priority":-3,"timeout":1.5,"t_max_predict_ms":250,"cache_salt":"x"})");
+  EXPECT_EQ(engine_.request(0).priority, -3);
+  EXPECT_EQ(engine_.request(0).timeout_ms, 1500u);
+  EXPECT_EQ(engine_.request(0).max_predict_ms, 250u);
+  engine_.Send(FakeEngine::IdOf(0), 'a', FinishReason::kLength);
+  Deliver();
+  Ask(JobKind::kCompletion, R"({"prompt":"a","t_max_predict_ms":-1,"cache_salt":"y"})");
+  EXPECT_EQ(engine_.request(1).max_predict_ms, 0u);
+  EXPECT_NE(engine_.request(0).tenant, engine_.request(1).tenant);
+}
+
+TEST_F(GenerationsTest, WhoWaitedTooLongIsToldWhenToTryAgain) {
+  engine_port_.retry_after_s = [] { return 7u; };
+  Ask(JobKind::kCompletion, R"({"prompt":"a"})");
+  engine_.Send(FakeEngine::IdOf(0), -1, FinishReason::kWaited);
+  Deliver();
+  EXPECT_EQ(response_.status, 503);
+  const std::pair<std::string, std::string> header = {"Retry-After", "7"};
+  EXPECT_NE(std::ranges::find(response_.headers, header), response_.headers.end());
+  EXPECT_EQ(num_answers_, 1);
+}
+
+// What has begun is an answer that was cut; what has not is no answer.
+TEST_F(GenerationsTest, ATimeoutCutsTheAnswerOrIsAnError) {
+  Ask(JobKind::kCompletion, R"({"prompt":"a"})");
+  engine_.Send(FakeEngine::IdOf(0), 'a', FinishReason::kNone);
+  engine_.Send(FakeEngine::IdOf(0), -1, FinishReason::kTimeout);
+  Deliver();
+  EXPECT_EQ(Body().at("choices").at(0).at("finish_reason"), "length");
+  EXPECT_EQ(Body().at("choices").at(0).at("text"), "a");
+  EXPECT_EQ(Body().at("usage").at("completion_tokens"), 1);
+  Ask(JobKind::kCompletion, R"({"prompt":"a"})");
+  engine_.Send(FakeEngine::IdOf(1), -1, FinishReason::kTimeout);
+  Deliver();
+  EXPECT_EQ(response_.status, 503);
+  EXPECT_EQ(num_answers_, 2);
 }
 
 }  // namespace

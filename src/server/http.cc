@@ -2,6 +2,7 @@
 #include "server/http.h"
 
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,12 +15,14 @@
 #include <boost/asio/steady_timer.hpp>
 #include <cerrno>
 #include <chrono>
+#include <cstring>
 #include <memory>
 
 #include "base/check.h"
 #include "base/log.h"
 #include "base/result.h"
 #include "base/rng.h"
+#include "base/thread_cpu.h"
 #include "server/http_state.h"
 
 namespace kvrm {
@@ -32,6 +35,9 @@ using ErrorCodeOf = boost::system::error_code;
 constexpr std::int64_t kNsPerMs = 1000000;
 constexpr std::size_t kMaxLingerBytes = 64 << 10;
 constexpr int kBacklog = 1024;
+constexpr int kAcceptBatch = 16;
+// Answers to as many take about 1 ms.
+constexpr std::size_t kDueBatch = 32;
 constexpr std::int64_t kNever = kHttpNever;
 
 constexpr std::size_t kMaxRequestIdBytes = 128;
@@ -82,6 +88,9 @@ void HttpServer::State::Protect(const char* where, Body body) {
   // The stall watchdog: nobody else was served meanwhile.
   const std::int64_t taken_ns = clock.NowNs() - begin_ns;
   stats.longest_handler_ns = std::max(stats.longest_handler_ns, taken_ns);
+  const std::int64_t cpu_ns = ThreadCpuNs();
+  stats.longest_cpu_ns = std::max(stats.longest_cpu_ns, cpu_ns - cpu_mark_ns);
+  cpu_mark_ns = cpu_ns;
   if (taken_ns > options.stall_ms * kNsPerMs) ++stats.num_stalls;
 }
 
@@ -111,38 +120,62 @@ void HttpServer::State::StartAccept() {
   if (accept_armed || draining || !acceptor.is_open()) return;
   // At the limit nobody is accepted: they wait in the backlog until somebody leaves.
   if (sessions.size() >= admission.max_connections()) return;
-  acceptor.async_accept([this](const ErrorCodeOf& error, tcp::socket socket) {
+  acceptor.async_wait(tcp::acceptor::wait_read, [this](const ErrorCodeOf& error) {
     accept_armed = false;
-    RunOwn("accept", [&] { OnAccept(error, std::move(socket)); });
+    if (error) return;
+    RunOwn("accept", [this] { OnAcceptable(); });
   });
   accept_armed = true;  // Now, not before: giving the handler to the io_context needs memory.
 }
 
-void HttpServer::State::OnAccept(const ErrorCodeOf& error, tcp::socket socket) {
-  if (error) {
-    if (error == asio::error::operation_aborted) return;
-    Log(LogLevel::kWarning, "accept_failed", {{"error", error.message()}});
-    if (error == asio::error::no_descriptors || error.value() == ENFILE) {
+// accept4 and not async_accept: that one needs memory between accepting and telling, and when there
+// is none its handler is never called.
+void HttpServer::State::OnAcceptable() {
+  for (int i = 0; i < kAcceptBatch && sessions.size() < admission.max_connections(); ++i) {
+    const int fd =
+        ::accept4(acceptor.native_handle(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd >= 0) {
+      Welcome(fd);
+      continue;
+    }
+    if (errno == EAGAIN || errno == EWOULDBLOCK) break;
+    if (errno == ECONNABORTED || errno == EINTR) continue;
+    const int reason = errno;
+    Log(LogLevel::kWarning, "accept_failed", {{"error", std::strerror(reason)}});
+    if (reason == EMFILE || reason == ENFILE) {
       stats.num_turned_away += admission.TurnAway(acceptor.native_handle());
     }
     // Trying again at once would burn a core. The next tick tries.
     return;
   }
+  accept_wanted = true;
+}
+
+void HttpServer::State::Welcome(int fd) {
   ++stats.num_accepted;
-  ErrorCodeOf ignored;
-  const std::uint64_t address = admission.KeyOf(socket.remote_endpoint(ignored).address());
+  tcp::socket socket(io);
+  ErrorCodeOf error;
+  try {
+    socket.assign(protocol, fd, error);
+  } catch (...) {
+    ::close(fd);
+    throw;
+  }
+  if (error) {
+    ::close(fd);
+    return;
+  }
+  const std::uint64_t address = admission.KeyOf(socket.remote_endpoint(error).address());
+  if (error) return;
   // Counted at the end, when nothing can fail any more; here only looked at.
   if (!admission.MayEnter(address)) {
     ++stats.num_turned_away;
-    socket.close(ignored);
-    accept_wanted = true;
     return;
   }
-  accept_wanted = true;
-  socket.non_blocking(true, ignored);
-  socket.set_option(tcp::no_delay(true), ignored);
+  socket.non_blocking(true, error);
+  socket.set_option(tcp::no_delay(true), error);
   if (options.send_buffer_bytes > 0) {
-    socket.set_option(asio::socket_base::send_buffer_size(options.send_buffer_bytes), ignored);
+    socket.set_option(asio::socket_base::send_buffer_size(options.send_buffer_bytes), error);
   }
   const std::uint64_t id = next_session++;
   auto owned = std::make_unique<Session>(id, std::move(socket), options.parser);
@@ -153,11 +186,13 @@ void HttpServer::State::OnAccept(const ErrorCodeOf& error, tcp::socket socket) {
     session.tls.emplace(*tls, session.socket.native_handle());
     session.phase = Phase::kHandshake;
   }
-  closed.reserve(sessions.size() + 1);  // so that Close needs no memory
+  // So that closing and timing out need no memory.
+  if (closed.capacity() <= sessions.size()) closed.reserve(2 * sessions.size() + 1);
+  if (due.capacity() <= sessions.size()) due.reserve(2 * sessions.size() + 1);
   sessions.emplace(id, std::move(owned));
-  admission.Enter(address);
-  session.address = address;
   try {
+    admission.Enter(address);
+    session.address = address;
     ArmRead(session);
   } catch (...) {
     Close(session);
@@ -442,12 +477,48 @@ void HttpServer::State::Reap(std::uint64_t id) {
   accept_wanted = true;
 }
 
+// Looks at every session only when one may be due: thousands of idle ones cost next to nothing.
 void HttpServer::State::Tick() {
   const std::int64_t now_ns = clock.NowNs();
-  for (const auto& entry : sessions) {
-    if (entry.second->phase != Phase::kClosed) CheckDeadlines(*entry.second, now_ns);
+  if (now_ns >= next_scan_ns) {
+    // A deadline that is set after this scan is no nearer than the shortest limit there is.
+    std::int64_t next_ns = After(
+        std::min({options.head_ms, options.body_idle_ms, options.body_grace_ms, options.send_ms,
+                  options.keep_alive_ms, options.linger_ms, options.ping_ms}));
+    due.clear();
+    for (const auto& entry : sessions) {
+      const std::int64_t due_ns = DueNs(*entry.second, now_ns);
+      if (due_ns <= now_ns) due.push_back(entry.first);
+      next_ns = std::min(next_ns, due_ns);
+    }
+    next_scan_ns = next_ns;
   }
+  ServeDue();
   StartAccept();
+}
+
+// Some at a time, so that a crowd that came together and times out together keeps nobody waiting.
+void HttpServer::State::ServeDue() {
+  const std::int64_t now_ns = clock.NowNs();
+  for (std::size_t i = 0; i < kDueBatch && !due.empty(); ++i) {
+    const auto found = sessions.find(due.back());
+    due.pop_back();
+    if (found == sessions.end() || found->second->phase == Phase::kClosed) continue;
+    Session& session = *found->second;
+    OrClose(session, [&] { CheckDeadlines(session, now_ns); });
+  }
+  if (due.empty()) return;
+  asio::post(io, [this] { RunOwn("due", [this] { ServeDue(); }); });
+}
+
+// When CheckDeadlines has something to do; of a body that is being read, at once: its rate is
+// looked at every tick.
+std::int64_t HttpServer::State::DueNs(const Session& session, std::int64_t now_ns) const {
+  if (session.phase == Phase::kClosed) return kNever;
+  if (session.reads_body()) return now_ns;
+  const std::int64_t due_ns = std::min(session.send_deadline_ns, session.deadline_ns);
+  if (session.phase != Phase::kStreaming || session.unsent() > 0) return due_ns;
+  return std::min(due_ns, session.last_write_ns + options.ping_ms * kNsPerMs);
 }
 
 void HttpServer::State::CheckDeadlines(Session& session, std::int64_t now_ns) {
@@ -462,11 +533,9 @@ void HttpServer::State::CheckDeadlines(Session& session, std::int64_t now_ns) {
     }
     return Close(session);
   }
-  if (session.phase == Phase::kStreaming && session.unsent() == 0 &&
-      now_ns - session.last_write_ns >= options.ping_ms * kNsPerMs) {
-    AppendEvent(session, ":\n\n");
-    Flush(session);
-  }
+  if (session.phase != Phase::kStreaming || DueNs(session, now_ns) > now_ns) return;
+  AppendEvent(session, ":\n\n");
+  Flush(session);
 }
 
 bool HttpServer::State::BodyIsTooSlow(const Session& session, std::int64_t now_ns) const {
@@ -503,6 +572,8 @@ std::uint16_t HttpServer::Listen(const std::string& host, std::uint16_t port) {
   if (!error && address.is_v6()) acceptor.set_option(asio::ip::v6_only(true), error);
   if (!error) acceptor.bind(endpoint, error);
   if (!error) acceptor.listen(kBacklog, error);
+  if (!error) acceptor.non_blocking(true, error);
+  state_->protocol = endpoint.protocol();
   if (error) {
     throw StartError("cannot listen on " + host + " port " + std::to_string(port) + ": " +
                      error.message());
@@ -511,6 +582,7 @@ std::uint16_t HttpServer::Listen(const std::string& host, std::uint16_t port) {
 }
 
 void HttpServer::Run() {
+  state_->cpu_mark_ns = ThreadCpuNs();
   // Handlers stop their own exceptions; this second net is for what giving handlers to the
   // io_context throws.
   while (!state_->io.stopped()) {

@@ -91,6 +91,7 @@ struct HttpStats {
   std::uint64_t num_tls_failures = 0;   // handshakes
   std::uint64_t num_stalls = 0;         // handlers longer than stall_ms
   std::int64_t longest_handler_ns = 0;  // how long everybody else has waited at most
+  std::int64_t longest_cpu_ns = 0;      // of it at work, not waiting for a processor
 };
 
 // One request, when its last byte has been handed to the system or its connection has ended.

@@ -132,7 +132,7 @@ void HttpServer::State::AppendEvent(Session& session, std::string_view bytes) {
 bool HttpServer::Respond(ExchangeId exchange, HttpResponse response) {
   Session* session = state_->Find(exchange, Phase::kWaiting);
   if (session == nullptr) return false;
-  state_->SendResponse(*session, response);
+  state_->OrClose(*session, [&] { state_->SendResponse(*session, response); });
   return true;
 }
 
@@ -145,19 +145,23 @@ bool HttpServer::StartStream(ExchangeId exchange,
   session->phase = Phase::kStreaming;
   state_->ReleaseBody(*session);
   session->last_write_ns = state_->clock.NowNs();
-  std::string head = state_->Head(*session, 200, "text/event-stream");
-  head += "Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n";
-  if (session->chunked) head += "Transfer-Encoding: chunked\r\n";
-  state_->FinishHead(head, *session, headers);
-  state_->Flush(*session);
+  state_->OrClose(*session, [&] {
+    std::string head = state_->Head(*session, 200, "text/event-stream");
+    head += "Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n";
+    if (session->chunked) head += "Transfer-Encoding: chunked\r\n";
+    state_->FinishHead(head, *session, headers);
+    state_->Flush(*session);
+  });
   return true;
 }
 
 bool HttpServer::Write(ExchangeId exchange, std::string_view bytes) {
   Session* session = state_->Find(exchange, Phase::kStreaming);
   if (session == nullptr) return false;
-  state_->AppendEvent(*session, bytes);
-  state_->Flush(*session);
+  state_->OrClose(*session, [&] {
+    state_->AppendEvent(*session, bytes);
+    state_->Flush(*session);
+  });
   if (session->unsent() > state_->options.max_output_bytes) {
     ++state_->stats.num_overflowed;
     state_->Close(*session);
@@ -168,11 +172,13 @@ bool HttpServer::Write(ExchangeId exchange, std::string_view bytes) {
 bool HttpServer::Finish(ExchangeId exchange) {
   Session* session = state_->Find(exchange, Phase::kStreaming);
   if (session == nullptr) return false;
-  if (session->chunked && !session->head_only) state_->Append(*session, "0\r\n\r\n");
-  state_->exchanges.erase(session->exchange);
-  session->exchange = 0;
-  session->phase = Phase::kSending;
-  state_->Flush(*session);
+  state_->OrClose(*session, [&] {
+    if (session->chunked && !session->head_only) state_->Append(*session, "0\r\n\r\n");
+    state_->exchanges.erase(session->exchange);
+    session->exchange = 0;
+    session->phase = Phase::kSending;
+    state_->Flush(*session);
+  });
   return true;
 }
 

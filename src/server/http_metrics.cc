@@ -86,6 +86,7 @@ std::string HttpMetrics::Text(const HttpStats& stats, std::size_t num_connection
   counter("kvrm:http_exceptions_total", stats.num_exceptions);
   counter("kvrm:io_stalls_total", stats.num_stalls);
   AddLine(text, "kvrm:io_longest_stall_seconds", "gauge", Seconds(stats.longest_handler_ns));
+  AddLine(text, "kvrm:io_longest_stall_cpu_seconds", "gauge", Seconds(stats.longest_cpu_ns));
   return text;
 }
 

@@ -31,7 +31,8 @@ struct HttpServer::State {
   State(const HttpOptions& options_in, const Clock& clock_in, HttpCallbacks callbacks_in);
 
   void StartAccept();
-  void OnAccept(const boost::system::error_code& error, boost::asio::ip::tcp::socket socket);
+  void OnAcceptable();
+  void Welcome(int fd);
   void ArmRead(HttpSession& session);
   void ArmWrite(HttpSession& session);
   void ArmTick();
@@ -41,6 +42,16 @@ struct HttpServer::State {
   void RunHandler(HttpSession& session, Body body);
   template <typename Body>
   void RunOwn(const char* where, Body body);
+  // A verb that could not be carried out leaves no half an answer: the connection ends.
+  template <typename Body>
+  void OrClose(HttpSession& session, Body body) {
+    try {
+      body();
+    } catch (...) {
+      Close(session);
+      throw;
+    }
+  }
   template <typename Body>
   void Protect(const char* where, Body body);
 
@@ -72,6 +83,8 @@ struct HttpServer::State {
   void FinishClosed();
   void Reap(std::uint64_t id);
   void Tick();
+  void ServeDue();
+  std::int64_t DueNs(const HttpSession& session, std::int64_t now_ns) const;
   void CheckDeadlines(HttpSession& session, std::int64_t now_ns);
   bool BodyIsTooSlow(const HttpSession& session, std::int64_t now_ns) const;
   HttpSession* Find(ExchangeId exchange, HttpPhase phase);
@@ -84,6 +97,7 @@ struct HttpServer::State {
   HttpAdmission admission;
   boost::asio::io_context io{1};
   boost::asio::ip::tcp::acceptor acceptor{io};
+  boost::asio::ip::tcp protocol = boost::asio::ip::tcp::v4();
   boost::asio::steady_timer tick{io};
   boost::asio::posix::stream_descriptor wake{io};
   bool accept_armed = false;
@@ -98,6 +112,9 @@ struct HttpServer::State {
   std::unordered_map<std::uint64_t, std::unique_ptr<HttpSession>> sessions;
   std::unordered_map<std::uint64_t, HttpSession*> exchanges;
   std::vector<HttpSession*> closed;  // in this handler; room for every session
+  std::vector<std::uint64_t> due;    // sessions whose deadline has passed; room for every session
+  std::int64_t next_scan_ns = 0;     // no deadline lies before it
+  std::int64_t cpu_mark_ns = 0;      // used by this thread when the last handler was through
   std::array<char, kHttpReadBytes> scratch{};
   std::int64_t date_second = 0;
   std::string date;

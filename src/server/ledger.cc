@@ -57,6 +57,30 @@ json::object TierObject(const KvStats& kv) {
                                   {"shared", kv.num_shared}}}};
 }
 
+json::object HostTierObject(const KvStats& kv) {
+  const std::uint64_t block_bytes = kv.host_reserved_bytes / kv.num_host_blocks;
+  return {{"tier", "host"},
+          {"block_bytes", block_bytes},
+          {"reserved_bytes", kv.host_reserved_bytes},
+          {"mapped_bytes", kv.host_mapped_bytes},
+          {"live_bytes", kv.host_live_bytes},
+          {"internal_fragmentation_bytes", kv.host_mapped_bytes - kv.host_live_bytes},
+          {"free_bytes", kv.num_host_free * block_bytes},
+          {"blocks", json::object{{"total", kv.num_host_blocks},
+                                  {"free", kv.num_host_free},
+                                  {"held", kv.num_host_held},
+                                  {"limbo", kv.num_host_limbo}}},
+          {"parked", json::object{{"leaving", kv.num_parking},
+                                  {"there", kv.num_parked},
+                                  {"returning", kv.num_resuming}}}};
+}
+
+json::array Tiers(const KvStats& kv) {
+  json::array tiers = {TierObject(kv)};
+  if (kv.num_host_blocks > 0) tiers.push_back(HostTierObject(kv));
+  return tiers;
+}
+
 json::object MovementObject(const KvStats& kv) {
   return {{"moved_blocks", kv.num_moved_blocks},
           {"groups", kv.num_groups},
@@ -68,6 +92,11 @@ json::object MovementObject(const KvStats& kv) {
           {"evicted_blocks", kv.num_evictions},
           {"run_overflows", kv.num_run_overflows},
           {"waits", kv.num_waits},
+          {"parks", kv.num_parks},
+          {"park_refusals", kv.num_park_refusals},
+          {"resumes", kv.num_resumes},
+          {"parked_blocks", kv.num_parked_blocks},
+          {"resumed_blocks", kv.num_resumed_blocks},
           {"stalls", kv.num_stalls},
           {"most_runs", kv.max_runs_seen}};
 }
@@ -141,6 +170,18 @@ std::string Escaped(std::string_view value) {
   return text;
 }
 
+void AddHostTier(const KvStats& kv, MetricLines* lines) {
+  lines->Gauge("parked_requests", kv.num_parking + kv.num_parked);
+  lines->Counter("parks_total", kv.num_parks);
+  lines->Counter("park_refusals_total", kv.num_park_refusals);
+  lines->Counter("resumes_total", kv.num_resumes);
+  const std::uint64_t block_bytes = BlockBytes(kv);
+  lines->Counter("transfer_bytes_total", kv.num_parked_blocks * block_bytes,
+                 "src=\"ram\",dst=\"host\"");
+  lines->Counter("transfer_bytes_total", kv.num_resumed_blocks * block_bytes,
+                 "src=\"host\",dst=\"ram\"");
+}
+
 void AddMemory(const EngineLedger& ledger, MetricLines* lines) {
   const KvStats& kv = ledger.kv;
   const auto kv_bytes = [lines](const char* state, std::uint64_t value) {
@@ -152,6 +193,12 @@ void AddMemory(const EngineLedger& ledger, MetricLines* lines) {
   kv_bytes("padding", PaddingBytes(kv));
   kv_bytes("internal_fragmentation", kv.fragmented_bytes);
   kv_bytes("external_fragmentation", ExternalFragmentation(kv));
+  const auto host_bytes = [lines](const char* state, std::uint64_t value) {
+    lines->Gauge("kv_bytes", value, "tier=\"host\",state=\"" + std::string(state) + '"');
+  };
+  host_bytes("reserved", kv.host_reserved_bytes);
+  host_bytes("mapped", kv.host_mapped_bytes);
+  host_bytes("live", kv.host_live_bytes);
   const auto blocks = [lines](const char* state, std::uint64_t value) {
     lines->Gauge("kv_blocks", value, "tier=\"ram\",state=\"" + std::string(state) + '"');
   };
@@ -211,16 +258,12 @@ std::string LedgerBody(const EngineLedger& ledger) {
   json::array reserved;
   for (const ReservedBytes& part : ledger.reserved)
     reserved.push_back({{"owner", part.owner}, {"bytes", part.bytes}});
-  json::object body = {{"object", "kv.ledger"},
-                       {"view", ledger.view},
-                       {"placement", ledger.placement},
-                       {"reserved_bytes", ReservedBytesOf(ledger)},
-                       {"memory_budget_bytes", nullptr},
-                       {"reserved", std::move(reserved)},
-                       {"tiers", json::array{TierObject(ledger.kv)}},
-                       {"table_bytes", ledger.kv.table_bytes},
-                       {"sequences", ledger.kv.num_open},
-                       {"movement", MovementObject(ledger.kv)}};
+  json::object body = {
+      {"object", "kv.ledger"},           {"view", ledger.view},
+      {"placement", ledger.placement},   {"reserved_bytes", ReservedBytesOf(ledger)},
+      {"memory_budget_bytes", nullptr},  {"reserved", std::move(reserved)},
+      {"tiers", Tiers(ledger.kv)},       {"table_bytes", ledger.kv.table_bytes},
+      {"sequences", ledger.kv.num_open}, {"movement", MovementObject(ledger.kv)}};
   if (ledger.memory_budget != 0) body["memory_budget_bytes"] = ledger.memory_budget;
   return json::serialize(body);
 }
@@ -241,6 +284,7 @@ std::string MetricsText(const EngineLedger& ledger, const MetricsNames& names) {
   lines.Counter("recomputed_tokens_total", engine.num_recomputed_tokens);
   lines.Counter("num_preemptions_total", engine.num_preemptions);
   AddMemory(ledger, &lines);
+  AddHostTier(kv, &lines);
   lines.Counter("moved_blocks_total", kv.num_moved_blocks);
   lines.Counter("transfer_groups_total", kv.num_groups);
   lines.Counter("mappings_total", kv.num_maps);

@@ -217,16 +217,16 @@ ApiResult<PromptPlan> PlanPrompt(Ids prompt, const GenerationFields& fields, con
     plan.request.stop_ids.push_back(id);
   plan.request.num_samples = fields.num_samples;
   plan.request.cache_salt = fields.cache_salt;
+  plan.request.priority = fields.priority;
+  plan.request.timeout_ms = fields.timeout_ms;
+  plan.request.max_predict_ms = fields.max_predict_ms;
+  plan.request.tenant = std::hash<std::string>{}(fields.cache_salt);
   plan.request.num_top_logprobs = fields.logprobs.output.value_or(0);
   plan.request.num_prompt_logprobs = fields.logprobs.prompt;
   if (fields.echo && fields.logprobs.output) {
     plan.request.num_prompt_logprobs =
         std::max(*fields.logprobs.output, fields.logprobs.prompt.value_or(0));
   }
-  plan.request.priority = fields.priority;
-  plan.request.timeout_ms = fields.timeout_ms;
-  plan.request.max_predict_ms = fields.max_predict_ms;
-  plan.request.tenant = std::hash<std::string>{}(fields.cache_salt);
   plan.request.prompt = std::move(prompt);
   return plan;
 }

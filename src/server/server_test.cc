@@ -122,9 +122,17 @@ TEST_F(ServerTest, LedgerAndMetricsTellTheSameFigures) {
                .mapped_bytes = 400,
                .live_bytes = 250,
                .fragmented_bytes = 50,
+               .num_host_blocks = 5,
+               .num_host_free = 2,
+               .num_host_held = 3,
+               .num_parked = 2,
+               .host_reserved_bytes = 500,
+               .host_mapped_bytes = 300,
+               .host_live_bytes = 260,
                .num_moved_blocks = 7,
                .num_prefix_hits = 12,
-               .num_prefix_misses = 34};
+               .num_prefix_misses = 34,
+               .num_parked_blocks = 6};
   ledger.engine.num_steps = 42;
   ledger.engine.num_cached_tokens = 192;
   ledger.reserved = {{"kv pool", 1500}, {"packed weights", 77}};
@@ -146,6 +154,12 @@ TEST_F(ServerTest, LedgerAndMetricsTellTheSameFigures) {
   EXPECT_EQ(tier.at("internal_fragmentation_bytes"), 50);
   EXPECT_EQ(tier.at("external_fragmentation_bytes"), 200);
   EXPECT_EQ(tier.at("blocks").at("held"), 3);
+  const json::value& host = body.at("tiers").at(1);
+  EXPECT_EQ(host.at("tier"), "host");
+  EXPECT_EQ(host.at("live_bytes"), 260);
+  EXPECT_EQ(host.at("internal_fragmentation_bytes"), 40);
+  EXPECT_EQ(host.at("free_bytes"), 200);
+  EXPECT_EQ(host.at("parked").at("there"), 2);
   EXPECT_EQ(body.at("movement").at("moved_blocks"), 7);
   EXPECT_EQ(body.at("movement").at("prefix_hit_blocks"), 12);
 
@@ -155,12 +169,49 @@ TEST_F(ServerTest, LedgerAndMetricsTellTheSameFigures) {
   for (const char* line :
        {"# TYPE kvrm:kv_bytes gauge\n", "\nkvrm:kv_bytes{tier=\"ram\",state=\"live\"} 250\n",
         "\nkvrm:kv_bytes{tier=\"ram\",state=\"external_fragmentation\"} 200\n",
+        "\nkvrm:kv_bytes{tier=\"host\",state=\"live\"} 260\n", "\nkvrm:parked_requests 2\n",
+        "\nkvrm:transfer_bytes_total{src=\"ram\",dst=\"host\"} 600\n",
         "\nkvrm:memory_ledger_bytes{part=\"packed weights\"} 77\n", "\nkvrm:steps_total 42\n",
         "\nkvrm:moved_blocks_total 7\n", "\nkvrm:prefix_hit_blocks_total 12\n",
         "\nkvrm:prefix_missed_blocks_total 34\n", "\nkvrm:cached_tokens_total 192\n"}) {
     EXPECT_NE(metrics.body.find(line), std::string::npos) << line;
   }
   EXPECT_EQ(metrics.body.find("memory_budget_bytes"), std::string::npos);
+}
+
+TEST_F(ServerTest, HistogramsAreCumulativeAndHaveBothNamesWhenAskedFor) {
+  static constexpr double kBounds[] = {0.001, 0.25, 2};
+  EngineLedger ledger;
+  ledger.kv.num_blocks = 8;
+  ledger.kv.pool_bytes = 900;
+  ledger.kv.num_held = 2;
+  ledger.histograms = {{"inter_token_latency_seconds",
+                        "inter_token_latency_seconds",
+                        {.bounds = kBounds, .counts = {3, 0, 4, 1}, .sum = 12.5}},
+                       {"step_seconds", "", {.bounds = kBounds, .counts = {1, 0, 0, 0}, .sum = 1}}};
+  ledger.num_ended[static_cast<std::size_t>(FinishReason::kWaited)] = 6;
+  engine_.SetLedger(ledger);
+  ServerOptions options;
+  options.vllm_metrics = true;
+  Start(options);
+  const std::string body = Ask(GetText("/metrics")).body;
+  for (const char* text :
+       {"# TYPE kvrm:inter_token_latency_seconds histogram\n"
+        "kvrm:inter_token_latency_seconds_bucket{le=\"0.001\"} 3\n"
+        "kvrm:inter_token_latency_seconds_bucket{le=\"0.25\"} 3\n"
+        "kvrm:inter_token_latency_seconds_bucket{le=\"2\"} 7\n"
+        "kvrm:inter_token_latency_seconds_bucket{le=\"+Inf\"} 8\n"
+        "kvrm:inter_token_latency_seconds_sum 12.5\n"
+        "kvrm:inter_token_latency_seconds_count 8\n",
+        "\nkvrm:requests_total{finished_reason=\"queue_timeout\"} 6\n",
+        "\nkvrm:graph_captures_total 0\n", "\nkvrm:step_seconds_count 1\n",
+        "\nvllm:inter_token_latency_seconds_bucket{model_name=\"fake/"
+        "model\",engine=\"0\",le=\"2\"} "
+        "7\n",
+        "\nvllm:kv_cache_usage_perc{model_name=\"fake/model\",engine=\"0\"} 0.25\n"}) {
+    EXPECT_NE(body.find(text), std::string::npos) << text << body;
+  }
+  EXPECT_EQ(body.find("vllm:step_seconds"), std::string::npos);
 }
 
 TEST_F(ServerTest, UnknownPathsAndWrongMethods) {

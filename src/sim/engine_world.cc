@@ -74,6 +74,9 @@ EngineScenario RandomEngineScenario(std::uint64_t seed) {
   s.shared_percent = below(90);
   s.has_log = Mix64(seed) % kLogShare == 0;
   if (below(100) < 70) e.layered_move_bytes = below(3) * SimLayout(e.block_tokens).block_bytes();
+  const std::uint32_t most_blocks = e.max_rows * (e.max_context / e.block_tokens + 1);
+  e.host_kv_bytes =
+      below(100) < 30 ? 0 : (1 + below(most_blocks)) * SimLayout(e.block_tokens).block_bytes();
   AddTurns(seed, &s);
   return s;
 }
@@ -90,7 +93,7 @@ std::string ToString(const EngineScenario& s) {
          field("step_tokens", e.max_step_tokens) + field("chunk", e.prompt_chunk) +
          field("kv_tokens", e.kv_tokens) + field("runs", e.max_runs) +
          field("edits", e.max_edits_per_step) + field("move_bytes", e.max_move_bytes_per_step) +
-         field("layered_bytes", e.layered_move_bytes) +
+         field("layered_bytes", e.layered_move_bytes) + field("host_bytes", e.host_kv_bytes) +
          field("itl_percent", static_cast<std::uint64_t>(e.pace.itl_factor * 100)) +
          field("prefix_cache", e.prefix_cache ? 1 : 0) + field("queued", e.max_queued);
 }
@@ -312,6 +315,7 @@ void EngineWorld::Finish() {
   const EngineStats stats = engine_->stats();
   CHECK(stats.num_running == 0 && stats.num_waiting == 0);
   CHECK(stats.num_free_blocks == stats.num_blocks);  // K1
+  CHECK(engine_->kv_stats().num_host_free == engine_->kv_stats().num_host_blocks);
   TokenEvent event;
   CHECK(engine_->Poll({&event, 1}) == 0);
   totals_ = Totals();
@@ -352,7 +356,10 @@ SimTotals EngineWorld::Totals() const {
           .num_run_overflows = stats.num_run_overflows,
           .num_waits = kv.num_waits,
           .num_requests = served_.size(),
-          .num_preemptions = stats.num_preemptions};
+          .num_preemptions = stats.num_preemptions,
+          .num_parks = kv.num_parks,
+          .num_resumes = kv.num_resumes,
+          .num_resumed_blocks = kv.num_resumed_blocks};
 }
 
 }  // namespace kvrm

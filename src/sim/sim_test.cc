@@ -50,6 +50,8 @@ TEST(Sim, EngineSchedulesReachWhatTheyAreMeantTo) {
   EXPECT_GT(totals.num_requests, kSchedules);
   EXPECT_GT(totals.num_steps, 10 * kSchedules);
   EXPECT_GT(totals.num_preemptions, kSchedules / 40);
+  EXPECT_GT(totals.num_parks, kSchedules / 40);
+  EXPECT_GT(totals.num_resumes, kSchedules / 80);
   EXPECT_GT(totals.num_proved_reads, 1000 * kSchedules);
 }
 

@@ -288,7 +288,7 @@ Status StepLogReader::ReadHeader() {
   if (std::uint64_t{words[3]} * words[5] > kMaxRunEntries)
     return OutOfRange(first + 20, "max_rows * max_runs", std::uint64_t{words[3]} * words[5], 1,
                       kMaxRunEntries);
-  const std::uint64_t num_slots = (std::uint64_t{words[14]} + words[15]) * words[8];
+  const std::uint64_t num_slots = (std::uint64_t{words[14]} + words[15] + words[20]) * words[8];
   if (num_slots > std::numeric_limits<std::uint32_t>::max())
     return OutOfRange(first + 56, "number of slots", num_slots, 1,
                       std::numeric_limits<std::uint32_t>::max());

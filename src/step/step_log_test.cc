@@ -40,6 +40,7 @@ StepLogHeader Header() {
           .num_lanes = 2,
           .lane_blocks = 4,
           .ring_entries = 2,
+          .max_parked = 3,
           .has_lives = true,
           .view = "extents",
           .placement = "in-place"};
@@ -103,7 +104,11 @@ std::vector<std::byte> SmallLog(std::uint32_t num_steps = 3) {
     ++num_records;
   });
   AppendStepLogRecord(Header(), {.kind = StepLogKind::kTrimmed, .seq = SeqId{1}, .to = 4}, &bytes);
-  AppendStepLogRecord(Header(), {.kind = StepLogKind::kEnd, .value = num_records + 2}, &bytes);
+  AppendStepLogRecord(Header(), {.kind = StepLogKind::kParked, .value = 2, .seq = SeqId{1}},
+                      &bytes);
+  AppendStepLogRecord(Header(), {.kind = StepLogKind::kResumed, .value = 2, .seq = SeqId{0}},
+                      &bytes);
+  AppendStepLogRecord(Header(), {.kind = StepLogKind::kEnd, .value = num_records + 4}, &bytes);
   return bytes;
 }
 
@@ -145,7 +150,7 @@ TEST(StepLogReader, ReadsBackWhatWasWritten) {
     EXPECT_EQ(record->view.header->checksum, StepBuilder::Checksum(record->view));
     EXPECT_EQ(record->view.RowRuns(1)[0], (Extent{BlockId{4}, 2}));
   }
-  EXPECT_EQ(kinds.size(), 2u + 3 * 5 + 2);
+  EXPECT_EQ(kinds.size(), 2u + 3 * 5 + 4);
   EXPECT_EQ(kinds.back(), StepLogKind::kEnd);
   EXPECT_EQ(again, bytes);
   EXPECT_EQ(ReadAll(bytes), "");

@@ -42,6 +42,8 @@ StepLogHeader Header() {
           .num_lanes = kLanes,
           .lane_blocks = kLaneBlocks,
           .ring_entries = 3,
+          .num_host_blocks = 8,
+          .max_parked = 2,
           .has_lives = true,
           .view = "extents",
           .placement = "in-place"};
@@ -119,6 +121,16 @@ class Log {
                                                .parent = SeqId{parent},
                                                .num_tokens = num_tokens,
                                                .request = 100 + child};
+  }
+  void Park(std::uint32_t seq, std::uint32_t number) {
+    StepLogRecord& record = Add(StepLogKind::kParked).record;
+    record.seq = SeqId{seq};
+    record.value = number;
+  }
+  void Resume(std::uint32_t seq, std::uint32_t number) {
+    StepLogRecord& record = Add(StepLogKind::kResumed).record;
+    record.seq = SeqId{seq};
+    record.value = number;
   }
   void Trim(std::uint32_t seq, std::uint32_t from, std::uint32_t to) {
     StepLogRecord& record = Add(StepLogKind::kTrimmed).record;
@@ -799,6 +811,85 @@ TEST(StepReplay, DigestIsThatOfTheTokensNotOfTheirPlaces) {
   wrong.Run({{0, 10, {7}, {Blocks(6, 1), Blocks(5, 1), Blocks(9, 1)}}, Row1()});
   EXPECT_NE(wrong.Digests().at(100), plain.Digests().at(100));
   EXPECT_EQ(wrong.Digests().at(101), plain.Digests().at(101));
+}
+
+TransferGroup Out(std::uint32_t pool, std::uint32_t host, std::uint32_t num_blocks) {
+  return {
+      .source = BlockId{pool}, .target = BlockId{host}, .num_blocks = num_blocks, .target_tier = 1};
+}
+
+TransferGroup Back(std::uint32_t host, std::uint32_t pool, std::uint32_t num_blocks) {
+  return {
+      .source = BlockId{host}, .target = BlockId{pool}, .num_blocks = num_blocks, .source_tier = 1};
+}
+
+// Sequence 0 has eight tokens in blocks 1 and 2, is parked and lies in host blocks 3 and 4.
+Log Parked() {
+  Log log;
+  log.Open(0);
+  log.Run({{.seq = 0, .first = 0, .tokens = Tokens(8), .runs = {Blocks(1, 2)}}});
+  log.Park(0, 1);
+  log.Run({}, {Out(1, 3, 2)});
+  return log;
+}
+
+const RowSpec kGoesOn = {.seq = 2, .first = 8, .tokens = {99}, .runs = {Blocks(10, 3)}};
+
+TEST(StepVerifier, AParkedHistoryGoesOnInAnotherIdentity) {
+  Log log = Parked();
+  log.Open(0);  // The identity and its blocks are another's now.
+  log.Run({{.seq = 0, .first = 0, .tokens = Tokens(8, 50), .runs = {Blocks(1, 2)}}});
+  log.Resume(2, 1);
+  log.Run({kGoesOn}, {Back(3, 10, 2)});
+  ExpectGood(log);
+  EXPECT_EQ(log.totals.num_parked_blocks, 2u);
+  EXPECT_EQ(log.totals.num_resumed_blocks, 2u);
+  // As if it had never left.
+  Log alone;
+  alone.Open(0);
+  alone.Run({{.seq = 0, .first = 0, .tokens = Tokens(8), .runs = {Blocks(1, 2)}}});
+  alone.Run({{.seq = 0, .first = 8, .tokens = {99}, .runs = {Blocks(1, 3)}}});
+  EXPECT_EQ(alone.Digests().at(100), log.Digests().at(100));
+}
+
+TEST(StepVerifier, AResumedRowReadsExactlyWhatWasParked) {
+  Log missing = Parked();
+  missing.Resume(2, 1);
+  missing.Run({kGoesOn}, {Back(3, 10, 1)});
+  ExpectRule(missing, StepRule::kUnwritten, 3);
+  Log elsewhere = Parked();
+  elsewhere.Resume(2, 1);
+  elsewhere.Run({kGoesOn}, {Back(4, 10, 1), Back(3, 11, 1)});
+  ExpectRule(elsewhere, StepRule::kContent, 3);
+  Log never = Parked();
+  never.Resume(2, 0);
+  ExpectRule(never, StepRule::kSequence, 3);
+  Log twice = Parked();
+  twice.Resume(2, 1);
+  twice.Resume(3, 1);
+  ExpectRule(twice, StepRule::kSequence, 3);
+  Log gone = Parked();
+  gone.Run({{.seq = 0, .first = 8, .tokens = {99}, .runs = {Blocks(1, 3)}}});
+  ExpectRule(gone, StepRule::kSequence, 3);
+}
+
+TEST(StepVerifier, HostBlocksHaveFencesAndBounds) {
+  Log early = Parked();
+  early.Resume(2, 1);
+  early.Step({kGoesOn}, {Back(3, 10, 2)});
+  early.Step({}, {Out(20, 3, 1)});  // Step 3 copies from there, and is in flight.
+  ExpectRule(early, StepRule::kReuse, 4);
+  Log beyond = Parked();
+  beyond.Run({}, {Out(1, 8, 2)});
+  ExpectRule(beyond, StepRule::kGroups, 3);
+  Log sentinel = Parked();
+  sentinel.Run({}, {Back(0, 10, 1)});
+  ExpectRule(sentinel, StepRule::kGroups, 3);
+  Log third = Parked();
+  TransferGroup group = Out(1, 5, 1);
+  group.target_tier = 2;
+  third.Run({}, {group});
+  ExpectRule(third, StepRule::kGroups, 3);
 }
 
 }  // namespace

@@ -17,6 +17,7 @@ constexpr const char* kFamilyNames[] = {"uniform", "mixed",         "long-tail",
 constexpr const char* kProcessNames[] = {"poisson", "gamma", "on-off", "steady", "closed"};
 constexpr std::uint32_t kNumSystemPrompts = 15;
 constexpr std::uint32_t kHashBlockTokens = 16;
+constexpr std::uint32_t kVictimPrompt = 64;
 constexpr double kThinkS = 5.0;  // of a multi-turn conversation when nothing is said
 
 template <typename Kind, std::size_t kCount>
@@ -268,12 +269,13 @@ Workload Generate(const GenerateOptions& options) {
 
 namespace {
 
-std::uint32_t VictimOutput(const VictimOptions& options, std::uint32_t prompt) {
+std::uint32_t VictimOutput(const VictimOptions& options) {
   if (options.victim_output > 0) return options.victim_output;
   const std::uint64_t share = options.pool_tokens / (2 * std::max(options.num_victims, 1u));
   const std::uint64_t room =
       std::min<std::uint64_t>(options.max_context, share == 0 ? options.max_context : share);
-  return static_cast<std::uint32_t>(std::max<std::uint64_t>(room, prompt + 16) - prompt);
+  return static_cast<std::uint32_t>(std::max<std::uint64_t>(room, kVictimPrompt + 16) -
+                                    kVictimPrompt);
 }
 
 }  // namespace
@@ -310,8 +312,9 @@ Workload GenerateVictim(const VictimOptions& options) {
   const std::uint64_t each = request.prompt_tokens + request.output_tokens;
   for (std::uint64_t asked = 0; asked < 2 * options.pool_tokens; asked += each)
     add(4, request);
-  request = {
-      .prompt_tokens = 64, .output_tokens = options.victim_output, .arrival = Arrival::kClosed};
+  request = {.prompt_tokens = kVictimPrompt,
+             .output_tokens = VictimOutput(options),
+             .arrival = Arrival::kClosed};
   workload.requests.insert(workload.requests.end(), kMaxVictimRequests, request);
   return workload;
 }

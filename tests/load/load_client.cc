@@ -260,7 +260,7 @@ class Load {
     std::size_t length = 0;
     if (at != std::string::npos) std::from_chars(&conn.in[at + 16], &conn.in[head], length);
     if (conn.in.size() < head + 4 + length) return true;
-    if (!conn.in.starts_with("HTTP/1.1 200")) ++num_refused_;
+    if (!conn.in.starts_with("HTTP/1.1 200") && conn.kind != Kind::kSlowHead) ++num_refused_;
     conn.in.clear();
     conn.done_once = true;
     if (measuring_) {

@@ -7,6 +7,7 @@ import signal
 import socket
 import struct
 import subprocess
+import tempfile
 import time
 
 
@@ -14,9 +15,11 @@ class ServerProcess:
     """`kvrm serve` on a free port; killed at the end of a `with`, whatever became of it."""
 
     def __init__(self, binary, arguments=(), command=None, preexec=None, environment=None):
+        # A file, not a pipe: nobody reads it while a test runs.
+        self.stderr = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
             command or [binary, "serve", "--port", "0", "--threads", "1", *arguments],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=preexec,
+            stdout=subprocess.PIPE, stderr=self.stderr, preexec_fn=preexec,
             env={**os.environ, **(environment or {})})
         self.port = None
 
@@ -27,19 +30,24 @@ class ServerProcess:
         if self.process.poll() is None:
             self.process.kill()
         self.process.communicate()
+        self.stderr.close()
 
     def wait_listening(self):
         text = b""
         while True:
             data = os.read(self.process.stdout.fileno(), 65536)
             if not data:
-                raise AssertionError("the server ended at start: "
-                                     + self.process.stderr.read().decode())
+                raise AssertionError("the server ended at start: " + self.log())
             text += data
             match = re.search(rb"listening on http://127\.0\.0\.1:(\d+)", text)
             if match:
                 self.port = int(match.group(1))
                 return self
+
+    def log(self):
+        """What it has written to stderr so far."""
+        self.stderr.seek(0)
+        return self.stderr.read().decode("ascii")
 
     def connect(self, receive_bytes=0):
         connection = socket.socket()

@@ -61,7 +61,8 @@ def one_run(binary, rng, totals):
     with ServerProcess(binary, arguments) as server:
         if rng.random() < 0.1:  # while it starts
             time.sleep(rng.random() * 0.3)
-            assert server.terminate(DRAIN_SECONDS + SLACK_SECONDS) == 0
+            # Before main has begun, the signal's own default ends the process.
+            assert server.terminate(DRAIN_SECONDS + SLACK_SECONDS) in (0, -signal.SIGTERM)
             totals["at start"] = totals.get("at start", 0) + 1
             return
         server.wait_listening()
