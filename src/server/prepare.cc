@@ -164,19 +164,20 @@ SamplingParams Sampling(const SamplingFields& fields, const GenerationDefaults& 
 
 // Texts among the fields become tokens here; ids are checked against the vocabulary.
 ApiResult<LogitRules> Rules(const SamplingFields& fields, const ModelPort& model) {
+  static constexpr EncodeOptions kPlain = {.add_special = false, .parse_special = false};
   LogitRules rules;
   for (const BiasField& bias : fields.bias) {
     if (const auto* id = std::get_if<std::int32_t>(&bias.token)) {
       rules.bias.push_back({.token = *id, .bias = bias.bias});
       continue;
     }
-    for (const std::int32_t id : model.encode(std::get<std::string>(bias.token), {}))
+    for (const std::int32_t id : model.encode(std::get<std::string>(bias.token), kPlain))
       rules.bias.push_back({.token = id, .bias = bias.bias});
   }
   for (const std::string& word : fields.bad_words) {
     // At the beginning of a text, and behind another word.
     for (const std::string& text : {word, " " + word}) {
-      Ids ids = model.encode(text, {});
+      Ids ids = model.encode(text, kPlain);
       if (ids.empty() || ids.size() > kMaxBadWordTokens) continue;
       if (std::find(rules.bad_words.begin(), rules.bad_words.end(), ids) == rules.bad_words.end())
         rules.bad_words.push_back(std::move(ids));
