@@ -97,7 +97,7 @@ struct Server::State {
   HttpCallbacks Callbacks();
   ReplyPort Replies();
   void RunWorker();
-  void PrepareGuarded(Ticket& ticket) const;
+  void PrepareGuarded(Ticket& ticket);
 
   const EnginePort engine;
   const ModelPort model;
@@ -117,6 +117,8 @@ struct Server::State {
   bool waiting_aborted = false;
   std::uint64_t num_rejected = 0;
   std::uint64_t num_dropped = 0;
+
+  GrammarCache grammars;  // worker thread
 
   // Between the threads. Both queues hold everything that can be preparing, so the worker's push
   // always finds room.
@@ -434,9 +436,9 @@ void Server::State::OnTick() {
 }
 
 // Whatever a body makes the parsers throw (memory, above all) is one request's error (F7).
-void Server::State::PrepareGuarded(Ticket& ticket) const {
+void Server::State::PrepareGuarded(Ticket& ticket) {
   try {
-    ticket.prepared = Prepare(ticket.job, model, prepare_limits);
+    ticket.prepared = Prepare(ticket.job, model, prepare_limits, &grammars);
     return;
   } catch (const std::exception& error) {
     Log(LogLevel::kError, "prepare_exception", {{"what", error.what()}});

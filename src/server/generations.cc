@@ -214,8 +214,9 @@ void Generations::OnEvent(const TokenEvent& event) {
     } else if (event.finish == FinishReason::kAborted) {
       Fail(generation, {.status = 503, .message = "the server is shutting down"});
     } else if (event.finish == FinishReason::kWaited) {
-      Fail(generation,
-           {.status = 503, .message = "the request waited too long", .retry_after_s = RetryAfter()});
+      Fail(
+          generation,
+          {.status = 503, .message = "the request waited too long", .retry_after_s = RetryAfter()});
     } else if (event.finish == FinishReason::kTimeout &&
                !generation.choices[place.choice_idx].has_events) {
       // An answer that has begun is cut, as by max_tokens.

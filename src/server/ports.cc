@@ -21,36 +21,35 @@ ChatSupport LoadChatSupport(const Model& model) {
 }
 
 EnginePort PortOf(Engine& engine) {
-  return {.submit = [&engine](Request request) { return engine.Submit(std::move(request)); },
-          .cancel = [&engine](RequestId request) { engine.Cancel(request); },
-          .poll = [&engine](std::span<TokenEvent> events) { return engine.Poll(events); },
-          .poll_logprobs =
-              [&engine](TopLogprobs* logprobs) { return engine.PollLogprobs(logprobs); },
-          .poll_embedding =
-              [&engine](Embedding* embedding) { return engine.PollEmbedding(embedding); },
-          .set_wake = [&engine](std::function<void()> wake) { engine.SetWake(std::move(wake)); },
-          .ledger =
-              [&engine] {
-                const EngineOptions& options = engine.options();
-                const EngineMetrics& metrics = engine.metrics();
-                EngineLedger ledger = {.engine = engine.stats(),
-                                       .kv = engine.kv_stats(),
-                                       .reserved = engine.reserved(),
-                                       .memory_budget = options.memory_budget,
-                                       .view = KvViewName(options.view),
-                                       .placement = PlacementPolicyName(options.placement),
-                                       .block_tokens = options.block_tokens,
-                                       .histograms = metrics.Histograms(),
-                                       .num_rejected_requests = metrics.num_rejected_requests,
-                                       .num_rejected_tokens = metrics.num_rejected_tokens};
-                for (std::size_t i = 0; i < ledger.num_ended.size(); ++i)
-                  ledger.num_ended[i] = metrics.num_ended[i];
-                return ledger;
-              },
-          .retry_after_s = [&engine] { return engine.RetryAfterSeconds(); },
-          .max_context = engine.max_context(),
-          .max_requests = engine.options().max_queued + engine.options().max_rows,
-          .max_rows = engine.options().max_rows};
+  return {
+      .submit = [&engine](Request request) { return engine.Submit(std::move(request)); },
+      .cancel = [&engine](RequestId request) { engine.Cancel(request); },
+      .poll = [&engine](std::span<TokenEvent> events) { return engine.Poll(events); },
+      .poll_logprobs = [&engine](TopLogprobs* logprobs) { return engine.PollLogprobs(logprobs); },
+      .poll_embedding = [&engine](Embedding* embedding) { return engine.PollEmbedding(embedding); },
+      .set_wake = [&engine](std::function<void()> wake) { engine.SetWake(std::move(wake)); },
+      .ledger =
+          [&engine] {
+            const EngineOptions& options = engine.options();
+            const EngineMetrics& metrics = engine.metrics();
+            EngineLedger ledger = {.engine = engine.stats(),
+                                   .kv = engine.kv_stats(),
+                                   .reserved = engine.reserved(),
+                                   .memory_budget = options.memory_budget,
+                                   .view = KvViewName(options.view),
+                                   .placement = PlacementPolicyName(options.placement),
+                                   .block_tokens = options.block_tokens,
+                                   .histograms = metrics.Histograms(),
+                                   .num_rejected_requests = metrics.num_rejected_requests,
+                                   .num_rejected_tokens = metrics.num_rejected_tokens};
+            for (std::size_t i = 0; i < ledger.num_ended.size(); ++i)
+              ledger.num_ended[i] = metrics.num_ended[i];
+            return ledger;
+          },
+      .retry_after_s = [&engine] { return engine.RetryAfterSeconds(); },
+      .max_context = engine.max_context(),
+      .max_requests = engine.options().max_queued + engine.options().max_rows,
+      .max_rows = engine.options().max_rows};
 }
 
 ModelPort PortOf(const Model& model, const ChatSupport& chat) {

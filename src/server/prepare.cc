@@ -164,19 +164,20 @@ SamplingParams Sampling(const SamplingFields& fields, const GenerationDefaults& 
 
 // Texts among the fields become tokens here; ids are checked against the vocabulary.
 ApiResult<LogitRules> Rules(const SamplingFields& fields, const ModelPort& model) {
+  static constexpr EncodeOptions kPlain = {.add_special = false, .parse_special = false};
   LogitRules rules;
   for (const BiasField& bias : fields.bias) {
     if (const auto* id = std::get_if<std::int32_t>(&bias.token)) {
       rules.bias.push_back({.token = *id, .bias = bias.bias});
       continue;
     }
-    for (const std::int32_t id : model.encode(std::get<std::string>(bias.token), {}))
+    for (const std::int32_t id : model.encode(std::get<std::string>(bias.token), kPlain))
       rules.bias.push_back({.token = id, .bias = bias.bias});
   }
   for (const std::string& word : fields.bad_words) {
     // At the beginning of a text, and behind another word.
     for (const std::string& text : {word, " " + word}) {
-      Ids ids = model.encode(text, {});
+      Ids ids = model.encode(text, kPlain);
       if (ids.empty() || ids.size() > kMaxBadWordTokens) continue;
       if (std::find(rules.bad_words.begin(), rules.bad_words.end(), ids) == rules.bad_words.end())
         rules.bad_words.push_back(std::move(ids));
@@ -250,8 +251,9 @@ std::optional<ApiError> TooManyChoices(std::size_t num_choices, const PrepareLim
                   .param = std::move(param)};
 }
 
-// The form that the output must have: the request's own, or that of a call that must come.
-ApiResult<GrammarSpec> GrammarOf(const GenerationFields& fields, const PrepareLimits& limits) {
+// The form that the output must have: the request's own, or that of a call that must come. Null:
+// none.
+ApiResult<SharedGrammar> GrammarOf(const GenerationFields& fields, GrammarCache* grammars) {
   const bool is_forced = fields.tools.choice == ToolFields::Choice::kRequired ||
                          fields.tools.choice == ToolFields::Choice::kNamed;
   const std::string param = is_forced ? "tool_choice" : fields.grammar.param;
@@ -260,13 +262,17 @@ ApiResult<GrammarSpec> GrammarOf(const GenerationFields& fields, const PrepareLi
                     .message = "tool_choice and " + fields.grammar.param + " exclude each other",
                     .param = "tool_choice"};
   }
-  GrammarSpec spec = is_forced ? ForcedCallGrammar(fields.tools) : fields.grammar.spec;
-  if (spec.kind != GrammarKind::kNone && !limits.has_grammars) {
+  const GrammarSpec spec = is_forced ? ForcedCallGrammar(fields.tools) : fields.grammar.spec;
+  if (spec.kind == GrammarKind::kNone) return SharedGrammar();
+  if (grammars == nullptr) {
     return ApiError{.status = 400,
-                    .message = param + ": forms of the output are not supported yet",
+                    .message = param + ": forms of the output are not supported here",
                     .param = param};
   }
-  return spec;
+  Result<SharedGrammar> compiled = grammars->Get(spec);
+  if (compiled) return *std::move(compiled);
+  return ApiError{
+      .status = 400, .message = param + ": " + compiled.error().message, .param = param};
 }
 
 ChoiceTextOptions TextOptions(const GenerationFields& fields, bool chat, const ModelPort& model) {
@@ -323,7 +329,8 @@ ApiResult<Ids> ChatPrompt(GenerationFields& fields, const Job& job, const ModelP
   return EncodePieces(pieces, model);
 }
 
-Outcome PrepareGeneration(const Job& job, const ModelPort& model, const PrepareLimits& limits) {
+Outcome PrepareGeneration(const Job& job, const ModelPort& model, const PrepareLimits& limits,
+                          GrammarCache* grammars) {
   const bool chat = job.kind == JobKind::kChat;
   ApiResult<GenerationFields> parsed =
       chat ? ParseChat(job.body, limits.api) : ParseCompletion(job.body, limits.api);
@@ -335,7 +342,7 @@ Outcome PrepareGeneration(const Job& job, const ModelPort& model, const PrepareL
                                         fields.num_samples > 1 ? "n" : "prompt")) {
     return *error;
   }
-  const ApiResult<GrammarSpec> grammar = GrammarOf(fields, limits);
+  const ApiResult<SharedGrammar> grammar = GrammarOf(fields, grammars);
   if (const ApiError* error = ErrorOf(grammar)) return *error;
   const ApiResult<LogitRules> rules = Rules(fields.sampling, model);
   if (const ApiError* error = ErrorOf(rules)) return *error;
@@ -352,7 +359,7 @@ Outcome PrepareGeneration(const Job& job, const ModelPort& model, const PrepareL
     plan.prompts.push_back(std::move(std::get<PromptPlan>(prompt)));
     Request& request = plan.prompts.back().request;
     request.rules = std::get<LogitRules>(rules);
-    request.grammar = std::get<GrammarSpec>(grammar);
+    request.compiled_grammar = std::get<SharedGrammar>(grammar);
     if (fields.echo) {
       const auto* text = std::get_if<std::string>(&fields.prompts[i]);
       plan.prompts.back().echo = text != nullptr && !fields.truncate_prompt
@@ -463,12 +470,13 @@ Outcome PrepareDetokenize(const Job& job, const ModelPort& model, const PrepareL
 
 }  // namespace
 
-Prepared Prepare(const Job& job, const ModelPort& model, const PrepareLimits& limits) {
+Prepared Prepare(const Job& job, const ModelPort& model, const PrepareLimits& limits,
+                 GrammarCache* grammars) {
   Prepared prepared{.exchange = job.exchange, .request_id = job.request_id, .outcome = {}};
   switch (job.kind) {
     case JobKind::kChat:
     case JobKind::kCompletion:
-      prepared.outcome = PrepareGeneration(job, model, limits);
+      prepared.outcome = PrepareGeneration(job, model, limits, grammars);
       break;
     case JobKind::kEmbeddings:
       prepared.outcome = PrepareEmbeddings(job, model, limits);

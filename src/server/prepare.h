@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Prepare: the part of a request that costs time before the engine sees it: JSON, chat template,
-// tokenisation. Runs on the worker thread, so that the I/O thread never stalls behind one client's
-// four-megabyte prompt. A pure function of its arguments.
+// tokenisation, grammars. Runs on the worker thread, so that the I/O thread never stalls behind one
+// client's four-megabyte prompt. A pure function of its arguments.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "engine/request.h"
+#include "grammar/grammar_cache.h"
 #include "server/api_error.h"
 #include "server/api_parse.h"
 #include "server/choice_text.h"
@@ -72,8 +73,6 @@ struct PrepareLimits {
   std::uint32_t max_context = 0;
   std::uint32_t max_requests = 0;  // choices of one answer: all of them run or wait at once
   std::uint32_t default_max_tokens = 4096;  // cut to the rest of the context
-  // Whether the engine takes a GrammarSpec. Without, what needs one is refused by name.
-  bool has_grammars = false;
 };
 
 struct Prepared {
@@ -83,6 +82,8 @@ struct Prepared {
   std::variant<GenerationPlan, std::string, ApiError> outcome;
 };
 
-Prepared Prepare(const Job& job, const ModelPort& model, const PrepareLimits& limits);
+// Forms of the output are compiled through `grammars`; without it they are refused by name.
+Prepared Prepare(const Job& job, const ModelPort& model, const PrepareLimits& limits,
+                 GrammarCache* grammars = nullptr);
 
 }  // namespace kvrm

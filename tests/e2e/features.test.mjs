@@ -34,7 +34,7 @@ before(async () => {
     .then(
       () => true,
       (error) => {
-        assert.match(error.message, /not supported yet/);
+        assert.match(error.message, /not supported/);
         assert.equal(error.param, "response_format");
         return false;
       },
