@@ -266,7 +266,7 @@ void Scheduler::Admit(std::uint32_t max_new) noexcept {
     if (i == waiting_.size()) return;
     Sequence& next = *waiting_[i];
     if (!HasRoomFor(next)) return;
-    if (!MayJoin(next)) {
+    if (!next.parked && !MayJoin(next)) {
       last = &next;
       ++tries;
       continue;

@@ -102,7 +102,7 @@ std::vector<Hostile> Cases() {
       {"an enum of 5,000", kSchema, wide, ""},
       {"3,000 optional properties", kSchema, Properties(3000, "{}") + "}",
        "the grammar takes more"},
-      {"800 optional properties", kSchema, Properties(800, "{}") + "}", ""},
+      {"700 optional properties", kSchema, Properties(700, "{}") + "}", ""},
       {"long strings in many properties", kSchema,
        Properties(500, R"({"maxLength":1000000})") + "}", ""},
       {"bounds in many properties", kSchema,

@@ -362,7 +362,8 @@ class Compiler {
       add(member.key(), member.value(), is_required(member.key()));
     for (const json::value& name : required) {
       if (!name.is_string()) return Invalid("required must have strings");
-      if (properties.contains(name.get_string())) continue;
+      const std::u32string key = CodePoints(name.get_string());
+      if (std::find(keys.begin(), keys.end(), key) != keys.end()) continue;
       add(name.get_string(), rest != nullptr ? *rest : json::value(true), true);
       if (failed_) break;
     }

@@ -221,6 +221,23 @@ TEST(JsonSchema, References) {
       "rule '#/$defs/a' calls itself before it matches anything (left recursion)");
 }
 
+TEST(JsonSchema, MergesOnlyWhatStaysTrue) {
+  const std::string both = "json_schema: allOf, anyOf or $ref would have to merge two of '";
+  EXPECT_EQ(
+      SchemaError(R"({"allOf":[{"prefixItems":[{"type":"integer"}]},{"items":{"minimum":3}}]})"),
+      both + "prefixItems'");
+  EXPECT_EQ(SchemaError(R"({"allOf":[{"pattern":"a"},{"pattern":"b"}]})"), both + "pattern'");
+  EXPECT_EQ(SchemaError(R"({"allOf":[{"anyOf":[{},true]},{"anyOf":[{"const":1}]}]})"),
+            both + "anyOf'");
+  EXPECT_EQ(SchemaError(R"({"allOf":[{"const":1},{"const":2}]})"),
+            "no text matches the grammar: rule 'the schema' cannot end");
+  Check({R"({"allOf":[{"properties":{"a":{}},"additionalProperties":{"type":"integer"}},
+                      {"properties":{"b":{"minimum":5}}}]})",
+         {R"({"a":null,"b":7,"c":1})", R"({"b":5})"},
+         {R"({"b":4})", R"({"b":"x"})"}});
+  Check({R"({"required":["z","z"]})", {R"({"z":1})"}, {R"({"z":1,"z":2})"}});
+}
+
 TEST(JsonSchema, RefusesWhatItDoesNotUnderstand) {
   for (const char* keyword : {"not", "if", "then", "else", "dependentRequired", "dependentSchemas",
                               "patternProperties", "propertyNames", "contains", "minContains",

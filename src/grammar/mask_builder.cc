@@ -19,7 +19,7 @@ using grammar::StateId;
 using grammar::Stepper;
 
 // Steps of one mask: about 20 ms. A string in a vocabulary of 150,000 takes 0.4 million.
-constexpr std::uint64_t kMaxMaskWork = 6'000'000;
+constexpr std::uint64_t kMaxMaskWork = 3'000'000;
 // No limit on depth is this great.
 constexpr std::uint32_t kAnyDepth = 1u << 30;
 // A walk of more nodes than this (about 0.1 ms) is worth a place.

@@ -211,6 +211,13 @@ Result<json::object> SchemaMerger::Flatten(const json::value& schema, std::uint3
 
 Result<json::object> SchemaMerger::Merge(json::object a, const json::object& b) {
   if (!Spend(json::value(b))) return Error{ErrorCode::kTooLarge, "allOf and $ref merge too much"};
+  // What one says of all items the merged one would say of those behind the other's prefix.
+  const auto divides = [](const json::object& x, const json::object& y) {
+    const json::value* prefix = x.if_contains("prefixItems");
+    const json::value* other = y.if_contains("prefixItems");
+    return prefix != nullptr && y.contains("items") && (other == nullptr || *other != *prefix);
+  };
+  if (divides(a, b) || divides(b, a)) return Contradiction("prefixItems");
   if (const Status merged = MergeObjects(a, b); !merged) return merged.error();
   for (const auto& member : b) {
     const std::string_view name = member.key();
