@@ -12,9 +12,15 @@ void StepPace::Observe(const StepLoad& load, double seconds, double now_s) noexc
   if (load.rows <= 0) return;
   if (now_s - last_decoded_s_ > kIdleSeconds) num_usual_ = 0;
   last_decoded_s_ = now_s;
-  num_usual_ = std::min(num_usual_ + 1, kMemorySteps);
-  usual_.rows += (load.rows - usual_.rows) / num_usual_;
-  usual_.context += (load.context - usual_.context) / num_usual_;
+  if (num_usual_ < kColdSteps) {
+    // Company is not rationed yet: what comes in now is what streams are used to.
+    usual_.rows = num_usual_ == 0 ? load.rows : std::max(usual_.rows, load.rows);
+    usual_.context = num_usual_ == 0 ? load.context : std::max(usual_.context, load.context);
+    ++num_usual_;
+  } else {
+    usual_.rows += (load.rows - usual_.rows) / kMemorySteps;
+    usual_.context += (load.context - usual_.context) / kMemorySteps;
+  }
   usual_.context += usual_.rows;
   const auto tokens = static_cast<std::uint32_t>(load.prompt_tokens);
   trusted_tokens_ = std::max(trusted_tokens_, 2 * tokens);
@@ -60,7 +66,8 @@ std::uint32_t StepPace::PromptTokens(const StepLoad& load, std::uint32_t num_bef
 }
 
 bool StepPace::MayJoin(const StepLoad& running, double length, const Wait& wait) noexcept {
-  if (!is_on() || running.rows + 1 <= options_.free_rows || num_usual_ < kColdSteps) return true;
+  const double free_rows = std::max(options_.free_rows, 1u);
+  if (!is_on() || running.rows < free_rows || num_usual_ < kColdSteps) return true;
   StepLoad joined = running;
   joined.AddRow(length);
   const double factor = (1 + options_.itl_factor) / 2;
