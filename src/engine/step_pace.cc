@@ -5,6 +5,13 @@
 #include <limits>
 
 namespace kvrm {
+namespace {
+
+// While nobody is used to anything, prompts come first: those that arrive together at an idle
+// engine would otherwise wait for one another's streams.
+constexpr double kColdFactor = 4;
+
+}  // namespace
 
 void StepPace::Observe(const StepLoad& load, double seconds, double now_s) noexcept {
   cost_.Observe(load, seconds);
@@ -21,7 +28,8 @@ void StepPace::Observe(const StepLoad& load, double seconds, double now_s) noexc
     usual_.rows += (load.rows - usual_.rows) / kMemorySteps;
     usual_.context += (load.context - usual_.context) / kMemorySteps;
   }
-  usual_.context += usual_.rows;
+  // Streams grow by a token a step; where others end and begin, what there is does not.
+  usual_.context = std::min(usual_.context + usual_.rows, std::max(usual_.context, load.context));
   const auto tokens = static_cast<std::uint32_t>(load.prompt_tokens);
   trusted_tokens_ = std::max(trusted_tokens_, 2 * tokens);
 }
@@ -40,14 +48,12 @@ double StepPace::QuietSeconds() const noexcept {
 double StepPace::Bound(const StepLoad& load) const noexcept {
   if (load.rows <= 0 || !is_on()) return std::numeric_limits<double>::infinity();
   if (options_.max_step_seconds > 0) return options_.max_step_seconds;
-  double quiet = QuietSeconds();
-  if (num_usual_ < kColdSteps) {
-    StepLoad present;
-    present.rows = load.rows;
-    present.context = load.context;
-    quiet = std::max(quiet, cost_.Predict(present));
-  }
-  return options_.itl_factor * quiet;
+  const double quiet = QuietSeconds();
+  if (num_usual_ >= kColdSteps) return options_.itl_factor * quiet;
+  StepLoad present;
+  present.rows = load.rows;
+  present.context = load.context;
+  return std::max(kColdFactor, options_.itl_factor) * std::max(quiet, cost_.Predict(present));
 }
 
 std::uint32_t StepPace::PromptTokens(const StepLoad& load, std::uint32_t num_before,
