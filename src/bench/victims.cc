@@ -16,6 +16,7 @@ namespace kvrm {
 namespace {
 
 constexpr std::array kNames = {"prompt", "burst", "oversubscribed"};
+constexpr std::size_t kWindow = 64;  // tokens whose quiet gap is one number
 constexpr double kFactor = StepPaceOptions{}.itl_factor;
 
 // "pace", or a number of tokens.
@@ -32,10 +33,13 @@ EngineOptions OptionsOf(const VictimsBench& bench, const BenchOptions& options,
   engine.kernels = options.kernels;
   const std::uint64_t wanted = std::uint64_t{bench.streams} * stream;
   engine.kv_tokens = wanted + bench.long_prompt + std::uint64_t{bench.burst} * burst;
-  // The streams and the burst would hold twice this at their ends.
-  if (disturbance == Disturbance::kOversubscribed)
+  // Half of what the streams hold by then and the burst will: 30 requests never run at once.
+  if (disturbance == Disturbance::kOversubscribed) {
+    const std::uint64_t held =
+        std::uint64_t{bench.streams} * (bench.stream_prompt + bench.quiet_tokens);
     engine.kv_tokens = std::max<std::uint64_t>(engine.max_context,
-                                               (wanted + std::uint64_t{bench.burst} * burst) / 2);
+                                               (held + std::uint64_t{bench.burst} * burst) / 2);
+  }
   if (budget == "pace") {
     engine.pace.itl_factor = kFactor;
   } else {
@@ -56,35 +60,55 @@ class VictimsRun {
         rng_(seed, "victims"),
         engine_(model, options, clock_) {}
 
-  json::object Measure(Disturbance disturbance) {
-    std::vector<RequestId> streams;
-    const std::uint32_t length = bench_.quiet_tokens + bench_.disturbed_tokens;
-    for (std::uint32_t i = 0; i < bench_.streams; ++i)
-      streams.push_back(Submit(bench_.stream_prompt, length));
-    while (Least(streams) < bench_.quiet_tokens)
+  // Streams alone: seconds of the median gap near each token, [stream length].
+  std::vector<double> MeasureQuiet() {
+    const std::vector<RequestId> streams = Start();
+    while (!AnyEnded(streams))
       Step();
-    std::vector<double> quiet = Gaps(streams, quiet_begin_ns_);
-    const double median = Quantile(quiet, 0.5);
+    const std::size_t length = bench_.quiet_tokens + bench_.disturbed_tokens;
+    std::vector<double> quiet(length);
+    for (std::size_t first = 0; first < length; first += kWindow) {
+      std::vector<double> gaps;
+      for (const RequestId id : streams)
+        AddGaps(id, {first, first + kWindow}, &gaps);
+      std::ranges::sort(gaps);
+      const double before = first == 0 ? 0 : quiet[first - 1];
+      const double median = gaps.empty() ? before : Quantile(gaps, 0.5);
+      for (std::size_t t = first; t < std::min(length, first + kWindow); ++t)
+        quiet[t] = median;
+    }
+    return quiet;
+  }
+
+  json::object Measure(Disturbance disturbance, const std::vector<double>& quiet) {
+    const std::vector<RequestId> streams = Start();
     const std::int64_t begin_ns = clock_.NowNs();
     const std::vector<RequestId> others = Disturb(disturbance);
     // Until the others have ended, or a stream has.
     while (!AllEnded(others) && !AnyEnded(streams))
       Step();
     const double seconds = static_cast<double>(clock_.NowNs() - begin_ns) * 1e-9;
-    std::vector<double> gaps = Gaps(streams, begin_ns);
+    std::vector<double> ratios;
+    for (const RequestId id : streams) {
+      const std::vector<std::int64_t>& ns = records_.at(id).token_ns;
+      for (std::size_t t = 1; t < ns.size(); ++t) {
+        if (ns[t - 1] >= begin_ns)
+          ratios.push_back(static_cast<double>(ns[t] - ns[t - 1]) * 1e-9 / quiet[t]);
+      }
+    }
+    std::ranges::sort(ratios);
     std::uint64_t num_prompt = 0;
     for (const RequestId id : others)
       num_prompt += records_.at(id).token_ns.empty() ? 0 : records_.at(id).num_prompt;
-    const double worst = gaps.empty() ? 0 : gaps.back();
-    return {{"quiet_p50_ms", Rounded(median * 1e3)},
-            {"p50", Rounded(Quantile(gaps, 0.5) / median, 3)},
-            {"p99", Rounded(Quantile(gaps, 0.99) / median, 3)},
-            {"p99.9", Rounded(Quantile(gaps, 0.999) / median, 3)},
-            {"max", Rounded(worst / median, 3)},
-            {"quiet_p99", Rounded(Quantile(quiet, 0.99) / median, 3)},
-            {"gaps", gaps.size()},
+    return {{"quiet_ms", Rounded(quiet[bench_.quiet_tokens] * 1e3)},
+            {"p50", Rounded(Quantile(ratios, 0.5), 3)},
+            {"p99", Rounded(Quantile(ratios, 0.99), 3)},
+            {"p99.9", Rounded(Quantile(ratios, 0.999), 3)},
+            {"max", Rounded(ratios.empty() ? 0 : ratios.back(), 3)},
+            {"gaps", ratios.size()},
             {"prompt_tokens_per_s", Rounded(static_cast<double>(num_prompt) / seconds)},
             {"ended", NumEnded(others)},
+            {"seconds", Rounded(seconds)},
             {"ttft_p50_ms", Rounded(FirstTokenSeconds(others) * 1e3)},
             {"preemptions", engine_.stats().num_preemptions}};
   }
@@ -96,6 +120,17 @@ class VictimsRun {
     std::uint32_t num_prompt = 0;
     bool ended = false;
   };
+
+  // Streams that have decoded their quiet part.
+  std::vector<RequestId> Start() {
+    std::vector<RequestId> streams;
+    const std::uint32_t length = bench_.quiet_tokens + bench_.disturbed_tokens;
+    for (std::uint32_t i = 0; i < bench_.streams; ++i)
+      streams.push_back(Submit(bench_.stream_prompt, length));
+    while (Least(streams) < bench_.quiet_tokens)
+      Step();
+    return streams;
+  }
 
   RequestId Submit(std::uint32_t num_prompt, std::uint32_t num_output) {
     Request request;
@@ -134,8 +169,6 @@ class VictimsRun {
     std::size_t least = records_.at(ids[0]).token_ns.size();
     for (const RequestId id : ids)
       least = std::min(least, records_.at(id).token_ns.size());
-    // The quiet part begins when all of them decode.
-    if (least > 0 && quiet_begin_ns_ == 0) quiet_begin_ns_ = clock_.NowNs();
     return least;
   }
   bool AnyEnded(const std::vector<RequestId>& ids) const {
@@ -147,17 +180,13 @@ class VictimsRun {
         std::ranges::count_if(ids, [this](RequestId id) { return records_.at(id).ended; }));
   }
 
-  // Seconds, ascending.
-  std::vector<double> Gaps(const std::vector<RequestId>& ids, std::int64_t begin_ns) const {
-    std::vector<double> gaps;
-    for (const RequestId id : ids) {
-      const std::vector<std::int64_t>& ns = records_.at(id).token_ns;
-      for (std::size_t i = 1; i < ns.size(); ++i) {
-        if (ns[i - 1] >= begin_ns) gaps.push_back(static_cast<double>(ns[i] - ns[i - 1]) * 1e-9);
-      }
-    }
-    std::ranges::sort(gaps);
-    return gaps;
+  // Seconds before tokens [range.first, range.second) of the request, those that there are.
+  void AddGaps(RequestId id, std::pair<std::size_t, std::size_t> range,
+               std::vector<double>* gaps) const {
+    const std::vector<std::int64_t>& ns = records_.at(id).token_ns;
+    for (std::size_t t = std::max<std::size_t>(range.first, 1); t < range.second && t < ns.size();
+         ++t)
+      gaps->push_back(static_cast<double>(ns[t] - ns[t - 1]) * 1e-9);
   }
   double FirstTokenSeconds(const std::vector<RequestId>& ids) const {
     std::vector<double> seconds;
@@ -183,7 +212,6 @@ class VictimsRun {
   Rng rng_;
   Engine engine_;
   std::map<RequestId, Record> records_;
-  std::int64_t quiet_begin_ns_ = 0;
 };
 
 }  // namespace
@@ -193,6 +221,10 @@ void RunVictimsBench(const VictimsBench& bench, const BenchOptions& options, con
   CHECK(bench.streams > 0 && bench.quiet_tokens > 1);
   if (bench.processor_time && options.num_workers != 1)
     throw StartError("--processor-time measures one thread: give --workers 1");
+  const std::vector<double> quiet =
+      VictimsRun(bench, OptionsOf(bench, options, "pace", Disturbance::kPrompt), model,
+                 options.seed)
+          .MeasureQuiet();
   for (const Disturbance disturbance :
        {Disturbance::kPrompt, Disturbance::kBurst, Disturbance::kOversubscribed}) {
     for (const std::string& budget : bench.budgets) {
@@ -201,7 +233,7 @@ void RunVictimsBench(const VictimsBench& bench, const BenchOptions& options, con
                            {"model", model.config().name},
                            {"disturbance", kNames[static_cast<std::size_t>(disturbance)]},
                            {"budget", budget}};
-      for (auto& [key, value] : run.Measure(disturbance))
+      for (auto& [key, value] : run.Measure(disturbance, quiet))
         line[key] = value;
       sink(line);
     }

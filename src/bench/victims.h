@@ -2,14 +2,13 @@
 // VictimsBench: what streams that decode steadily notice of others, in the engine itself.
 //
 // Streams decode alone for a while, then beside one disturbance: a long prompt, many requests at
-// once, or more of them than the pool holds. Gaps are measured at the engine's events, in units of
-// the median gap of the quiet part; a line says how the gaps of the disturbed part compare and how
-// fast the disturbance was served.
+// once, or more of them than the pool holds. Gaps are measured at the engine's events, each in
+// units of the median gap of a run without the disturbance near the same token: histories grow, and
+// that is not the disturbance's doing. A line says how the gaps since its begin compare, and how
+// fast it was served.
 //
 // On a machine that others use as well, gaps in processor time (one worker) tell what the schedule
 // does, and real ones mostly what the others do.
-//
-// Histories grow while streams decode: `quiet` comes before, so a long run shows that growth too.
 // Threading: one thread, which steps the engine.
 #pragma once
 

@@ -90,6 +90,7 @@ EngineOptions OptionsOf(const Setting& setting) {
                            .max_step_tokens = 256,
                            .block_tokens = setting.block_tokens,
                            .max_queued = kNumRequests,
+                           .max_wait_ms = 0,  // a busy machine may take minutes
                            .num_threads = setting.threads,
                            .prompt_chunk = setting.chunk};
   options.max_runs = kMaxContext / setting.block_tokens;

@@ -5,6 +5,13 @@
 #include <limits>
 
 namespace kvrm {
+namespace {
+
+// While nobody is used to anything, prompts come first: those that arrive together at an idle
+// engine would otherwise wait for one another's streams.
+constexpr double kColdFactor = 4;
+
+}  // namespace
 
 void StepPace::Observe(const StepLoad& load, double seconds, double now_s) noexcept {
   cost_.Observe(load, seconds);
@@ -12,10 +19,17 @@ void StepPace::Observe(const StepLoad& load, double seconds, double now_s) noexc
   if (load.rows <= 0) return;
   if (now_s - last_decoded_s_ > kIdleSeconds) num_usual_ = 0;
   last_decoded_s_ = now_s;
-  num_usual_ = std::min(num_usual_ + 1, kMemorySteps);
-  usual_.rows += (load.rows - usual_.rows) / num_usual_;
-  usual_.context += (load.context - usual_.context) / num_usual_;
-  usual_.context += usual_.rows;
+  if (num_usual_ < kColdSteps) {
+    // Company is not rationed yet: what comes in now is what streams are used to.
+    usual_.rows = num_usual_ == 0 ? load.rows : std::max(usual_.rows, load.rows);
+    usual_.context = num_usual_ == 0 ? load.context : std::max(usual_.context, load.context);
+    ++num_usual_;
+  } else {
+    usual_.rows += (load.rows - usual_.rows) / kMemorySteps;
+    usual_.context += (load.context - usual_.context) / kMemorySteps;
+  }
+  // Streams grow by a token a step; where others end and begin, what there is does not.
+  usual_.context = std::min(usual_.context + usual_.rows, std::max(usual_.context, load.context));
   const auto tokens = static_cast<std::uint32_t>(load.prompt_tokens);
   trusted_tokens_ = std::max(trusted_tokens_, 2 * tokens);
 }
@@ -34,14 +48,12 @@ double StepPace::QuietSeconds() const noexcept {
 double StepPace::Bound(const StepLoad& load) const noexcept {
   if (load.rows <= 0 || !is_on()) return std::numeric_limits<double>::infinity();
   if (options_.max_step_seconds > 0) return options_.max_step_seconds;
-  double quiet = QuietSeconds();
-  if (num_usual_ < kColdSteps) {
-    StepLoad present;
-    present.rows = load.rows;
-    present.context = load.context;
-    quiet = std::max(quiet, cost_.Predict(present));
-  }
-  return options_.itl_factor * quiet;
+  const double quiet = QuietSeconds();
+  if (num_usual_ >= kColdSteps) return options_.itl_factor * quiet;
+  StepLoad present;
+  present.rows = load.rows;
+  present.context = load.context;
+  return std::max(kColdFactor, options_.itl_factor) * std::max(quiet, cost_.Predict(present));
 }
 
 std::uint32_t StepPace::PromptTokens(const StepLoad& load, std::uint32_t num_before,
@@ -60,7 +72,8 @@ std::uint32_t StepPace::PromptTokens(const StepLoad& load, std::uint32_t num_bef
 }
 
 bool StepPace::MayJoin(const StepLoad& running, double length, const Wait& wait) noexcept {
-  if (!is_on() || running.rows + 1 <= options_.free_rows || num_usual_ < kColdSteps) return true;
+  const double free_rows = std::max(options_.free_rows, 1u);
+  if (!is_on() || running.rows < free_rows || num_usual_ < kColdSteps) return true;
   StepLoad joined = running;
   joined.AddRow(length);
   const double factor = (1 + options_.itl_factor) / 2;

@@ -3,9 +3,10 @@
 // latency stays flat.
 //
 // The reference is the quiet step: a step that only decodes the load that streams are used to, at
-// what such a step costs now. That load is the mean of the rows and of their history over the last
-// kMemorySteps steps with decoding rows. (A mean of loads, not of times: a machine that others slow
-// down shifts both sides alike. And a history grows by what its own stream writes.)
+// what such a step costs now. That load, rows and their history, begins as the most of the first
+// kColdSteps steps with decoding rows and then follows slowly, by 1 / kMemorySteps of the
+// difference a step. (Of loads, not of times: a machine that others slow down shifts both sides
+// alike. And a history grows by what its own stream writes.)
 //
 //   PromptTokens   a step with decoding rows takes prompt tokens as far as its predicted time stays
 //                  within itl_factor quiet steps; at least min_prompt_tokens, so prompts go on
@@ -31,9 +32,9 @@
 namespace kvrm {
 
 struct StepPaceOptions {
-  double itl_factor = 1.6;      // at least 1; 0: no limit but max_step_tokens
+  double itl_factor = 1.5;      // at least 1; 0: no limit but max_step_tokens
   double max_step_seconds = 0;  // not 0: instead of itl_factor quiet steps
-  std::uint32_t free_rows = 4;  // so many may always run
+  std::uint32_t free_rows = 4;  // so many may always run; one may in any case
   std::uint32_t min_prompt_tokens = 4;
 };
 
@@ -78,7 +79,7 @@ class StepPace {
   const StepPaceOptions options_;
   StepCost cost_;
   StepLoad usual_;               // rows and context
-  std::uint32_t num_usual_ = 0;  // steps that it is the mean of, at most kMemorySteps
+  std::uint32_t num_usual_ = 0;  // steps with decoding rows, at most kColdSteps
   double last_decoded_s_ = 0;
   std::uint64_t num_steps_ = 0;
   std::uint64_t last_joined_ = 0;     // step in which one came in for having waited

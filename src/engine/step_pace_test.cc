@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/step_pace.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+namespace kvrm {
+namespace {
+
+double TrueSeconds(const StepLoad& load) {
+  return 5e-3 + 1e-3 * load.rows + 1e-6 * (load.context + load.prompt_context) +
+         1e-3 * load.prompt_tokens + 1e-7 * load.attended;
+}
+
+StepLoad Rows(int count) {
+  StepLoad load;
+  for (int i = 0; i < count; ++i)
+    load.AddRow(100);
+  return load;
+}
+
+// Steps of so many rows, one behind the other.
+class Pacing {
+ public:
+  explicit Pacing(const StepPaceOptions& options = {.itl_factor = 1.5}) : pace(options) {}
+
+  void Decode(int rows, int steps) {
+    for (int i = 0; i < steps; ++i)
+      Observe(Rows(rows));
+  }
+  void Observe(const StepLoad& load) {
+    const double seconds = TrueSeconds(load);
+    now_s += seconds;
+    pace.Observe(load, seconds, now_s);
+  }
+
+  StepPace pace;
+  double now_s = 100;
+};
+
+TEST(StepPace, TakesWhatFitsIntoTheBoundAndAtLeastTheMinimum) {
+  Pacing p;
+  p.Decode(8, 100);
+  // What has been seen is trusted for twice as much, so the budget is reached in a few steps.
+  for (int i = 0; i < 6; ++i) {
+    StepLoad load = Rows(8);
+    load.AddPrompt(0, p.pace.PromptTokens(load, 0, 256, false));
+    p.Observe(load);
+  }
+  const std::uint32_t alone = p.pace.PromptTokens(Rows(8), 0, 256, false);
+  const std::uint32_t shared = p.pace.PromptTokens(Rows(8), 0, 256, true);
+  EXPECT_NEAR(alone, 6, 1);  // half of 13 ms, a millisecond each
+  EXPECT_LT(shared, alone);
+  // A step of far more rows than usual has no room; prompts go on all the same, one of them.
+  StepLoad full = Rows(24);
+  EXPECT_EQ(p.pace.PromptTokens(full, 0, 256, false), 4u);
+  EXPECT_EQ(p.pace.PromptTokens(full, 0, 2, false), 2u);
+  full.AddPrompt(0, 4);
+  EXPECT_EQ(p.pace.PromptTokens(full, 0, 256, false), 0u);
+}
+
+TEST(StepPace, HasNoBoundWhileNothingDecodes) {
+  Pacing p;
+  p.Decode(8, 100);
+  EXPECT_EQ(p.pace.PromptTokens({}, 0, 256, false), 256u);
+  EXPECT_EQ(p.pace.Bound({}), std::numeric_limits<double>::infinity());
+  const StepPace off({.itl_factor = 0});
+  EXPECT_EQ(off.PromptTokens(Rows(8), 0, 256, false), 256u);
+}
+
+TEST(StepPace, ATimeTakesThePlaceOfTheFactor) {
+  Pacing p({.itl_factor = 1.5, .max_step_seconds = 0.5});
+  p.Decode(8, 100);
+  EXPECT_NEAR(p.pace.Bound(Rows(8)), 0.5, 1e-12);
+  EXPECT_TRUE(p.pace.MayJoin(Rows(100), 100, {}));
+  EXPECT_FALSE(p.pace.MayJoin(Rows(500), 100, {}));
+}
+
+TEST(StepPace, RationsCompanyAndLetsInWhoHasWaited) {
+  Pacing p;
+  p.Decode(8, 20);
+  EXPECT_TRUE(p.pace.MayJoin(Rows(30), 100, {})) << "nobody has streamed for long";
+  p.Decode(8, 100);
+  EXPECT_TRUE(p.pace.MayJoin(Rows(3), 100, {})) << "few rows";
+  EXPECT_TRUE(p.pace.MayJoin(Rows(9), 100, {})) << "16 of 13 ms";
+  EXPECT_FALSE(p.pace.MayJoin(Rows(12), 100, {}));
+  EXPECT_FALSE(p.pace.MayJoin(Rows(9), 20'000, {})) << "a long history";
+  EXPECT_TRUE(p.pace.MayJoin(Rows(12), 100, {.steps = StepPace::kJoinWaitSteps}));
+  EXPECT_FALSE(p.pace.MayJoin(Rows(12), 100, {.steps = StepPace::kJoinWaitSteps})) << "one";
+  p.Decode(8, static_cast<int>(StepPace::kJoinEverySteps));
+  EXPECT_TRUE(p.pace.MayJoin(Rows(12), 100, {.seconds = StepPace::kJoinWaitSeconds}));
+}
+
+TEST(StepPace, WhatIsUsualFollowsSlowlyAndIsForgottenInAPause) {
+  Pacing p;
+  p.Decode(8, 100);
+  const double before = p.pace.QuietSeconds();
+  p.Decode(16, 200);
+  EXPECT_GT(p.pace.QuietSeconds(), before);
+  EXPECT_LT(p.pace.QuietSeconds(), 1.2 * before);
+  p.Decode(16, 20 * static_cast<int>(StepPace::kMemorySteps));
+  EXPECT_NEAR(p.pace.QuietSeconds() / TrueSeconds(Rows(16)), 1, 0.2);
+  p.now_s += 2 * StepPace::kIdleSeconds;
+  p.Decode(1, 1);
+  EXPECT_TRUE(p.pace.MayJoin(Rows(30), 100, {}));
+}
+
+}  // namespace
+}  // namespace kvrm
