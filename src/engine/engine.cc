@@ -614,8 +614,8 @@ struct Engine::State {
     // Samples that were forked off share the logits of their parent's.
     if (loop.log() != nullptr && sampled_tokens[sample] < 0) sampled_tokens[sample] = sampled.token;
     if (sampled.token < 0) {
-      return Fail(sequence.id, sampled.nothing_allowed ? FinishReason::kNothingAllowed
-                                                       : FinishReason::kError);
+      return Fail(sequence.id,
+                  sampled.nothing_allowed ? FinishReason::kNothingAllowed : FinishReason::kError);
     }
     Publish(sequence);
     if (sequence.num_output_tokens() == 0) {

@@ -17,13 +17,13 @@
 //
 // When the pool is full the running sequence of the highest priority value, of these the youngest,
 // gives its blocks back and waits again at its place. It is parked in the host tier and resumed
-// later, or, when there is no room, recomputed. The first in order of rank (lowest value, oldest) is
-// never preempted, and the pool holds at least one sequence of the longest context, so every pass
-// makes progress.
+// later, or, when there is no room, recomputed. The first in order of rank (lowest value, oldest)
+// is never preempted, and the pool holds at least one sequence of the longest context, so every
+// pass makes progress.
 //
 // What is parked leaves the pool in the steps to come, a part in each. So one is parked ahead of
-// need, when less than half of the headroom is left, and less than a block a row. A row that gets no
-// block meanwhile sits steps out, and while a history is on its way out nobody else is preempted
+// need, when less than half of the headroom is left, and less than a block a row. A row that gets
+// no block meanwhile sits steps out, and while a history is on its way out nobody else is preempted
 // and nobody taken in. That has an end: each step moves a part of what leaves, or parts of what is
 // more urgent and bounded itself (MovePriority); then the row gets its block, or the next one
 // leaves; and when all others have left, the pool is the first one's. Who comes back leaves twice

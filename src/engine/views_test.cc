@@ -73,6 +73,7 @@ EngineOptions OptionsOf(const Cell& cell, const ModelConfig& config) {
                            .view = static_cast<KvView>(cell[0]),
                            .placement = static_cast<PlacementPolicy>(cell[1]),
                            .prefix_cache = (cell[6] & 1) != 0,
+                           .max_wait_ms = 0,  // a busy machine may take minutes
                            .num_threads = 1,
                            .prompt_chunk = kChunks[cell[4]]};
   options.placement_seed =
@@ -268,6 +269,7 @@ TEST(Views, EveryViewPlacementAndWayOfSharingGivesTheBitsOfADenseRun) {
                                            .max_context = kMaxContext,
                                            .view = KvView::kStatic,
                                            .prefix_cache = false,
+                                           .max_wait_ms = 0,
                                            .num_threads = 1},
                                           false, &unused);
   const std::vector<Cell> cells = WantedCells();

@@ -40,6 +40,8 @@ class MockEngine {
     return {.submit = [this](Request request) { return Submit(std::move(request)); },
             .cancel = [this](RequestId id) { Cancel(id); },
             .poll = [this](std::span<TokenEvent> events) { return Poll(events); },
+            .poll_logprobs = [](TopLogprobs*) { return false; },
+            .poll_embedding = [](Embedding*) { return false; },
             .set_wake = [this](std::function<void()> wake) { wake_ = std::move(wake); },
             .ledger = [this] { return Ledger(); },
             .max_context = 8u << 20,
@@ -147,7 +149,7 @@ int Main(char** argv) {
   MockEngine engine(static_cast<std::int64_t>(NumberOf(argv[2])), NumberOf(argv[3]));
   ModelPort port = PortOf(model, chat);
   port.served_name = "mock";
-  port.open_stream = [](StreamDecoder::Start) -> TextStream {
+  port.open_stream = [](StreamDecoder::Start, bool) -> TextStream {
     return [](std::optional<std::int32_t> id) { return id ? std::to_string(*id) + ' ' : ""; };
   };
   ServerOptions options;
