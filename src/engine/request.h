@@ -49,7 +49,7 @@ inline constexpr std::size_t kMaxBadWords = 64;
 inline constexpr std::size_t kMaxBadWordTokens = 32;
 
 inline constexpr std::uint32_t kMaxSamples = 128;
-inline constexpr std::size_t kMaxSaltBytes = 256;
+inline constexpr std::size_t kMaxSaltBytes = 320;  // of a client 256, and who the client is
 
 // What becomes of the hidden states of the prompt, behind the last norm. A request with pooling has
 // no output tokens: it ends with kStop, and its Embedding waits by then.

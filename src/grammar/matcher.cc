@@ -157,7 +157,8 @@ bool GrammarMatcher::Accept(std::string_view bytes) noexcept {
   ConfigSet other = {.configs = sets_[2].data()};
   for (const char byte : bytes) {
     stepper.Step(from, static_cast<std::uint8_t>(byte), to);
-    if (to.count == 0 || stepper.overflowed()) {
+    overflowed_ = stepper.overflowed();
+    if (to.count == 0 || overflowed_) {
       pool_.Truncate(pool_size);
       return false;
     }

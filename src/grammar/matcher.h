@@ -125,9 +125,11 @@ class GrammarMatcher {
  public:
   explicit GrammarMatcher(SharedGrammar grammar);
 
-  // Goes on by a token's text. False, and nothing changes: the text does not fit (what the mask of
-  // MaskBuilder allows always does).
+  // Goes on by a token's text. False, and nothing changes: the text does not fit, which what the
+  // mask of MaskBuilder allows always does; or the grammar is open in more ways than there is room
+  // for, and overflowed() says so. A mask looks at one way after the other and may not see that.
   bool Accept(std::string_view bytes) noexcept;
+  bool overflowed() const noexcept { return overflowed_; }
   // What was read is a text of the grammar.
   bool IsComplete() const noexcept;
   // It is, and nothing can follow.
@@ -143,6 +145,7 @@ class GrammarMatcher {
   grammar::StackPool pool_;
   std::array<std::vector<grammar::Config>, 3> sets_;  // [kMaxConfigs] each; the first is the state
   std::uint32_t count_ = 0;
+  bool overflowed_ = false;  // the last Accept had no room
 };
 
 }  // namespace kvrm

@@ -89,6 +89,10 @@ struct Server::State {
   void OnTick();
   void Answer(ExchangeId exchange, const Route& route, const HttpRequest& request);
   void Enqueue(ExchangeId exchange, JobKind kind, HttpRequest request);
+  std::optional<std::uint32_t> KeyOf(const HttpRequest& request) const {
+    if (keys.empty()) return std::nullopt;
+    return keys.Find(PresentedKey(request.Field("authorization"), request.Field("x-api-key")));
+  }
   void TakePrepared(Prepared prepared);
   template <typename Body>
   void OrFail(ExchangeId exchange, Body body);
@@ -230,8 +234,7 @@ std::optional<HttpResponse> Server::State::OnHead(const HttpRequest& request) {
     response.headers.emplace_back("Allow", allow);
     return response;
   }
-  if (!route->is_public && !keys.empty() &&
-      !keys.Find(PresentedKey(request.Field("authorization"), request.Field("x-api-key")))) {
+  if (!route->is_public && !keys.empty() && !KeyOf(request)) {
     return ErrorResponse(Refusal(401, "Invalid API Key"), request_id);
   }
   if (!route->is_post) return std::nullopt;
@@ -307,6 +310,7 @@ void Server::State::Enqueue(ExchangeId exchange, JobKind kind, HttpRequest reque
   job.body = std::move(request.body);
   job.seed = seeds.Next();
   job.now_unix = clock.UnixSeconds();
+  job.key_idx = KeyOf(request);
   ticket->prepared.exchange = exchange;
   ticket->prepared.request_id = request.request_id;
   if (preparing.size() >= options.max_preparing) {

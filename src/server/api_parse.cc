@@ -125,9 +125,9 @@ void ReadSamples(JsonFields& fields, const ApiLimits& limits, GenerationFields& 
 void ReadCacheSalt(JsonFields& fields, std::string& cache_salt) {
   const std::optional<std::string_view> salt = fields.String("cache_salt");
   if (!salt) return;
-  if (salt->size() > kMaxSaltBytes) {
-    return fields.Fail("cache_salt",
-                       "cache_salt is longer than " + std::to_string(kMaxSaltBytes) + " bytes");
+  if (salt->size() > kMaxClientSaltBytes) {
+    return fields.Fail("cache_salt", "cache_salt is longer than " +
+                                         std::to_string(kMaxClientSaltBytes) + " bytes");
   }
   cache_salt = *salt;
 }

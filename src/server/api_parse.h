@@ -20,6 +20,8 @@
 
 namespace kvrm {
 
+inline constexpr std::size_t kMaxClientSaltBytes = 256;
+
 struct ApiLimits {
   std::size_t max_prompts = 32;
   std::size_t max_prompt_bytes = 4u << 20;  // text of one request
@@ -42,7 +44,7 @@ struct GenerationFields {
   LogprobFields logprobs;
   GrammarField grammar;
   std::uint32_t num_samples = 1;  // "n": choices for each prompt
-  std::string cache_salt;         // at most kMaxSaltBytes
+  std::string cache_salt;         // at most kMaxClientSaltBytes
   std::int32_t priority = 0;      // lower first
   std::uint32_t timeout_ms = 0;   // 0: none
   std::uint32_t max_predict_ms = 0;

@@ -280,7 +280,7 @@ TEST(ApiParse, SamplesAndSalt) {
        {R"("n":0)", R"("n":-1)", R"("n":17)", R"("n":4294967297)", R"("n":18446744073709551615)",
         R"("n":2.0)", R"("n":"2")", R"("n":true)", R"("n":[2])"})
     EXPECT_EQ(RefusedField(members), "n") << members;
-  const std::string salt(kMaxSaltBytes, 's');
+  const std::string salt(kMaxClientSaltBytes, 's');
   EXPECT_EQ(Accept(R"({"prompt":"a","cache_salt":")" + salt + "\"}").cache_salt, salt);
   EXPECT_EQ(RefusedField(R"("cache_salt":"s)" + salt + '"'), "cache_salt");
   EXPECT_EQ(RefusedField(R"("cache_salt":5)"), "cache_salt");

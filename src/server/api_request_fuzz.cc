@@ -30,7 +30,7 @@ void CheckPlan(const GenerationPlan& plan, const PrepareLimits& limits) {
     CHECK(!request.prompt.empty() && request.prompt.size() < kContext);
     CHECK(request.max_tokens >= 1 && request.prompt.size() + request.max_tokens <= kContext);
     CHECK(request.num_samples >= 1 && request.num_samples <= limits.api.max_samples);
-    CHECK(request.cache_salt.size() <= kMaxSaltBytes);
+    CHECK(request.cache_salt.size() <= kMaxClientSaltBytes);
     for (const std::int32_t id : request.prompt)
       CHECK(id >= 0 && static_cast<std::uint32_t>(id) < kFakeVocab);
     const SamplingParams& sampling = request.sampling;

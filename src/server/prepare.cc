@@ -217,11 +217,14 @@ ApiResult<PromptPlan> PlanPrompt(Ids prompt, const GenerationFields& fields, con
   for (const std::int32_t id : fields.stop_ids)
     plan.request.stop_ids.push_back(id);
   plan.request.num_samples = fields.num_samples;
-  plan.request.cache_salt = fields.cache_salt;
+  // Holders of different keys share no prefix: what one has cached must not show in another's
+  // times.
+  if (job.key_idx) plan.request.cache_salt = "key " + std::to_string(*job.key_idx) + ' ';
+  plan.request.cache_salt += fields.cache_salt;
   plan.request.priority = fields.priority;
   plan.request.timeout_ms = fields.timeout_ms;
   plan.request.max_predict_ms = fields.max_predict_ms;
-  plan.request.tenant = std::hash<std::string>{}(fields.cache_salt);
+  plan.request.tenant = std::hash<std::string>{}(plan.request.cache_salt);
   plan.request.num_top_logprobs = fields.logprobs.output.value_or(0);
   plan.request.num_prompt_logprobs = fields.logprobs.prompt;
   if (fields.echo && fields.logprobs.output) {

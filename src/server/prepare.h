@@ -38,6 +38,7 @@ struct Job {
   std::string request_id;  // the client's own, echoed; may be empty
   std::uint64_t seed = 0;  // where the request names none
   std::int64_t now_unix = 0;
+  std::optional<std::uint32_t> key_idx = {};  // of the API key it came with; none: nobody asks
 };
 
 // One prompt: a choice for each of the request's samples.

@@ -701,6 +701,23 @@ TEST_F(ServerTest, EveryRouteButHealthNeedsTheKey) {
   }
 }
 
+TEST_F(ServerTest, HoldersOfDifferentKeysShareNeitherPrefixesNorTurns) {
+  ServerOptions options;
+  options.api_keys = {"one", "two"};
+  Start(options);
+  std::vector<std::unique_ptr<TestClient>> clients;
+  for (const char* const key : {"one", "two", "one"}) {
+    clients.push_back(std::make_unique<TestClient>(port_));
+    clients.back()->Send(PostText("/v1/completions", R"({"prompt":"a","cache_salt":"s"})",
+                                  "X-Api-Key: " + std::string(key) + "\r\n"));
+    AwaitSubmitted(clients.size());
+  }
+  EXPECT_NE(engine_.request(0).cache_salt, engine_.request(1).cache_salt);
+  EXPECT_NE(engine_.request(0).tenant, engine_.request(1).tenant);
+  EXPECT_EQ(engine_.request(0).cache_salt, engine_.request(2).cache_salt);
+  EXPECT_EQ(engine_.request(0).tenant, engine_.request(2).tenant);
+}
+
 TEST_F(ServerTest, DrainFinishesWhatRunsAndRefusesTheRest) {
   Start();
   TestClient idle(port_);
