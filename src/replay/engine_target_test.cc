@@ -2,6 +2,7 @@
 #include "replay/engine_target.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <string>
@@ -16,7 +17,7 @@ namespace kvrm {
 namespace {
 
 std::string TempPath(const std::string& name) {
-  return ::testing::TempDir() + "kvrm_" + name + ".jsonl";
+  return ::testing::TempDir() + "kvrm_" + name + std::to_string(::getpid()) + ".jsonl";
 }
 
 struct VirtualReplay {

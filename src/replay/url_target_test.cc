@@ -123,7 +123,8 @@ class FakeServer {
 };
 
 Record Replayed(UrlTarget& target, const Workload& workload) {
-  const std::string path = ::testing::TempDir() + "kvrm_url_target.jsonl";
+  const std::string path =
+      ::testing::TempDir() + "kvrm_url_target" + std::to_string(::getpid()) + ".jsonl";
   {
     RecordWriter writer(path, {.target = "url", .clock = "real"});
     const ReplayOptions options;

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/file.h"
 #include "base/result.h"
@@ -30,7 +31,7 @@ TEST(KeySet, RefusesKeysThatNoHeaderCanCarry) {
 }
 
 TEST(KeyFile, IsReadWhenOthersMayNot) {
-  const std::string path = testing::TempDir() + "/kvrm_keys_test";
+  const std::string path = testing::TempDir() + "/kvrm_keys_test" + std::to_string(::getpid());
   ASSERT_TRUE(WriteFile(path, "# clients\nalpha\r\n\n  \nbeta \ngamma").has_value());
   ASSERT_EQ(::chmod(path.c_str(), 0600), 0);
   EXPECT_EQ(ReadKeyFile(path), (std::vector<std::string>{"alpha", "beta", "gamma"}));

@@ -8,6 +8,7 @@
 #include <openssl/ssl.h>
 #include <openssl/x509.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "base/result.h"
@@ -23,8 +24,8 @@ struct PemFiles {
 };
 
 PemFiles MakeCertificate(const std::string& name) {
-  PemFiles files{testing::TempDir() + "/kvrm_tls_" + name + ".crt",
-                 testing::TempDir() + "/kvrm_tls_" + name + ".key"};
+  PemFiles files{testing::TempDir() + "/kvrm_tls_" + name + std::to_string(::getpid()) + ".crt",
+                 testing::TempDir() + "/kvrm_tls_" + name + std::to_string(::getpid()) + ".key"};
   EVP_PKEY* key = ::EVP_EC_gen("P-256");
   X509* certificate = ::X509_new();
   ::X509_set_version(certificate, 2);

@@ -2,6 +2,7 @@
 #include "trace/trace_writer.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <string>
@@ -15,7 +16,7 @@ namespace {
 
 // What becomes of two prompts that share a block and one that does not.
 std::string Written(const std::string& name, const std::string& salt) {
-  const std::string path = ::testing::TempDir() + name;
+  const std::string path = ::testing::TempDir() + std::to_string(::getpid()) + name;
   std::remove(path.c_str());
   {
     TraceWriter writer(path, salt);
