@@ -19,8 +19,9 @@ namespace {
 
 // The letters of a program.
 constexpr std::array kLetters = {
-    "open a", "open b",    "fork b from a", "a + 1",  "a + 16", "b + 17", "a + 1, b + 1", "end a",
-    "end b",  "publish a", "halve a",       "trim a", "run",    "retire", "drop cached",
+    "open a",       "open b", "fork b from a", "a + 1",     "a + 16",   "b + 17",
+    "a + 1, b + 1", "end a",  "end b",         "publish a", "halve a",  "trim a",
+    "run",          "retire", "drop cached",   "park a",    "resume a", "discard",
 };
 using Program = std::vector<std::uint8_t>;
 
@@ -34,7 +35,9 @@ KvScenario SmallScope(KvView view) {
                     .max_groups = 2,
                     .max_move_bytes_per_step = 2 * SimLayout(16).block_bytes(),
                     .view = view,
-                    .prefix_cache = true};
+                    .prefix_cache = true,
+                    .host_blocks = 3,
+                    .max_parked = 1};
   scenario.depth = 2;
   return scenario;
 }
@@ -84,8 +87,14 @@ void Do(KvWorld& world, std::uint8_t letter) {
       return world.RunLayer();
     case 13:
       return world.Retire();
-    default:
+    case 14:
       return world.cache().DropCached();
+    case 15:
+      return world.Park(0);
+    case 16:
+      return world.Resume(0, 0, 33);
+    default:
+      return world.Discard(0);
   }
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every program of a small scope: two sequences, three blocks, one prefix that both begin with.
+// Every program of a small scope: two sequences, three blocks in each of two tiers, one prefix that
+// both begin with.
 //
 // Breadth first, so that what fails is as short as can be; a state that has been seen is not gone
 // on from again (KvWorld::StateHash). Every state is checked as KvWorld checks, and from every new

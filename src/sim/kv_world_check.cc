@@ -184,7 +184,8 @@ std::uint64_t KvWorld::StateHash() const {
     for (const SlotId slot : step.view.slots)
       mix(Index(slot));
     for (const TransferGroup& group : step.view.groups)
-      mix(std::uint64_t{Index(group.source)} << 32 | Index(group.target));
+      mix((std::uint64_t{Index(group.source)} << 32 | Index(group.target)) ^
+          std::uint64_t{group.source_tier} << 63 ^ std::uint64_t{group.target_tier} << 31);
     for (const Row& row : step.rows)
       mix(std::uint64_t{row.seq} << 32 | (seqs_[row.seq].life == row.life ? 1 : 0));
   }
