@@ -79,7 +79,8 @@ void Scheduler::Insert(Queue& queue, std::unique_ptr<Sequence> sequence, Order o
 }
 
 void Scheduler::Add(std::unique_ptr<Sequence> sequence) noexcept {
-  sequence->tenant_place = shares_.Enter(sequence->tenant, sequence->tenant_weight);
+  sequence->tenant_place =
+      shares_.Enter(sequence->tenant, static_cast<double>(sequence->tenant_weight));
   sequence->queued_ns = sequence->submitted_ns;
   sequence->queued_step = pace_.num_steps();
   NoteDeadline(DeadlineOf(*sequence));

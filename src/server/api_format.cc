@@ -5,6 +5,7 @@
 #include <bit>
 #include <boost/json/serialize.hpp>
 #include <cmath>
+#include <type_traits>
 #include <utility>
 
 #include "base/json.h"
@@ -287,7 +288,7 @@ std::string EmbeddingBody(const EmbeddingReply& reply) {
       json::array values;
       values.reserve(row.size());
       for (const float value : row)
-        values.push_back(value);
+        values.push_back(static_cast<double>(value));
       item["embedding"] = std::move(values);
     }
     data.push_back(std::move(item));
@@ -302,8 +303,12 @@ std::string EmbeddingBody(const EmbeddingReply& reply) {
 }
 
 std::string PropsBody(const ModelPort& model, const EnginePort& engine) {
-  const auto number = [](const auto& value) {
-    return value ? json::value(*value) : json::value(nullptr);
+  const auto number = [](const auto& value) -> json::value {
+    if (!value) return nullptr;
+    if constexpr (std::is_floating_point_v<std::remove_cvref_t<decltype(*value)>>)
+      return static_cast<double>(*value);
+    else
+      return *value;
   };
   const json::object params = {{"temperature", number(model.defaults.temperature)},
                                {"top_k", number(model.defaults.top_k)},

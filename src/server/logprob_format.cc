@@ -65,7 +65,7 @@ json::object CompletionLogprobs(std::span<const ScoredToken> tokens, const Token
       tops.push_back(nullptr);
       continue;
     }
-    logprobs.push_back(token.logprob);
+    logprobs.push_back(static_cast<double>(token.logprob));
     json::object top;
     for (const TokenLogprob& likely : token.likeliest)
       top.emplace(TextOf(bytes(likely.token)), likely.logprob);
