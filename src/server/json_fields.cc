@@ -23,7 +23,7 @@ std::optional<std::int64_t> ExactInteger(const json::value& value) {
 }
 
 const json::value* JsonFields::Get(std::string_view name) {
-  known_.push_back(name);
+  known_.emplace_back(name);
   const json::value* value = object_->if_contains(name);
   return value == nullptr || value->is_null() ? nullptr : value;
 }

@@ -37,7 +37,7 @@ class JsonFields {
 
  private:
   const json::object* object_;
-  std::vector<std::string_view> known_;
+  std::vector<std::string> known_;  // callers' names may be temporaries
   std::optional<ApiError> error_;
 };
 
