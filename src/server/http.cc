@@ -143,7 +143,9 @@ void HttpServer::State::OnAcceptable() {
     const int reason = errno;
     Log(LogLevel::kWarning, "accept_failed", {{"error", std::strerror(reason)}});
     if (reason == EMFILE || reason == ENFILE) {
-      stats.num_turned_away += admission.TurnAway(acceptor.native_handle());
+      const auto [turned_away, with_room] = admission.TurnAway(acceptor.native_handle());
+      stats.num_turned_away += turned_away;
+      if (with_room >= 0) Welcome(with_room);
     }
     // Trying again at once would burn a core. The next tick tries.
     return;

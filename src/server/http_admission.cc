@@ -75,18 +75,23 @@ void HttpAdmission::Leave(std::uint64_t key) {
   if (found != counts_.end() && --found->second == 0) counts_.erase(found);
 }
 
-std::uint32_t HttpAdmission::TurnAway(int listener) {
-  std::uint32_t count = 0;
-  while (spare_fd_ >= 0 && count < kMaxTurnedAway) {
+HttpAdmission::TurnedAway HttpAdmission::TurnAway(int listener) {
+  TurnedAway result;
+  while (spare_fd_ >= 0 && result.count < kMaxTurnedAway) {
     ::close(spare_fd_);
     const int accepted = ::accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (accepted >= 0) ::close(accepted);
     spare_fd_ = OpenSpare();
     if (accepted < 0) break;
-    ++count;
+    if (spare_fd_ >= 0) {  // beside the connection: descriptors have come back since
+      result.with_room = accepted;
+      break;
+    }
+    ::close(accepted);
+    ++result.count;
+    spare_fd_ = OpenSpare();
   }
   if (spare_fd_ < 0) spare_fd_ = OpenSpare();
-  return count;
+  return result;
 }
 
 }  // namespace kvrm

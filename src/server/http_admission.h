@@ -33,9 +33,14 @@ class HttpAdmission {
   void Leave(std::uint64_t key);
 
   // Accepts whoever waits at `listener` and closes at once, with the descriptor that is kept for
-  // this; returns how many. Without it they would wait for an answer that cannot come, and the
-  // listener would stay readable.
-  std::uint32_t TurnAway(int listener);
+  // this. Without it they would wait for an answer that cannot come, and the listener would stay
+  // readable. Ends at a connection beside which that descriptor could be had again: there is room,
+  // and the caller, who now owns it, should serve it.
+  struct TurnedAway {
+    std::uint32_t count = 0;
+    int with_room = -1;
+  };
+  TurnedAway TurnAway(int listener);
 
  private:
   std::uint32_t max_connections_;
