@@ -3,10 +3,12 @@
 // virtual time and computes nothing.
 //
 //   step = step_us + rows * row_us + tokens * token_us + attended bytes * kv_byte_ns
-//          + prompt pairs * pair_ns + moved bytes * move_byte_ns
+//          + prompt pairs * pair_ns + moved bytes * move_byte_ns + copies * group_us
+//          + mappings * map_us
 //
-// Attended bytes are those of every row's whole history, once a row and step; prompt pairs are
-// those of a prompt's token and a position that it attends. The engine, its
+// Attended bytes are those of every row's whole history, padding included, once a row and step;
+// prompt pairs are those of a prompt's token and a position that it attends. What a row's own token
+// costs when it is written twice (staged) is not counted. The engine, its
 // scheduler, cache and transport are the real ones; only time and tokens are made up.
 //
 // Threading: one thread.
@@ -14,6 +16,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -33,6 +36,12 @@ struct DeviceProfile {
   double kv_byte_ns = 0.0001;  // 10 GB/s
   double pair_ns = 0.0;
   double move_byte_ns = 0.0001;
+  double group_us = 0.0;
+  double map_us = 0.0;
+  // For the size of layer buffers: two of num_layers layers of a window.
+  std::uint32_t num_layers = 1;
+  // It can read contiguous windows only: no extents, paged or mapped view.
+  bool dense_only = false;
   std::uint32_t kv_token_bytes = 65536;  // all layers, K and V; rounded down to a multiple of 8
   std::uint32_t max_context = 32768;
 };
@@ -40,6 +49,13 @@ struct DeviceProfile {
 // A JSON object with the members above, all of them optional but for the name (docs/formats.md).
 // The error names the field and the limit.
 Result<DeviceProfile> ParseDeviceProfile(std::string_view text);
+
+// Those that come with the program, by name (docs/study/profiles.md has where the figures are
+// from): example, a100, h200, gh200, npu.
+std::optional<DeviceProfile> FindDeviceProfile(std::string_view name);
+
+// Whether the device can read what the view shows.
+bool CanShow(const DeviceProfile& profile, KvView view);
 
 std::int64_t StepCostNs(const DeviceProfile& profile, const StepProbe& step,
                         std::uint64_t bytes_scale);
