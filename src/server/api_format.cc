@@ -102,7 +102,7 @@ void AddReasoning(std::string reasoning, json::object& target) {
 json::value Payload(const ReplyHead& head, ChoicePart& part) {
   if (!head.chat) return json::string(part.content);
   json::object delta;
-  if (!part.content.empty()) delta["content"] = std::move(part.content);
+  if (!part.content.empty() || part.shows_nothing) delta["content"] = std::move(part.content);
   AddReasoning(std::move(part.reasoning), delta);
   if (!part.calls.empty()) delta["tool_calls"] = CallList(std::move(part.calls), true);
   return delta;

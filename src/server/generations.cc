@@ -256,7 +256,9 @@ void Generations::Advance(Generation& generation, std::size_t choice_idx, const 
     text.reasoning += rest.reasoning;
     std::move(rest.calls.begin(), rest.calls.end(), std::back_inserter(text.calls));
   }
-  Emit(generation, choice_idx, std::move(text));
+  // What ends a choice has a chunk of its own.
+  const bool goes_on = event.token >= 0 && !engine_ended && !choice.text.stopped();
+  Emit(generation, choice_idx, std::move(text), goes_on && !generation.plan.only_echo);
   if (choice.text.stopped() && !engine_ended) Cancel(choice.request);
   if (choice.text.stopped() || engine_ended) EndChoice(generation, choice_idx, event);
 }
@@ -322,7 +324,8 @@ ChoicePart Generations::PartOf(Generation& generation, Choice& choice, TextPart 
   return part;
 }
 
-void Generations::Emit(Generation& generation, std::size_t choice_idx, TextPart text) {
+void Generations::Emit(Generation& generation, std::size_t choice_idx, TextPart text,
+                       bool each_token) {
   Choice& choice = generation.choices[choice_idx];
   if (!generation.plan.stream) {
     choice.begun = true;
@@ -350,13 +353,14 @@ void Generations::Emit(Generation& generation, std::size_t choice_idx, TextPart 
     events += RoleEvent(generation.head, choice_idx, extras);
     extras.prompt = nullptr;
   }
-  const bool has_text = !text.content.empty() || !text.reasoning.empty() || !text.calls.empty() ||
-                        !choice.pending_echo.empty();
-  if (has_text) {
-    events +=
-        PartEvent(generation.head, choice_idx, PartOf(generation, choice, std::move(text)), extras);
+  const bool has_part = each_token || !text.content.empty() || !text.reasoning.empty() ||
+                        !text.calls.empty() || !choice.pending_echo.empty();
+  if (has_part) {
+    ChoicePart part = PartOf(generation, choice, std::move(text));
+    part.shows_nothing = part.empty();
+    events += PartEvent(generation.head, choice_idx, std::move(part), extras);
   }
-  choice.begun |= has_text || generation.head.chat;
+  choice.begun |= has_part || generation.head.chat;
   if (!events.empty()) reply_.write(generation.exchange, events);
 }
 

@@ -93,7 +93,8 @@ class Generations {
                                     std::vector<ToolCallDelta> deltas);
   ChoicePart PartOf(Generation& generation, Choice& choice, TextPart text);
   json::value TakeLogprobs(const Generation& generation, Choice& choice) const;
-  void Emit(Generation& generation, std::size_t choice_idx, TextPart text);
+  // `each_token`: a chunk goes out even when all text is held back.
+  void Emit(Generation& generation, std::size_t choice_idx, TextPart text, bool each_token);
   void EndChoice(Generation& generation, std::size_t choice_idx, const TokenEvent& event);
   PromptFacts FactsOf(const Generation& generation, const Choice& choice) const;
   ReplyTimings TimingsOf(const Generation& generation) const;

@@ -257,6 +257,36 @@ TEST_F(GenerationsTest, LogprobsOfAChat) {
   EXPECT_EQ(content[1].at("bytes"), (json::array{0xa9}));
 }
 
+// A client sees the rhythm of the tokens, and each token's log-probability once, in its own chunk.
+TEST_F(GenerationsTest, ATokenWhoseTextIsHeldBackHasAChunk) {
+  for (const JobKind kind : {JobKind::kChat, JobKind::kCompletion}) {
+    const bool is_chat = kind == JobKind::kChat;
+    const std::size_t request = engine_.num_submitted();
+    streamed_.clear();
+    Ask(kind, is_chat ? R"({"messages":[{"role":"user","content":"hi"}],"stream":true,
+                            "logprobs":true})"
+                      : R"({"prompt":"a","stream":true,"logprobs":0})");
+    const RequestId id = FakeEngine::IdOf(request);
+    engine_.SendText(id, "\xc3\xa9");  // two tokens, one character
+    engine_.Send(id, kFakeEos, FinishReason::kStop);
+    Deliver();
+    std::vector<std::string> texts;
+    std::vector<std::size_t> scored;
+    for (const json::value& chunk : Chunks()) {
+      const json::value& choice = chunk.at("choices").at(0);
+      const json::value& logprobs = choice.at("logprobs");
+      const char* const list = is_chat ? "content" : "tokens";
+      if (!logprobs.is_null()) {
+        scored.push_back(logprobs.at(list).as_array().size());
+        texts.emplace_back(is_chat ? choice.at("delta").at("content").as_string()
+                                   : choice.at("text").as_string());
+      }
+    }
+    EXPECT_EQ(texts, (std::vector<std::string>{"", "\xc3\xa9"}));
+    EXPECT_EQ(scored, (std::vector<std::size_t>{1, 1}));
+  }
+}
+
 TEST_F(GenerationsTest, EchoedLogprobsStandInFrontOfTheOutputs) {
   Ask(JobKind::kCompletion,
       R"({"prompt":"ab","n":2,"echo":true,"logprobs":1,"prompt_logprobs":1,"max_tokens":1,
