@@ -55,7 +55,7 @@ struct ComparedConfig {
 };
 
 struct Comparison {
-  std::string workload;
+  std::string workload = {};
   std::string target;
   std::string command;
   std::vector<ComparedConfig> configs = {};  // the first that ran is the baseline of ratios
