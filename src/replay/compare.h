@@ -49,8 +49,8 @@ struct ComparedConfig {
   std::string refused = {};  // why it could not start; no runs then
   std::uint32_t max_rows = 0;
   std::uint64_t pool_tokens = 0;
-  std::vector<std::string> records = {};      // files, one a repetition
-  std::vector<std::string> commands = {};     // kvrm replay of the same
+  std::vector<std::string> records = {};       // files, one a repetition
+  std::vector<std::string> commands = {};      // kvrm replay of the same
   std::vector<std::vector<double>> runs = {};  // [repetition][measure]
 };
 
