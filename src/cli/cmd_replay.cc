@@ -19,8 +19,10 @@
 #include "base/result.h"
 #include "cli/commands.h"
 #include "cli/options.h"
+#include "cli/replay_flags.h"
 #include "device/host_device.h"
 #include "engine/engine.h"
+#include "replay/cost_device.h"
 #include "replay/device_profile.h"
 #include "replay/driver.h"
 #include "replay/engine_target.h"
@@ -41,36 +43,7 @@ void AskStop(int) {
   stop_asked.store(true, std::memory_order_relaxed);
 }
 
-void StopOnInterrupt() {
-  struct sigaction action = {};
-  action.sa_handler = AskStop;
-  action.sa_flags = static_cast<int>(SA_RESETHAND);
-  ::sigaction(SIGINT, &action, nullptr);
-}
-
 constexpr std::int64_t kProgressNs = 200'000'000;
-
-struct ReplayFlags {
-  std::string trace;
-  std::string format;
-  GenerateOptions generate;
-  bool has_arrivals = false;
-  std::uint32_t num_clients = 0;
-  VictimOptions victim;
-  bool victims = false;
-  ShapeOptions shape;
-  std::uint64_t warmup = 0;
-  double stop_s = 0.0;
-  std::string url;
-  UrlTargetOptions target;
-  std::string profile;
-  ModelFlags model;
-  EngineOptions engine = {.max_queued = 4096};
-  std::string record;
-  std::vector<std::string> goodput;
-  bool json = false;
-  std::string command;
-};
 
 double Seconds(std::int64_t ns) {
   return static_cast<double>(ns) * 1e-9;
@@ -140,7 +113,7 @@ class Replay {
     target(run);
     writer.End(now_ns());
     Clear();
-    Report(path);
+    if (!flags_.silent) Report(path);
     if (temporary != nullptr) std::fclose(temporary);
   }
 
@@ -261,10 +234,26 @@ void RunEngine(const ReplayFlags& flags, const EngineReplay& replay, RecordHeade
           [&replay, begin_ns] { return replay.clock.NowNs() - begin_ns; });
 }
 
-void RunModel(const ReplayFlags& flags) {
+}  // namespace
+
+void StopReplayOnInterrupt() {
+  struct sigaction action = {};
+  action.sa_handler = AskStop;
+  action.sa_flags = static_cast<int>(SA_RESETHAND);
+  ::sigaction(SIGINT, &action, nullptr);
+}
+
+bool IsReplayStopped() {
+  return stop_asked.load(std::memory_order_relaxed);
+}
+
+DeviceProfile LoadDeviceProfile(const std::string& name) {
+  if (const std::optional<DeviceProfile> known = FindDeviceProfile(name)) return *known;
+  return OrThrow(ParseDeviceProfile(OrThrow(ReadFile(name, 1u << 16))));
+}
+
+void ReplayOnModel(const ReplayFlags& flags, const Model& model) {
   const SystemClock clock;
-  const LoadedModel loaded(flags.model);
-  const Model& model = loaded.model();
   const EngineOptions& options = flags.engine;
   HostDevice device({.copy_thread = options.num_threads != 0 &&
                                     options.num_threads < std::thread::hardware_concurrency()});
@@ -285,12 +274,12 @@ void RunModel(const ReplayFlags& flags) {
                         {"threads", std::to_string(options.num_threads)}}});
 }
 
-void RunProfile(const ReplayFlags& flags) {
-  DeviceProfile profile;
-  if (flags.profile != "example")
-    profile = OrThrow(ParseDeviceProfile(OrThrow(ReadFile(flags.profile, 1u << 16))));
+void ReplayOnProfile(const ReplayFlags& flags, const DeviceProfile& profile) {
+  if (!CanShow(profile, flags.engine.view))
+    throw StartError(profile.name + " reads contiguous windows only: it has no view '" +
+                     KvViewName(flags.engine.view) + "'");
   SimClock clock;
-  HostDevice device;
+  CostDevice device;
   StepProbe probe;
   EngineOptions options = flags.engine;
   options.kernels = "scalar";  // The sampler's: the same on every machine.
@@ -309,11 +298,13 @@ void RunProfile(const ReplayFlags& flags) {
             {.target = "sim", .clock = "virtual", .config = {{"profile", profile.name}}});
 }
 
+namespace {
+
 void RunReplay(const ReplayFlags& flags) {
-  StopOnInterrupt();
+  StopReplayOnInterrupt();
   if (!flags.url.empty()) return RunUrl(flags);
-  if (!flags.profile.empty()) return RunProfile(flags);
-  RunModel(flags);
+  if (!flags.profile.empty()) return ReplayOnProfile(flags, LoadDeviceProfile(flags.profile));
+  ReplayOnModel(flags, LoadedModel(flags.model).model());
 }
 
 template <typename Kind>
@@ -338,7 +329,7 @@ std::string Names(int count, const char* (*name)(Kind)) {
   return names;
 }
 
-void AddWorkloadFlags(CLI::App& command, ReplayFlags* flags) {
+void AddGenerateFlags(CLI::App& command, ReplayFlags* flags) {
   GenerateOptions& generate = flags->generate;
   command.add_option("--trace", flags->trace, "a trace file; without it a workload is generated");
   command.add_option("--format", flags->format, "of the trace: azure, burstgpt, mooncake")
@@ -413,12 +404,19 @@ void AddUrlFlags(CLI::App& command, ReplayFlags* flags) {
   command.add_option("--pid", target.pid, "of a server on this machine, for its resident memory");
 }
 
-void AddEngineTargetFlags(CLI::App& command, ReplayFlags* flags) {
+}  // namespace
+
+void AddReplayWorkloadFlags(CLI::App& command, ReplayFlags* flags) {
+  AddGenerateFlags(command, flags);
+  AddShapeFlags(command, flags);
+}
+
+void AddReplayEngineFlags(CLI::App& command, ReplayFlags* flags) {
   EngineOptions& engine = flags->engine;
   AddModelFlags(command, &flags->model);
   command.add_option("--profile", flags->profile,
-                     "no model, but virtual time on the device that this file describes; "
-                     "'example': a made-up one");
+                     "no model, but virtual time on the device that this file describes, or on "
+                     "a known one: example, a100, h200, gh200, npu");
   command.add_option("-c,--ctx-size,--max-model-len", engine.max_context,
                      "tokens of context; 0: the model's");
   command.add_option("-p,--parallel,--max-num-seqs", engine.max_rows, "sequences decoded at once")
@@ -435,14 +433,19 @@ void AddEngineTargetFlags(CLI::App& command, ReplayFlags* flags) {
   command.add_option("--max-num-queued-reqs", engine.max_queued, "requests that may wait")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
+  command
+      .add_option("--max-wait-ms", engine.max_wait_ms,
+                  "in the queue, then a request fails; 0: for ever")
+      ->capture_default_str();
   AddKvFlags(command, &engine);
 }
 
-std::string CommandOf(const CLI::App& app) {
-  std::string command = "kvrm replay";
+std::string CommandOf(const CLI::App& app, const std::vector<std::string>& without) {
+  std::string command = "kvrm " + app.get_name();
   for (const CLI::Option* option : app.get_options()) {
-    // A key has no place in a file that is passed on.
-    if (option->count() == 0 || option->check_name("--api-key")) continue;
+    if (option->count() == 0 ||
+        std::ranges::any_of(without, [&](const auto& name) { return option->check_name(name); }))
+      continue;
     command += " " + option->get_name();
     if (option->get_expected_min() == 0) continue;
     for (const std::string& value : option->results())
@@ -451,23 +454,21 @@ std::string CommandOf(const CLI::App& app) {
   return command;
 }
 
-}  // namespace
-
 void AddReplayCommand(CLI::App& app) {
   auto flags = std::make_shared<ReplayFlags>();
   CLI::App* command =
       app.add_subcommand("replay", "run a trace or a generated workload and record every token");
   AddUrlFlags(*command, flags.get());
-  AddEngineTargetFlags(*command, flags.get());
-  AddWorkloadFlags(*command, flags.get());
-  AddShapeFlags(*command, flags.get());
+  AddReplayEngineFlags(*command, flags.get());
+  AddReplayWorkloadFlags(*command, flags.get());
   AddVictimFlags(*command, flags.get());
   command->add_option("-o,--record", flags->record, "file for the record, for kvrm report");
   command->add_option("--goodput", flags->goodput,
                       "limits a good request keeps, like ttft:500 tpot:100 e2el:10000, in ms");
   command->add_flag("--json", flags->json, "print JSON");
   command->callback([flags, command] {
-    flags->command = CommandOf(*command);
+    // A key has no place in a file that is passed on.
+    flags->command = CommandOf(*command, {"--api-key"});
     RunReplay(*flags);
   });
 }

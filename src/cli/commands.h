@@ -17,6 +17,7 @@ void AddPerplexityCommand(CLI::App& app);
 void AddSimCommand(CLI::App& app);
 void AddBenchCommand(CLI::App& app);
 void AddReplayCommand(CLI::App& app);
+void AddCompareCommand(CLI::App& app);
 void AddReportCommand(CLI::App& app);
 void AddRecordCommand(CLI::App& app);
 

@@ -35,6 +35,7 @@ int main(int argc, char** argv) {
   kvrm::AddSimCommand(app);
   kvrm::AddBenchCommand(app);
   kvrm::AddReplayCommand(app);
+  kvrm::AddCompareCommand(app);
   kvrm::AddReportCommand(app);
   kvrm::AddRecordCommand(app);
   kvrm::InstallMappedFileGuard();

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <boost/json/serialize.hpp>
+#include <charconv>
 #include <cstdio>
 
 #include "base/json.h"
@@ -30,7 +31,9 @@ std::string Config(const Record& record, std::string_view name) {
 // Bytes that no other request can use, mean over time: blocks held or cached and windows of open
 // sequences; of a static view the lanes of its rows, full or not.
 double BoundBytes(const Metrics& metrics, const Record& record) {
-  const double rows = std::atof(Config(record, "rows").c_str());
+  const std::string text = Config(record, "rows");
+  double rows = 0.0;
+  std::from_chars(text.data(), text.data() + text.size(), rows);
   if (!Config(record, "view").starts_with("static") || rows <= 0.0)
     return metrics.memory.mapped_mean;
   double weights = 0.0, bound = 0.0;

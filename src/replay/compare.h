@@ -49,13 +49,13 @@ struct ComparedConfig {
   std::string refused = {};  // why it could not start; no runs then
   std::uint32_t max_rows = 0;
   std::uint64_t pool_tokens = 0;
-  std::vector<std::string> records = {};      // files, one a repetition
-  std::vector<std::string> commands = {};     // kvrm replay of the same
+  std::vector<std::string> records = {};       // files, one a repetition
+  std::vector<std::string> commands = {};      // kvrm replay of the same
   std::vector<std::vector<double>> runs = {};  // [repetition][measure]
 };
 
 struct Comparison {
-  std::string workload;
+  std::string workload = {};
   std::string target;
   std::string command;
   std::vector<ComparedConfig> configs = {};  // the first that ran is the baseline of ratios

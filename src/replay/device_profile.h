@@ -50,8 +50,8 @@ struct DeviceProfile {
 // The error names the field and the limit.
 Result<DeviceProfile> ParseDeviceProfile(std::string_view text);
 
-// Those that come with the program, by name (docs/study/profiles.md has where the figures are
-// from): example, a100, h200, gh200, npu.
+// Those that come with the program, by name: example, a100, h200, gh200, npu. Models, not
+// measurements; the npu is made up.
 std::optional<DeviceProfile> FindDeviceProfile(std::string_view name);
 
 // Whether the device can read what the view shows.

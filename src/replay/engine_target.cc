@@ -91,8 +91,7 @@ void StepProbe::See(const StepView& step, const KvLayout& layout) {
     attended_tokens += padded > 0 ? padded : last + 1;
     const std::uint64_t count = step.row_start[row + 1] - step.row_start[row];
     // From last + 2 - count up to last + 1.
-    if (count > 1)
-      prompt_pairs += padded > 0 ? count * padded : count * (2 * last + 3 - count) / 2;
+    if (count > 1) prompt_pairs += padded > 0 ? count * padded : count * (2 * last + 3 - count) / 2;
   }
 }
 
