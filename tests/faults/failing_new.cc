@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // operator new that fails now and then: linked into kvrm_faulty, which is kvrm and nothing else.
 //
-// From SIGUSR2 to the next one, an allocation of any thread but main's fails with a chance of one in
-// KVRM_FAIL_ONE_IN (of the environment; without it none does). Which ones fail is a function of the
-// number of allocations so far, so of the threads' schedule as well.
+// From SIGUSR2 to the next one, an allocation of any thread but main's fails with a chance of one
+// in KVRM_FAIL_ONE_IN (of the environment; without it none does). Which ones fail is a function of
+// the number of allocations so far, so of the threads' schedule as well.
 #include <signal.h>
 #include <unistd.h>
 

@@ -5,8 +5,8 @@ several samples, schemas, regexes and grammars, tools, log-probabilities, embedd
 heads, more work than the pool holds; clients of which one in twenty leaves at a random byte, some by RST.
 With a binary built to fail (kvrm_faulty), allocations of the server fail as well while it is under load.
 
-At the end nothing may be left: no request, no held block, no descriptor; every accepted request has ended
-exactly once; and the memory has been flat since a third of the time had passed.
+No client waits for ever, and no stream ends without its [DONE] unless its connection was cut. At the end
+nothing may be left: no request, no held block, no descriptor; and the memory has been flat since a third of the time had passed.
 
     soak.py BINARY [--seconds S] [--clients N] [--seed N] [--aborts SHARE] [--fail-one-in N]
 """
