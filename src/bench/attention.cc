@@ -220,9 +220,19 @@ DType ParseKvType(std::string_view flag, std::string_view text) {
                    "' is none of f32, f16, bf16, q8_0");
 }
 
+void CheckKvHeadDim(DType type, std::uint32_t head_dim) {
+  if (type != DType::kQ8_0 || head_dim % kKvScaleValues == 0) return;
+  throw StartError("a q8_0 cache has blocks of " + std::to_string(kKvScaleValues) +
+                   " dimensions, and the head dimension is " + std::to_string(head_dim));
+}
+
 void RunAttentionBench(const AttentionBench& bench, const BenchOptions& options, const Peaks& peaks,
                        WorkerTeam& team, const BenchSink& sink) {
   CHECK(!bench.rows.empty() && !bench.contexts.empty());
+  for (const DType type : bench.types) {
+    for (const HeadShape& shape : bench.heads)
+      CheckKvHeadDim(type, shape.head_dim);
+  }
   for (const DType type : bench.types) {
     for (const HeadShape& shape : bench.heads) {
       Histories histories(bench, options, type, shape, team);

@@ -27,6 +27,8 @@ inline constexpr std::uint32_t kMaxBenchContext = 1u << 20;
 std::vector<HeadShape> ParseHeads(std::string_view flag, std::string_view text);
 // A type the KV cache can have. Throws StartError.
 DType ParseKvType(std::string_view flag, std::string_view text);
+// Throws StartError where heads of `head_dim` have no whole blocks of the type.
+void CheckKvHeadDim(DType type, std::uint32_t head_dim);
 
 struct AttentionBench {
   std::vector<DType> types;

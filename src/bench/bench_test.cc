@@ -205,8 +205,10 @@ TEST(Bench, RefusalsNameTheFlagAndTheLimit) {
             "--rows must be numbers from 1 to 8 with commas between them, not '9'");
   EXPECT_EQ(RefusalOf([] { ParseDType("--type", "q3_k"); }),
             "--type 'q3_k' is none of f32, f16, bf16, q8_0, q4_0, q5_0, q4_k, q5_k, q6_k");
-  EXPECT_EQ(RefusalOf([] { ParseKvType("--kv-type", "q8_0"); }),
-            "--kv-type 'q8_0' is none of f32, f16, bf16");
+  EXPECT_EQ(RefusalOf([] { ParseKvType("--kv-type", "q4_0"); }),
+            "--kv-type 'q4_0' is none of f32, f16, bf16, q8_0");
+  EXPECT_EQ(RefusalOf([] { CheckKvHeadDim(DType::kQ8_0, 80); }),
+            "a q8_0 cache has blocks of 32 dimensions, and the head dimension is 80");
   for (const char* shape : {"", "8", "8x", "8x0", "8x8x8", "8x8,", "8x2000000"}) {
     EXPECT_EQ(RefusalOf([&] { ParseShapes("--shape", shape); }),
               "--shape must be OUTPUTSxINPUTS, each from 1 to 1048576, with commas between them, "

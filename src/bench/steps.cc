@@ -10,6 +10,7 @@
 #include "base/check.h"
 #include "base/result.h"
 #include "base/rng.h"
+#include "bench/attention.h"
 #include "bench/pinned_threads.h"
 #include "device/host_device.h"
 #include "exec/cpu_executor.h"
@@ -291,6 +292,7 @@ void CheckStepsBench(const StepsBench& bench, const Model& model) {
   }
   for (const std::uint32_t tokens : bench.prompts)
     CheckContext("--tokens", tokens, model);
+  CheckKvHeadDim(bench.kv_type, model.config().head_dim);
 }
 
 void RunStepsBench(const StepsBench& bench, const BenchOptions& options, const Model& model,

@@ -113,7 +113,7 @@ void AddAttentionCommand(CLI::App& bench) {
   auto flags = std::make_shared<AttentionFlags>();
   CLI::App* command =
       bench.add_subcommand("attention", "one new token a row over histories of given lengths");
-  command->add_option("--kv-type", flags->types, "types of the cache: f16, bf16, f32")
+  command->add_option("--kv-type", flags->types, "types of the cache: f16, bf16, f32, q8_0")
       ->delimiter(',')
       ->capture_default_str();
   command->add_option("--heads", flags->heads, "HEADS/KV_HEADSxHEAD_DIM, with commas between them")
@@ -168,7 +168,7 @@ void RunSteps(const StepsFlags& flags, StepsBench steps) {
 
 void AddStepsFlags(CLI::App& command, StepsFlags* flags) {
   AddModelFlags(command, &flags->model);
-  command.add_option("--kv-type", flags->kv_type, "type of the cache: f16, bf16, f32")
+  command.add_option("--kv-type", flags->kv_type, "type of the cache: f16, bf16, f32, q8_0")
       ->capture_default_str();
   AddCommonFlags(command, flags);
 }
