@@ -81,7 +81,7 @@ class Calibration {
         vocab_size_(parts.vocab_size),
         rng_(calibrate.seed, "calibrate"),
         engine_(Probed(parts, &probe_), options, clock),
-        token_bytes_(static_cast<double>(TokenBytes(parts, options))) {}
+        token_bytes_(static_cast<double>(parts.layout.token_bytes())) {}
 
   std::vector<StepCell> Measure() {
     const std::uint32_t step_tokens = calibrate_.max_step_tokens;
@@ -117,10 +117,6 @@ class Calibration {
     double attended = 0.0;
     std::vector<double> ns;
   };
-
-  static std::uint64_t TokenBytes(const EngineParts& parts, const EngineOptions&) {
-    return parts.layout.token_bytes();
-  }
 
   void Submit(std::uint32_t num_prompt, std::uint32_t num_output) {
     Request request;
