@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -20,12 +21,17 @@ class BrokenDevice final : public kvrm::Device {
     kShortCopy,  // a copy ends 256 bytes early
     kLateCopy,   // Wait returns before the last flight has landed
     kStaleMap,   // every third mapping is not made
+    kLostPark,   // copies out of the memory of the host are not made
   };
 
   BrokenDevice(kvrm::Device& device, Bug bug) : device_(device), bug_(bug) {}
 
   std::span<std::byte> Reserve(std::size_t bytes, const char* owner) override {
     return device_.Reserve(bytes, owner);
+  }
+  std::span<std::byte> ReserveHost(std::size_t bytes, const char* owner) override {
+    host_ = device_.ReserveHost(bytes, owner);
+    return host_;
   }
   kvrm::PoolMemory ReservePool(std::size_t pool_bytes, std::size_t window_bytes, bool mapped,
                                std::size_t map_unit) override {
@@ -44,6 +50,7 @@ class BrokenDevice final : public kvrm::Device {
         late_.push_back(copy);
         continue;
       }
+      if (bug_ == Bug::kLostPark && IsOfHost(copy.source)) continue;
       if (bug_ == Bug::kSkipCopy && ++num_copies_ % 7 == 0) continue;
       if (bug_ == Bug::kShortCopy) copy.bytes -= 256;
       made.push_back(copy);
@@ -54,11 +61,16 @@ class BrokenDevice final : public kvrm::Device {
   void Wait(kvrm::FlightId flight) noexcept override { device_.Wait(flight); }
 
  private:
+  bool IsOfHost(const std::byte* at) const {
+    return !std::less<>()(at, host_.data()) && std::less<>()(at, host_.data() + host_.size());
+  }
+
   kvrm::Device& device_;
   const Bug bug_;
   std::vector<kvrm::CopyOp> late_;
   std::uint64_t num_copies_ = 0;
   std::uint64_t num_maps_ = 0;
+  std::span<std::byte> host_;
 };
 
 class BrokenDeviceDecoder final : public Program {

@@ -56,6 +56,12 @@ std::vector<Check> AllChecks() {
        [](const SessionFigures& f) {
          return Unless(f.num_preemptions > 0, "nothing was preempted");
        }},
+      {"parked",
+       {.pool_percent = 30, .host_percent = 200, .depth = 2, .fork_percent = 10},
+       [](const SessionFigures& f) {
+         return Unless(f.kv.num_parked_blocks > 0 && f.kv.num_resumed_blocks > 0,
+                       "nothing was parked and came back");
+       }},
       {"gathered",
        {.view = KvView::kStagedLayers,
         .placement = PlacementPolicy::kScattered,
@@ -179,6 +185,8 @@ void AddFigures(const SessionFigures& round, SessionFigures* sum) {
   sum->kv.num_prefix_hits += round.kv.num_prefix_hits;
   sum->kv.num_waits += round.kv.num_waits;
   sum->kv.num_maps += round.kv.num_maps;
+  sum->kv.num_parked_blocks += round.kv.num_parked_blocks;
+  sum->kv.num_resumed_blocks += round.kv.num_resumed_blocks;
 }
 
 void RunOnce(const MakeProgram& make, const KitOptions& options, const Check* check,

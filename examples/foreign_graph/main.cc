@@ -32,6 +32,7 @@ constexpr NamedBug kBugs[] = {
     {"short-copy", std::nullopt, BrokenDevice::Bug::kShortCopy},
     {"late-copy", std::nullopt, BrokenDevice::Bug::kLateCopy},
     {"stale-map", std::nullopt, BrokenDevice::Bug::kStaleMap},
+    {"lost-park", std::nullopt, BrokenDevice::Bug::kLostPark},
     {"skip-mirror", DenseDecoder::Bug::kSkipMirror, std::nullopt},
     {"idle-write", DenseDecoder::Bug::kIdleWrite, std::nullopt},
     {"long-mask", DenseDecoder::Bug::kLongMask, std::nullopt},

@@ -44,7 +44,9 @@ kvrm::KvCacheOptions CacheOptions(const Shape& shape, const SessionOptions& opti
           .view = options.view,
           .placement = options.placement,
           .placement_seed = options.seed,
-          .prefix_cache = options.prefix_cache};
+          .prefix_cache = options.prefix_cache,
+          .host_blocks = num_blocks * options.host_percent / 100,
+          .max_parked = 4 * shape.lanes};
 }
 
 kvrm::StepLimits Limits(const Shape& shape, const SessionOptions& options) {
@@ -127,21 +129,31 @@ bool Session::Start(std::unique_ptr<Job>& waiting) {
   if (free == lanes_.end()) return false;
   Job& job = *waiting;
   const auto lane = static_cast<std::uint32_t>(free - lanes_.begin());
-  const auto known = static_cast<std::uint32_t>(job.tokens.size());
-  NameBlocks(job);
-  // At least one token is computed anew: its logits are wanted.
-  const auto keys = std::span(job.keys).first((known - 1) / kBlockTokens);
-  const auto found =
-      cache_.OpenCached(SeqId{lane}, job.tokens, keys, std::min(known + 1, shape_.window_tokens));
-  if (!found) return false;
-  job.computed = *found;
-  job.target = *found;
+  if (!Open(job, lane)) return false;
+  job.target = job.computed;
   job.lane = lane;
   job.num_waits = 0;
   job.in_flight = false;
   ++lives_[lane];
   *free = std::move(waiting);
   return true;
+}
+
+// With what was parked, or what the prefix cache has.
+bool Session::Open(Job& job, std::uint32_t lane) {
+  const auto known = static_cast<std::uint32_t>(job.tokens.size());
+  const std::uint32_t reserve = std::min(known + 1, shape_.window_tokens);
+  NameBlocks(job);
+  // At least one token is computed anew: its logits are wanted.
+  const auto keys = std::span(job.keys).first((known - 1) / kBlockTokens);
+  if (job.parked) {
+    if (!cache_.Resume(*job.parked, SeqId{lane}, job.tokens, keys, reserve)) return false;
+    job.parked.reset();
+    return true;
+  }
+  const auto found = cache_.OpenCached(SeqId{lane}, job.tokens, keys, reserve);
+  if (found) job.computed = *found;
+  return found.has_value();
 }
 
 // Lets a second request go on from what another has computed: its own seed from there on.
@@ -151,6 +163,7 @@ void Session::ForkOne() {
   if (free == lanes_.end() || lanes_[parent] == nullptr) return;
   Job& from = *lanes_[parent];
   const auto known = static_cast<std::uint32_t>(from.tokens.size());
+  if (cache_.is_resuming(SeqId{parent})) return;
   if (from.in_flight || from.computed < 2 || known != from.computed + 1) return;
   // A fork inside a block needs slots beyond the length to be given back first.
   cache_.Truncate(SeqId{parent}, from.computed);
@@ -251,10 +264,12 @@ void Session::PreemptYoungest(std::uint32_t but_lane) {
 
 // The single way out of a lane.
 void Session::End(std::uint32_t lane, bool back_to_queue) {
-  cache_.Release(SeqId{lane});
-  ++lives_[lane];
   std::unique_ptr<Job> job = std::move(lanes_[lane]);
   lanes_[lane] = nullptr;
+  ++lives_[lane];
+  // The result of a step in flight is not waited for, so what it writes is computed again.
+  if (back_to_queue && !job->in_flight) job->parked = cache_.Park(SeqId{lane});
+  if (!job->parked) cache_.Release(SeqId{lane});
   if (!back_to_queue) return;
   const auto at = std::find_if(waiting_.begin(), waiting_.end(), [&](const auto& other) {
     return other->request.id > job->request.id;
@@ -454,6 +469,8 @@ bool Session::Drain() {
   }
   cache_.CheckInvariants();
   const kvrm::KvStats now = cache_.stats();
+  if (now.num_host_free != now.num_host_blocks)
+    return Fail("blocks of the host tier are not free at the end");
   if (now.num_free != now.num_blocks || now.live_bytes != 0)
     return Fail(std::to_string(now.num_blocks - now.num_free) + " blocks are not free at the end");
   return true;

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -29,6 +30,8 @@ struct SessionOptions {
   std::uint32_t max_move_blocks = 8;  // a step
   std::uint32_t max_runs = 4;
   bool prefix_cache = false;
+  // Blocks of the host tier, of those of the pool: who is preempted is parked there while it can.
+  std::uint32_t host_percent = 0;
   std::uint32_t depth = 1;            // steps in flight: 2 plans one while the other runs
   std::uint32_t sit_out_percent = 0;  // chance of a row to be left out of a step
   std::uint32_t num_drafts = 0;       // speculated tokens a row
@@ -62,8 +65,9 @@ class Session {
     Trace expected;
     std::vector<std::int32_t> tokens;
     std::vector<kvrm::PrefixKey> keys;
-    std::uint32_t computed = 0;  // rows of committed steps included
-    std::uint32_t target = 0;    // slots asked for
+    std::uint32_t computed = 0;                 // rows of committed steps included
+    std::uint32_t target = 0;                   // slots asked for
+    std::optional<kvrm::ParkedId> parked = {};  // where [0, computed) lies while it waits
     std::uint32_t lane = 0;
     std::uint32_t num_waits = 0;  // steps in a row it was left out of for want of its blocks
     bool in_flight = false;
@@ -82,6 +86,7 @@ class Session {
 
   bool Admit(std::uint32_t step);
   bool Start(std::unique_ptr<Job>& waiting);
+  bool Open(Job& job, std::uint32_t lane);
   void ForkOne();
   void PlanRows();
   Row RowOf(std::uint32_t lane);

@@ -214,9 +214,10 @@ std::vector<HeadShape> ParseHeads(std::string_view flag, std::string_view text) 
 
 DType ParseKvType(std::string_view flag, std::string_view text) {
   const DType type = ParseDType(flag, text);
-  if (type == DType::kF32 || type == DType::kF16 || type == DType::kBf16) return type;
+  if (type == DType::kF32 || type == DType::kF16 || type == DType::kBf16 || type == DType::kQ8_0)
+    return type;
   throw StartError(std::string(flag) + " '" + std::string(text.substr(0, 40)) +
-                   "' is none of f32, f16, bf16");
+                   "' is none of f32, f16, bf16, q8_0");
 }
 
 void RunAttentionBench(const AttentionBench& bench, const BenchOptions& options, const Peaks& peaks,

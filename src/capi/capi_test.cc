@@ -2,7 +2,9 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <cstdint>
 #include <cstring>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -106,6 +108,7 @@ TEST(CApi, OptionsOutOfRangeAreNamed) {
   refused("view", [](kvrm_options& o) { o.view = "windows"; });
   refused("view", [](kvrm_options& o) { o.view = nullptr; });
   refused("placement", [](kvrm_options& o) { o.placement = ""; });
+  refused("max_parked", [](kvrm_options& o) { o.max_parked = ~0u; });
   refused("options", [](kvrm_options& o) { o.struct_size = 16; });
   kvrm_device device = {};
   refused("device: struct_size", [&](kvrm_options& o) { o.device = &device; });
@@ -274,7 +277,9 @@ struct LateDevice {
                   EXPECT_EQ(flight, self.last_flight);
                   for (const kvrm_copy& copy : std::exchange(self.waiting, {}))
                     std::memcpy(copy.target, copy.source, copy.bytes);
-                }};
+                },
+            .reserve_host = nullptr,
+            .copy_host = nullptr};
   }
 };
 
@@ -317,6 +322,159 @@ TEST(CApi, CallbacksMoveWhatAForkCopies) {
   EXPECT_NE(window[0], 0u);
 }
 
+// A device with memory of its own: what crosses comes with its direction.
+struct TwoMemories {
+  std::vector<std::vector<std::uint64_t>> memory;
+  std::vector<std::uint64_t> host;
+  std::array<std::size_t, 3> num_copies = {};  // by direction; 0: inside the device
+  std::uint64_t last_flight = 0;
+
+  bool IsOfHost(const void* at) const {
+    const auto address = reinterpret_cast<std::uintptr_t>(at);
+    const auto begin = reinterpret_cast<std::uintptr_t>(host.data());
+    return address >= begin && address < begin + 8 * host.size();
+  }
+  void Copy(std::uint64_t flight, std::uint32_t direction, std::span<const kvrm_copy> copies) {
+    EXPECT_TRUE(flight == last_flight || flight == last_flight + 1);
+    last_flight = flight;
+    num_copies.at(direction) += copies.size();
+    for (const kvrm_copy& copy : copies) {
+      EXPECT_EQ(IsOfHost(copy.target), direction == KVRM_POOL_TO_HOST);
+      EXPECT_EQ(IsOfHost(copy.source), direction == KVRM_HOST_TO_POOL);
+      std::memcpy(copy.target, copy.source, copy.bytes);
+    }
+  }
+  kvrm_device Calls() {
+    return {.struct_size = sizeof(kvrm_device),
+            .user = this,
+            .reserve = [](void* user, std::size_t bytes, const char*) -> void* {
+              return static_cast<TwoMemories*>(user)->memory.emplace_back(bytes / 8 + 1).data();
+            },
+            .copy =
+                [](void* user, std::uint64_t flight, const kvrm_copy* copies, std::size_t count) {
+                  static_cast<TwoMemories*>(user)->Copy(flight, 0, {copies, count});
+                },
+            .wait =
+                [](void* user, std::uint64_t flight) {
+                  EXPECT_LE(flight, static_cast<TwoMemories*>(user)->last_flight);
+                },
+            .reserve_host = [](void* user, std::size_t bytes, const char*) -> void* {
+              auto& self = *static_cast<TwoMemories*>(user);
+              self.host.resize(bytes / 8);
+              return self.host.data();
+            },
+            .copy_host =
+                [](void* user, std::uint64_t flight, std::uint32_t direction,
+                   const kvrm_copy* copies, std::size_t count) {
+                  static_cast<TwoMemories*>(user)->Copy(flight, direction, {copies, count});
+                }};
+  }
+};
+
+kvrm_options TierOptions() {
+  kvrm_options options = Options();
+  options.view = "extents";
+  options.host_blocks = 5;
+  options.max_move_bytes_per_step = 2 * kBlockTokens * 8;
+  return options;
+}
+
+TEST(CApi, ParkedSequencesComeBackUnderAnotherName) {
+  TwoMemories memories;
+  const kvrm_device calls = memories.Calls();
+  kvrm_options options = TierOptions();
+  options.device = &calls;
+  Bench bench(options);
+  kvrm_cache* const cache = bench.cache;
+  EXPECT_EQ(memories.host.size() * 8, 5 * kvrm_block_bytes(cache));
+  EXPECT_EQ(kvrm_open(cache, 0, 0), KVRM_OK);
+  bench.Write(0, 50);
+  auto* const records = static_cast<std::uint64_t*>(kvrm_memory(cache, nullptr, nullptr));
+  for (std::size_t slot = kBlockTokens; slot < 9 * kBlockTokens; ++slot)
+    records[slot] = slot;
+  std::uint32_t parked = 99;
+  ASSERT_EQ(kvrm_park(cache, 0, &parked), KVRM_OK);
+  EXPECT_EQ(kvrm_length(cache, 0), 0u);
+  EXPECT_EQ(kvrm_release(cache, 0), KVRM_NOT_OPEN);
+  EXPECT_EQ(kvrm_resume(cache, parked, 1, nullptr, 0), KVRM_WAIT);
+  EXPECT_EQ(bench.message(), "parked: " + std::to_string(parked) + " is not copied out yet");
+  for (int step = 0; step < 2; ++step) {  // Four blocks, two a step.
+    EXPECT_EQ(kvrm_check_parked(cache, parked), KVRM_WAIT);
+    bench.Plan();
+    EXPECT_EQ(kvrm_park(cache, 0, &parked), KVRM_ORDER);
+    bench.Run();
+  }
+  EXPECT_EQ(kvrm_check_parked(cache, parked), KVRM_OK);
+  EXPECT_EQ(bench.stats().num_parked_blocks, 4u);
+  EXPECT_EQ(bench.stats().num_free, 8u);
+  EXPECT_GT(memories.num_copies[KVRM_POOL_TO_HOST], 0u);
+  std::memset(records, 0xff, 9 * kvrm_block_bytes(cache));
+
+  ASSERT_EQ(kvrm_resume(cache, parked, 2, nullptr, 64), KVRM_OK);
+  EXPECT_EQ(kvrm_resume(cache, parked, 1, nullptr, 0), KVRM_NOT_OPEN);
+  EXPECT_EQ(kvrm_length(cache, 2), 50u);
+  EXPECT_EQ(kvrm_truncate(cache, 2, 8), KVRM_WAIT);
+  EXPECT_EQ(kvrm_trim(cache, 2, 0, 16), KVRM_WAIT);
+  EXPECT_EQ(kvrm_fork(cache, 1, 2, 16, 0), KVRM_WAIT);
+  EXPECT_EQ(bench.message(), "parent: 2 is coming back from the host tier");
+  EXPECT_EQ(kvrm_extend(cache, 2, 51), KVRM_OK);
+  bench.Plan();
+  EXPECT_EQ(kvrm_step_add_row(cache, 2, kTokens.data(), 1, 1), KVRM_WAIT);
+  bench.Run();
+  bench.Plan();
+  EXPECT_EQ(kvrm_step_add_row(cache, 2, kTokens.data(), 1, 1), KVRM_OK);
+  EXPECT_EQ(kvrm_step_commit(cache, 0, 2), KVRM_OK);
+  kvrm_step step = {};
+  step.struct_size = sizeof(step);
+  EXPECT_EQ(kvrm_step_latch(cache, &step), KVRM_OK);
+  EXPECT_EQ(kvrm_step_land(cache), KVRM_OK);
+  EXPECT_GT(memories.num_copies[KVRM_HOST_TO_POOL], 0u);
+  EXPECT_EQ(memories.num_copies[0], 0u);
+  // It lay in one run before, wherever that began.
+  const std::uint64_t first = records[std::size_t{step.runs[0].start} * kBlockTokens];
+  EXPECT_EQ(first % kBlockTokens, 0u);
+  EXPECT_LT(first, 9u * kBlockTokens);
+  std::uint32_t position = 0;
+  for (std::uint32_t r = 0; r < step.num_runs[0]; ++r) {
+    const std::uint64_t* const run = records + std::size_t{step.runs[r].start} * kBlockTokens;
+    for (std::uint32_t t = 0; t < step.runs[r].num_blocks * kBlockTokens && position < 50; ++t)
+      EXPECT_EQ(run[t], first + position++);
+  }
+  EXPECT_EQ(position, 50u);
+  EXPECT_EQ(kvrm_step_retire(cache, nullptr), KVRM_OK);
+  EXPECT_EQ(bench.stats().num_host_free, 5u);
+}
+
+TEST(CApi, TiersThatAreFullOrMissingAnswer) {
+  Bench without(Options());
+  std::uint32_t parked = 0;
+  EXPECT_EQ(kvrm_open(without.cache, 0, 0), KVRM_OK);
+  without.Write(0, 20);
+  EXPECT_EQ(kvrm_park(without.cache, 0, &parked), KVRM_UNSUPPORTED);
+  EXPECT_EQ(kvrm_discard(without.cache, 0), KVRM_ARGUMENT);
+
+  Bench bench(TierOptions());
+  kvrm_cache* const cache = bench.cache;
+  EXPECT_EQ(kvrm_park(cache, 0, &parked), KVRM_NOT_OPEN);
+  EXPECT_EQ(kvrm_open(cache, 0, 0), KVRM_OK);
+  EXPECT_EQ(kvrm_park(cache, 0, nullptr), KVRM_ARGUMENT);
+  EXPECT_EQ(kvrm_park(cache, 0, &parked), KVRM_ARGUMENT);
+  EXPECT_EQ(bench.message(), "seq: 0 has written nothing");
+  EXPECT_EQ(kvrm_open(cache, 1, 0), KVRM_OK);
+  bench.Write(0, 60);
+  bench.Write(1, 20);
+  EXPECT_EQ(kvrm_park(cache, 0, &parked), KVRM_OK);
+  std::uint32_t other = 0;
+  EXPECT_EQ(kvrm_park(cache, 1, &other), KVRM_FULL);
+  EXPECT_EQ(bench.message(), "the host tier has 1 blocks free and cannot take 20 tokens");
+  EXPECT_EQ(kvrm_length(cache, 1), 20u);  // Nothing has changed.
+  EXPECT_EQ(kvrm_discard(cache, parked), KVRM_OK);
+  EXPECT_EQ(kvrm_discard(cache, parked), KVRM_NOT_OPEN);
+  EXPECT_EQ(kvrm_park(cache, 1, &other), KVRM_OK);
+  EXPECT_EQ(kvrm_discard(cache, 3), KVRM_ARGUMENT);
+  EXPECT_EQ(bench.message(), "parked is 3; max_parked is 3");
+}
+
 TEST(CApi, DeviceWithoutMemoryIsAnAnswer) {
   LateDevice late;
   late.refuse = true;
@@ -330,6 +488,21 @@ TEST(CApi, DeviceWithoutMemoryIsAnAnswer) {
   late.refuse = false;
   options.view = "mapped";
   EXPECT_EQ(kvrm_create(&options, &cache, why.data(), why.size()), KVRM_START);
+}
+
+// What lies behind the fields that a caller of the first version knows is not looked at.
+TEST(CApi, OlderCallersHaveNoTier) {
+  LateDevice late;
+  kvrm_device calls = late.Calls();
+  std::memset(&calls.reserve_host, 0xee, sizeof(calls) - offsetof(kvrm_device, reserve_host));
+  calls.struct_size = offsetof(kvrm_device, reserve_host);
+  kvrm_options options = Options();
+  options.device = &calls;
+  options.struct_size = offsetof(kvrm_options, host_blocks);
+  options.host_blocks = options.max_parked = 0xeeeeeeee;
+  Bench bench(options);
+  EXPECT_EQ(bench.stats().num_host_blocks, 0u);
+  EXPECT_EQ(late.memory.size(), 1u);
 }
 
 TEST(CApi, OlderCallersGetWhatTheirStructsHoldAndNoMore) {

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "capi/handle.h"
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstddef>
 #include <cstdio>
+#include <cstring>
+#include <functional>
 #include <string>
 
 #include "base/result.h"
@@ -25,15 +28,15 @@ namespace {
 // A device by callbacks.
 class CallbackDevice final : public Device {
  public:
-  explicit CallbackDevice(const kvrm_device& calls) : calls_(calls) {}
+  explicit CallbackDevice(const kvrm_device& calls) : calls_(Known(calls)) {}
 
   std::span<std::byte> Reserve(std::size_t bytes, const char* owner) override {
-    void* const memory = calls_.reserve(calls_.user, bytes, owner);
-    if (memory == nullptr) {
-      throw StartError("the device cannot reserve " + std::to_string(bytes) + " bytes for " +
-                       owner);
-    }
-    return {static_cast<std::byte*>(memory), bytes};
+    return Checked(calls_.reserve(calls_.user, bytes, owner), bytes, owner);
+  }
+  std::span<std::byte> ReserveHost(std::size_t bytes, const char* owner) override {
+    if (calls_.reserve_host == nullptr) return Reserve(bytes, owner);
+    host_ = Checked(calls_.reserve_host(calls_.user, bytes, owner), bytes, owner);
+    return host_;
   }
   PoolMemory ReservePool(std::size_t pool_bytes, std::size_t window_bytes, bool mapped,
                          std::size_t) override {
@@ -43,9 +46,20 @@ class CallbackDevice final : public Device {
   }
   bool Map(std::size_t, std::size_t, std::size_t) noexcept override { return false; }
   FlightId Submit(std::span<const CopyOp> copies) noexcept override {
-    calls_.copy(calls_.user, ++num_flights_, reinterpret_cast<const kvrm_copy*>(copies.data()),
-                copies.size());
-    return FlightId{num_flights_};
+    const FlightId flight{++num_flights_};
+    if (host_.empty() || calls_.copy_host == nullptr) {
+      Start(0, copies);
+      return flight;
+    }
+    for (std::size_t begin = 0; begin < copies.size();) {
+      const std::uint32_t direction = DirectionOf(copies[begin]);
+      std::size_t end = begin + 1;
+      while (end < copies.size() && DirectionOf(copies[end]) == direction)
+        ++end;
+      Start(direction, copies.subspan(begin, end - begin));
+      begin = end;
+    }
+    return flight;
   }
   bool Landed(FlightId flight) noexcept override {
     Wait(flight);
@@ -56,7 +70,38 @@ class CallbackDevice final : public Device {
   }
 
  private:
+  // The calls that the caller's version of the struct has.
+  static kvrm_device Known(const kvrm_device& calls) {
+    kvrm_device known = {};
+    std::memcpy(&known, &calls, std::min(calls.struct_size, sizeof(known)));
+    return known;
+  }
+  static std::span<std::byte> Checked(void* memory, std::size_t bytes, const char* owner) {
+    if (memory == nullptr) {
+      throw StartError("the device cannot reserve " + std::to_string(bytes) + " bytes for " +
+                       owner);
+    }
+    return {static_cast<std::byte*>(memory), bytes};
+  }
+  bool IsOfHost(const std::byte* at) const noexcept {
+    return !std::less<>()(at, host_.data()) && std::less<>()(at, host_.data() + host_.size());
+  }
+  std::uint32_t DirectionOf(const CopyOp& copy) const noexcept {
+    if (IsOfHost(copy.target)) return KVRM_POOL_TO_HOST;
+    return IsOfHost(copy.source) ? KVRM_HOST_TO_POOL : 0;
+  }
+  // Direction 0: inside the device.
+  void Start(std::uint32_t direction, std::span<const CopyOp> copies) noexcept {
+    const auto* const list = reinterpret_cast<const kvrm_copy*>(copies.data());
+    if (direction == 0) {
+      calls_.copy(calls_.user, num_flights_, list, copies.size());
+    } else {
+      calls_.copy_host(calls_.user, num_flights_, direction, list, copies.size());
+    }
+  }
+
   const kvrm_device calls_;
+  std::span<std::byte> host_;  // of reserve_host
   std::uint64_t num_flights_ = 0;
 };
 
@@ -82,7 +127,9 @@ KvCacheOptions CacheOptions(const kvrm_options& options) {
           .view = *FindKvView(options.view),
           .placement = *FindPlacementPolicy(options.placement),
           .placement_seed = options.placement_seed,
-          .prefix_cache = options.prefix_cache != 0};
+          .prefix_cache = options.prefix_cache != 0,
+          .host_blocks = options.host_blocks,
+          .max_parked = options.max_parked};
 }
 
 StepLimits Limits(const kvrm_options& options) {

@@ -30,6 +30,11 @@ struct Sequence {
   std::uint32_t added = 0;  // tokens of its row in the step under construction
 };
 
+struct Parked {
+  bool is_there = false;
+  std::uint32_t length = 0;
+};
+
 enum class Phase { kIdle, kBegun, kPlanned };
 
 std::unique_ptr<Device> MakeDevice(const kvrm_device* calls);
@@ -44,7 +49,8 @@ struct kvrm_cache {
         limits(kvrm::capi::Limits(options)),
         cache(kvrm::capi::CacheOptions(options), *device),
         builder(limits, options.ring_entries),
-        sequences(options.max_seqs) {
+        sequences(options.max_seqs),
+        parked(cache.options().max_parked) {
     rows.reserve(limits.max_rows);
   }
 
@@ -57,6 +63,7 @@ struct kvrm_cache {
   kvrm::KvCache cache;
   kvrm::StepBuilder builder;
   std::vector<kvrm::capi::Sequence> sequences;
+  std::vector<kvrm::capi::Parked> parked;
   std::vector<std::uint32_t> rows;  // sequences of the step under construction
   kvrm::capi::Phase phase = kvrm::capi::Phase::kIdle;
   std::uint32_t num_tokens = 0;

@@ -3,6 +3,7 @@
 #include "capi/kvrm.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdio>
 #include <cstring>
 #include <exception>
@@ -31,6 +32,10 @@ using kvrm::capi::Sequence;
 constexpr std::uint32_t kMaxRingEntries = 8;
 constexpr std::uint32_t kMaxBlockTokens = 1024;
 
+// What the structs of the first version had; fields behind are zero when the caller lacks them.
+constexpr std::size_t kOptionsOfVersion1 = offsetof(kvrm_options, host_blocks);
+constexpr std::size_t kDeviceOfVersion1 = offsetof(kvrm_device, reserve_host);
+
 // What is wrong with the options; nothing: they can be used.
 std::optional<std::string> Complaint(const kvrm_options& options) {
   struct Range {
@@ -53,6 +58,7 @@ std::optional<std::string> Complaint(const kvrm_options& options) {
       {"max_runs", options.max_runs, 2, 1u << 16},
       {"max_groups", options.max_groups, 1, 1u << 16},
       {"ring_entries", options.ring_entries, 1, kMaxRingEntries},
+      {"max_parked", options.max_parked, 0, 1u << 20},
       {"max_move_bytes_per_step", options.max_move_bytes_per_step, block_bytes,
        std::numeric_limits<std::uint64_t>::max()}};
   for (const Range& range : ranges) {
@@ -72,7 +78,7 @@ std::optional<std::string> Complaint(const kvrm_options& options) {
   if (options.placement == nullptr || !kvrm::FindPlacementPolicy(options.placement))
     return "placement must be one of the names in kvrm.h";
   if (options.device == nullptr) return std::nullopt;
-  if (options.device->struct_size < sizeof(kvrm_device)) return "device: struct_size is too small";
+  if (options.device->struct_size < kDeviceOfVersion1) return "device: struct_size is too small";
   if (options.device->reserve == nullptr || options.device->copy == nullptr ||
       options.device->wait == nullptr)
     return "device: reserve, copy and wait must be set";
@@ -147,6 +153,39 @@ void Start(kvrm_cache* cache, std::uint32_t seq, std::uint32_t length) {
   cache->sequences[seq] = {.open = true, .length = length, .target = length};
 }
 
+void SetTier(const kvrm::KvStats& now, kvrm_stats* value) {
+  value->num_host_blocks = now.num_host_blocks;
+  value->num_host_free = now.num_host_free;
+  value->num_host_held = now.num_host_held;
+  value->num_host_limbo = now.num_host_limbo;
+  value->num_parking = now.num_parking;
+  value->num_parked = now.num_parked;
+  value->num_resuming = now.num_resuming;
+  value->num_leaving = now.num_leaving;
+  value->host_reserved_bytes = now.host_reserved_bytes;
+  value->host_mapped_bytes = now.host_mapped_bytes;
+  value->host_live_bytes = now.host_live_bytes;
+  value->num_parks = now.num_parks;
+  value->num_park_refusals = now.num_park_refusals;
+  value->num_resumes = now.num_resumes;
+  value->num_parked_blocks = now.num_parked_blocks;
+  value->num_resumed_blocks = now.num_resumed_blocks;
+}
+
+kvrm_status CheckHere(kvrm_cache* cache, const char* field, std::uint32_t seq) {
+  if (!cache->cache.is_resuming(SeqId{seq})) return Good(cache);
+  return Refuse(cache, KVRM_WAIT, "%s: %u is coming back from the host tier", field, unsigned{seq});
+}
+
+kvrm_status CheckParked(kvrm_cache* cache, std::uint32_t parked) {
+  if (parked >= cache->parked.size()) {
+    return Refuse(cache, KVRM_ARGUMENT, "parked is %u; max_parked is %zu", unsigned{parked},
+                  cache->parked.size());
+  }
+  if (cache->parked[parked].is_there) return Good(cache);
+  return Refuse(cache, KVRM_NOT_OPEN, "parked: nothing is parked as %u", unsigned{parked});
+}
+
 void Say(char* message, std::size_t message_bytes, const char* text) {
   if (message != nullptr && message_bytes > 0) std::snprintf(message, message_bytes, "%s", text);
 }
@@ -205,16 +244,18 @@ kvrm_status kvrm_create(const kvrm_options* options, kvrm_cache** cache, char* m
     return KVRM_ARGUMENT;
   }
   *cache = nullptr;
-  if (options->struct_size < sizeof(kvrm_options)) {
+  if (options->struct_size < kOptionsOfVersion1) {
     Say(message, message_bytes, "options: struct_size is smaller than in version 1");
     return KVRM_ARGUMENT;
   }
+  kvrm_options known = {};
+  std::memcpy(&known, options, std::min(options->struct_size, sizeof(known)));
   try {
-    if (const auto complaint = Complaint(*options)) {
+    if (const auto complaint = Complaint(known)) {
       Say(message, message_bytes, complaint->c_str());
       return KVRM_ARGUMENT;
     }
-    *cache = new kvrm_cache(*options);
+    *cache = new kvrm_cache(known);
     return KVRM_OK;
   } catch (const kvrm::StartError& error) {
     Say(message, message_bytes, error.what());
@@ -279,6 +320,7 @@ kvrm_status kvrm_get_stats(const kvrm_cache* cache, kvrm_stats* stats) {
   value.num_prefix_misses = now.num_prefix_misses;
   value.num_evictions = now.num_evictions;
   value.num_waits = now.num_waits;
+  SetTier(now, &value);
   Hand(value, stats);
   return KVRM_OK;
 }
@@ -325,6 +367,7 @@ kvrm_status kvrm_fork(kvrm_cache* cache, std::uint32_t child, std::uint32_t pare
   if (cache == nullptr) return KVRM_ARGUMENT;
   if (const auto status = CheckNotPlanned(cache, "fork"); status != KVRM_OK) return status;
   if (const auto status = CheckOpen(cache, "parent", parent); status != KVRM_OK) return status;
+  if (const auto status = CheckHere(cache, "parent", parent); status != KVRM_OK) return status;
   if (const auto status = CheckClosed(cache, "child", child); status != KVRM_OK) return status;
   const Sequence& from = cache->sequences[parent];
   if (const auto status = CheckLength(cache, "num_tokens", num_tokens, from.length);
@@ -373,6 +416,7 @@ kvrm_status kvrm_truncate(kvrm_cache* cache, std::uint32_t seq, std::uint32_t nu
   if (cache == nullptr) return KVRM_ARGUMENT;
   if (const auto status = CheckNotPlanned(cache, "truncate"); status != KVRM_OK) return status;
   if (const auto status = CheckOpen(cache, "seq", seq); status != KVRM_OK) return status;
+  if (const auto status = CheckHere(cache, "seq", seq); status != KVRM_OK) return status;
   Sequence& sequence = cache->sequences[seq];
   const auto status = CheckLength(cache, "num_tokens", num_tokens, sequence.target);
   if (status != KVRM_OK) return status;
@@ -387,6 +431,7 @@ kvrm_status kvrm_trim(kvrm_cache* cache, std::uint32_t seq, std::uint32_t from, 
   if (cache == nullptr) return KVRM_ARGUMENT;
   if (const auto status = CheckNotPlanned(cache, "trim"); status != KVRM_OK) return status;
   if (const auto status = CheckOpen(cache, "seq", seq); status != KVRM_OK) return status;
+  if (const auto status = CheckHere(cache, "seq", seq); status != KVRM_OK) return status;
   if (const auto status = CheckLength(cache, "to", to, cache->sequences[seq].length);
       status != KVRM_OK)
     return status;
@@ -408,6 +453,59 @@ kvrm_status kvrm_publish(kvrm_cache* cache, std::uint32_t seq, const kvrm_prefix
   if (const auto status = CheckOpen(cache, "seq", seq); status != KVRM_OK) return status;
   if (const auto status = CheckPrefix(cache, prefix); status != KVRM_OK) return status;
   cache->cache.Publish(SeqId{seq}, TokensOf(*prefix), KeysOf(*prefix));
+  return KVRM_OK;
+}
+
+kvrm_status kvrm_park(kvrm_cache* cache, std::uint32_t seq, std::uint32_t* parked) {
+  if (cache == nullptr) return KVRM_ARGUMENT;
+  if (parked == nullptr) return Refuse(cache, KVRM_ARGUMENT, "parked must not be null");
+  if (const auto status = CheckNotPlanned(cache, "park"); status != KVRM_OK) return status;
+  if (const auto status = CheckOpen(cache, "seq", seq); status != KVRM_OK) return status;
+  if (cache->parked.empty()) return Refuse(cache, KVRM_UNSUPPORTED, "there is no host tier");
+  const Sequence& sequence = cache->sequences[seq];
+  if (sequence.length == 0)
+    return Refuse(cache, KVRM_ARGUMENT, "seq: %u has written nothing", unsigned{seq});
+  const std::optional<kvrm::ParkedId> id = cache->cache.Park(SeqId{seq});
+  if (!id) {
+    return Refuse(cache, KVRM_FULL, "the host tier has %u blocks free and cannot take %u tokens",
+                  unsigned{cache->cache.stats().num_host_free}, unsigned{sequence.length});
+  }
+  *parked = kvrm::Index(*id);
+  cache->parked[*parked] = {.is_there = true, .length = sequence.length};
+  cache->sequences[seq] = {};
+  return KVRM_OK;
+}
+
+kvrm_status kvrm_check_parked(kvrm_cache* cache, std::uint32_t parked) {
+  if (cache == nullptr) return KVRM_ARGUMENT;
+  if (const auto status = CheckParked(cache, parked); status != KVRM_OK) return status;
+  if (cache->cache.is_parked(kvrm::ParkedId{parked})) return KVRM_OK;
+  return Refuse(cache, KVRM_WAIT, "parked: %u is not copied out yet", unsigned{parked});
+}
+
+kvrm_status kvrm_resume(kvrm_cache* cache, std::uint32_t parked, std::uint32_t seq,
+                        const kvrm_prefix* prefix, std::uint32_t reserve_tokens) {
+  if (cache == nullptr) return KVRM_ARGUMENT;
+  constexpr kvrm_prefix kNone = {};
+  if (prefix == nullptr) prefix = &kNone;
+  if (const auto status = CheckClosed(cache, "seq", seq); status != KVRM_OK) return status;
+  if (const auto status = CheckPrefix(cache, prefix); status != KVRM_OK) return status;
+  const auto status = CheckLength(cache, "reserve_tokens", reserve_tokens, cache->max_context());
+  if (status != KVRM_OK) return status;
+  if (const auto copied = kvrm_check_parked(cache, parked); copied != KVRM_OK) return copied;
+  if (!cache->cache.Resume(kvrm::ParkedId{parked}, SeqId{seq}, TokensOf(*prefix), KeysOf(*prefix),
+                           reserve_tokens))
+    return Full(cache);
+  Start(cache, seq, cache->parked[parked].length);
+  cache->parked[parked] = {};
+  return KVRM_OK;
+}
+
+kvrm_status kvrm_discard(kvrm_cache* cache, std::uint32_t parked) {
+  if (cache == nullptr) return KVRM_ARGUMENT;
+  if (const auto status = CheckParked(cache, parked); status != KVRM_OK) return status;
+  cache->cache.Discard(kvrm::ParkedId{parked});
+  cache->parked[parked] = {};
   return KVRM_OK;
 }
 

@@ -12,7 +12,8 @@
  * The order of calls around a step; a call out of order is answered by KVRM_ORDER:
  *
  *   kvrm_step_retire     of every step that is done, oldest first
- *   kvrm_publish, kvrm_open, kvrm_open_cached, kvrm_fork, kvrm_truncate, kvrm_trim
+ *   kvrm_publish, kvrm_open, kvrm_open_cached, kvrm_fork, kvrm_truncate, kvrm_trim, kvrm_park,
+ *                        kvrm_resume, kvrm_discard
  *   kvrm_extend          of the rows of this step; KVRM_FULL: leave the row out, or free memory
  *   kvrm_step_begin      KVRM_WAIT: every descriptor of the ring is in flight, retire one first
  *   kvrm_step_plan       decides what moves
@@ -21,14 +22,20 @@
  *   kvrm_step_latch      (executor) takes the oldest committed step
  *   kvrm_step_land       waits for its copies; then the program runs it
  *
- * kvrm_reserve, kvrm_release and kvrm_extend are allowed at any point. kvrm_fork, kvrm_truncate
- * and kvrm_trim are not between kvrm_step_plan and kvrm_step_commit.
+ * kvrm_reserve, kvrm_release, kvrm_extend and kvrm_discard are allowed at any point. kvrm_fork,
+ * kvrm_truncate, kvrm_trim and kvrm_park are not between kvrm_step_plan and kvrm_step_commit.
  *
  * Units: lengths and positions in tokens, places in blocks or slots (block * block_tokens + offset
  * in the block), memory in bytes. Block 0 is the sentinel: rows of padding name it and nothing else
  * does. Blocks from num_blocks on are windows: lane s (sequence s) has the max_blocks_per_seq
  * blocks from num_blocks + s * max_blocks_per_seq on. Block b lies at kvrm_memory + b *
  * block_bytes.
+ *
+ * With host_blocks a sequence can leave the pool and come back: kvrm_park takes room for it in a
+ * second memory, tier 1 of kvrm_group, and the steps to come copy it there, as many blocks a step
+ * as their budget allows. kvrm_resume opens a sequence with what was parked, and the steps to come
+ * copy it back; until then kvrm_step_add_row of it answers KVRM_WAIT. Blocks of tier 1 are numbered
+ * from 1 and lie one behind the other in the memory of reserve_host.
  *
  * A block is layer -> token records, num_layers parts of block_tokens * layer_token_bytes bytes.
  * KVRM never looks inside a record.
@@ -73,7 +80,7 @@ typedef enum kvrm_status {
   KVRM_WAIT = 2,         /* not in this step: the next kvrm_step_plan moves what is missing */
   KVRM_ARGUMENT = -1,    /* an argument is out of range; the message names it */
   KVRM_ORDER = -2,       /* a call that the order of steps does not allow now */
-  KVRM_NOT_OPEN = -3,    /* the sequence is not open */
+  KVRM_NOT_OPEN = -3,    /* the sequence is not open; nothing is parked there */
   KVRM_OPEN = -4,        /* the sequence is open already, or its last row is not committed yet */
   KVRM_START = -5,       /* kvrm_create: memory or limits do not allow to start */
   KVRM_UNSUPPORTED = -6, /* the view does not offer this */
@@ -93,6 +100,10 @@ typedef struct kvrm_copy {
   size_t target_stride;
 } kvrm_copy;
 
+/* The direction of copies with the host tier. */
+#define KVRM_POOL_TO_HOST 1u
+#define KVRM_HOST_TO_POOL 2u
+
 /* What an accelerator offers. Addresses are the device's own: KVRM computes with them and never
  * reads or writes through them. Flights are numbered upwards from 1. */
 typedef struct kvrm_device {
@@ -106,6 +117,14 @@ typedef struct kvrm_device {
   void (*copy)(void* user, uint64_t flight, const kvrm_copy* copies, size_t num_copies);
   /* Returns when every copy of the flight, and of those before it, can be seen by the program. */
   void (*wait)(void* user, uint64_t flight);
+  /* The next two may be NULL: then the host tier is memory of `reserve` and `copy` copies it, which
+   * suits a device without memory of its own.
+   * Zeroed memory of the host that the device can copy from and to, else as `reserve`. */
+  void* (*reserve_host)(void* user, size_t bytes, const char* owner);
+  /* As `copy`, for copies between the pool and memory of reserve_host. With it a flight may come in
+   * several calls, of `copy` and of this, with the same number. */
+  void (*copy_host)(void* user, uint64_t flight, uint32_t direction, const kvrm_copy* copies,
+                    size_t num_copies);
 } kvrm_device;
 
 typedef struct kvrm_options {
@@ -130,6 +149,8 @@ typedef struct kvrm_options {
   uint64_t placement_seed;
   uint32_t prefix_cache;     /* not 0: keep published blocks until their room is needed */
   const kvrm_device* device; /* NULL: memory of this host, copied by memcpy */
+  uint32_t host_blocks;      /* of the host tier; 0: none. The static views have none */
+  uint32_t max_parked;       /* sequences there, those on the way included; 0: max_seqs */
 } kvrm_options;
 
 typedef struct kvrm_extent {
@@ -186,7 +207,7 @@ typedef struct kvrm_step {
   const kvrm_group* groups;     /* [num_groups] */
 } kvrm_step;
 
-/* Blocks of the pool and bytes, exact, as of now; since start from num_moved_blocks on. */
+/* Blocks of the pool and bytes, exact, as of now; since start: num_moved_blocks to num_waits. */
 typedef struct kvrm_stats {
   size_t struct_size;
   uint32_t num_blocks; /* sentinel excluded; free + held + cached + limbo */
@@ -212,6 +233,22 @@ typedef struct kvrm_stats {
   uint64_t num_prefix_misses;
   uint64_t num_evictions;
   uint64_t num_waits;
+  uint32_t num_host_blocks; /* of the host tier: free + held + limbo */
+  uint32_t num_host_free;
+  uint32_t num_host_held;
+  uint32_t num_host_limbo;
+  uint32_t num_parking;  /* sequences that are being copied out */
+  uint32_t num_parked;   /* that lie there */
+  uint32_t num_resuming; /* that are being copied back */
+  uint32_t num_leaving;  /* blocks of the pool that those being copied out still hold */
+  uint64_t host_reserved_bytes;
+  uint64_t host_mapped_bytes;
+  uint64_t host_live_bytes;
+  uint64_t num_parks; /* since start, as what follows */
+  uint64_t num_park_refusals;
+  uint64_t num_resumes;
+  uint64_t num_parked_blocks;  /* copied out */
+  uint64_t num_resumed_blocks; /* copied back */
 } kvrm_stats;
 
 /* The name of a full block's content: kvrm_prefix_root, then one kvrm_prefix_next a block. */
@@ -276,6 +313,22 @@ KVRM_API kvrm_status kvrm_trim(kvrm_cache* cache, uint32_t seq, uint32_t from, u
 KVRM_API kvrm_status kvrm_release(kvrm_cache* cache, uint32_t seq);
 /* Names the sequence's full blocks of retired steps, so that others can take them over. */
 KVRM_API kvrm_status kvrm_publish(kvrm_cache* cache, uint32_t seq, const kvrm_prefix* prefix);
+
+/* Ends the sequence, as kvrm_release does, and keeps what it has written: *parked names it from now
+ * on. Slots beyond its length are given up. KVRM_FULL: the tier has no room for all of it.
+ * KVRM_UNSUPPORTED: there is no tier. One that is coming back may be parked again; nothing is
+ * copied then. */
+KVRM_API kvrm_status kvrm_park(kvrm_cache* cache, uint32_t seq, uint32_t* parked);
+/* KVRM_OK: kvrm_resume may have it. KVRM_WAIT: steps still have to copy it out. */
+KVRM_API kvrm_status kvrm_check_parked(kvrm_cache* cache, uint32_t parked);
+/* Starts `seq` with what was parked, and credit as kvrm_open. `prefix` (NULL: none) is as for
+ * kvrm_open_cached, of what was parked: blocks that are still published are shared, not copied.
+ * KVRM_WAIT as above, KVRM_FULL as kvrm_open. Until all of it is back: no kvrm_fork, kvrm_truncate
+ * and kvrm_trim of it (KVRM_WAIT). Afterwards `parked` names nothing. */
+KVRM_API kvrm_status kvrm_resume(kvrm_cache* cache, uint32_t parked, uint32_t seq,
+                                 const kvrm_prefix* prefix, uint32_t reserve_tokens);
+/* Gives up what is parked, or on its way there. */
+KVRM_API kvrm_status kvrm_discard(kvrm_cache* cache, uint32_t parked);
 
 KVRM_API kvrm_status kvrm_step_begin(kvrm_cache* cache);
 KVRM_API kvrm_status kvrm_step_plan(kvrm_cache* cache);

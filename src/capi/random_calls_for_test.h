@@ -37,6 +37,8 @@ class RandomCalls {
     options.ring_entries = 1 + Byte() % 4u;
     options.max_move_bytes_per_step = 128 * (1u + Byte() % 4u);
     options.prefix_cache = Byte() % 2u;
+    options.host_blocks = Byte() % 8u;
+    options.max_parked = Byte() % 4u;
     CHECK(kvrm_create(&options, &cache_, nullptr, 0) == KVRM_OK);
     for (std::int32_t& token : tokens_)
       token = Byte() % 2;
@@ -69,8 +71,14 @@ class RandomCalls {
   kvrm_prefix Prefix() { return {tokens_.data(), Byte() % 65u, keys_.data(), Byte() % 5u}; }
 
   void Call() {
-    const std::uint8_t kind = Byte() % 20;
-    kind < 10 ? CallOnSequence(kind) : CallOnStep(kind);
+    const std::uint8_t kind = Byte() % 24;
+    if (kind < 10) {
+      CallOnSequence(kind);
+    } else if (kind < 20) {
+      CallOnStep(kind);
+    } else {
+      CallOnTier(kind);
+    }
     CHECK(kvrm_message(cache_) != nullptr);
   }
   void CallOnSequence(std::uint8_t kind) {
@@ -104,6 +112,24 @@ class RandomCalls {
         break;
       default:
         kvrm_extend(cache_, seq, kvrm_length(cache_, seq) + Byte() % 24);
+    }
+  }
+  void CallOnTier(std::uint8_t kind) {
+    const std::uint32_t seq = Seq();
+    const kvrm_prefix prefix = Prefix();
+    std::uint32_t parked = Seq();
+    switch (kind) {
+      case 20:
+        kvrm_discard(cache_, parked);
+        break;
+      case 21:
+        kvrm_park(cache_, seq, &parked);
+        break;
+      case 22:
+        kvrm_check_parked(cache_, parked);
+        break;
+      default:
+        kvrm_resume(cache_, parked, seq, Byte() % 2 == 0 ? nullptr : &prefix, Tokens());
     }
   }
   void CallOnStep(std::uint8_t kind) {
@@ -164,6 +190,8 @@ class RandomCalls {
     RetireAll();
     for (std::uint32_t seq = 0; seq < kSeqs; ++seq)
       kvrm_release(cache_, seq);
+    for (std::uint32_t parked = 0; parked < kSeqs; ++parked)
+      kvrm_discard(cache_, parked);
     CHECK(kvrm_step_begin(cache_) == KVRM_OK && kvrm_step_plan(cache_) == KVRM_OK);
     CHECK(kvrm_step_commit(cache_, 0, 3) == KVRM_OK);
     RetireAll();
@@ -172,6 +200,8 @@ class RandomCalls {
     CHECK(kvrm_get_stats(cache_, &stats) == KVRM_OK);
     CHECK(stats.num_open == 0 && stats.num_held == 0 && stats.num_limbo == 0);
     CHECK(stats.num_free + stats.num_cached == stats.num_blocks && stats.live_bytes == 0);
+    CHECK(stats.num_host_free == stats.num_host_blocks && stats.num_leaving == 0);
+    CHECK(stats.num_parking + stats.num_parked + stats.num_resuming == 0);
   }
 
   std::span<const std::uint8_t> bytes_;

@@ -109,7 +109,8 @@ struct CpuExecutor::State {
   void ReserveScratch() {
     const ModelConfig& config = graph.config;
     const std::uint32_t group = config.num_heads / config.num_kv_heads;
-    const std::size_t floats = AttentionScratchFloats(group, config.head_dim);
+    const std::size_t floats =
+        AttentionScratchFloats(std::max(group, options.kernels->attention_heads), config.head_dim);
     const std::size_t slot = MaxUnits() * AttentionPartialFloats(group, config.head_dim);
     const std::size_t all = floats * options.num_workers + slot * split.num_slots();
     auto* memory_of_all =
@@ -424,9 +425,23 @@ struct CpuExecutor::State {
   }
 
   void Attention(const Instruction& i, std::uint32_t worker) noexcept {
+    const std::uint32_t num_heads = options.layout.num_kv_heads;
     AttentionPiece piece;
     for (std::uint32_t n = 0; split.Piece(worker, n, &piece); ++n) {
-      const AttentionArgs args = ArgsOf(i, worker, piece.item);
+      AttentionArgs args = ArgsOf(i, worker, piece.item);
+      const std::uint32_t num_tokens = TokensOfPass(worker, n, piece);
+      if (num_tokens > 1) {
+        for (std::uint32_t head = 0; head < num_heads; ++head) {
+          args = ArgsOf(i, worker, piece.item + head);
+          args.end += num_tokens - 1;
+          args.num_tokens = num_tokens;
+          args.q_stride = i.in_stride;
+          args.out_stride = i.out_stride;
+          options.kernels->attention(args);
+        }
+        n += num_tokens * num_heads - 1;
+        continue;
+      }
       if (piece.slot == kWholeItem) {
         if (step.header->padded_tokens != 0) AttendPadding(args, step.header->padded_tokens);
         options.kernels->attention(args);
@@ -439,6 +454,32 @@ struct CpuExecutor::State {
       if (split.Finish(piece.slot))
         MergeUnits(args, slots[piece.slot], (args.end - 1) / kAttentionUnit + 1 - first);
     }
+  }
+
+  // Tokens that may share their passes, from piece `n` of the worker on: all items of theirs are
+  // whole and are this worker's.
+  std::uint32_t TokensOfPass(std::uint32_t worker, std::uint32_t n,
+                             const AttentionPiece& piece) const noexcept {
+    const std::uint32_t num_heads = options.layout.num_kv_heads;
+    const std::uint32_t most =
+        options.kernels->attention_heads / (graph.config.num_heads / num_heads);
+    if (piece.slot != kWholeItem || piece.item % num_heads != 0 || step.header->padded_tokens != 0)
+      return 1;
+    const std::uint32_t first = piece.item / num_heads;
+    const auto position = static_cast<std::uint32_t>(step.positions[first]);
+    std::uint32_t count = 0;
+    for (; count < most && first + count < step.header->num_tokens; ++count) {
+      const std::int32_t next = step.positions[first + count];
+      if (token_row[first + count] != token_row[first] ||
+          static_cast<std::uint32_t>(next) != position + count ||
+          (position + count) / kAttentionUnit != position / kAttentionUnit ||
+          split.Begin(next) != split.Begin(step.positions[first]))
+        break;
+      AttentionPiece last;
+      if (!split.Piece(worker, n + (count + 1) * num_heads - 1, &last) || last.slot != kWholeItem)
+        break;
+    }
+    return std::max(count, 1u);
   }
 
   AttentionArgs ArgsOf(const Instruction& i, std::uint32_t worker,

@@ -6,6 +6,7 @@
 #include <unordered_map>
 
 #include "base/utf8.h"
+#include "grammar/source_reader.h"
 
 namespace kvrm::grammar {
 namespace {
@@ -15,16 +16,9 @@ bool IsNameChar(char c) {
          c == '_';
 }
 
-int HexValue(char c) {
-  if (c >= '0' && c <= '9') return c - '0';
-  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-  return -1;
-}
-
-class Parser {
+class Parser : private SourceReader {
  public:
-  Parser(std::string_view source, Ast& ast) : source_(source), ast_(ast) {}
+  Parser(std::string_view source, Ast& ast) : SourceReader(source), ast_(ast) {}
 
   Status Run() {
     if (source_.size() > kMaxGbnfBytes) {
@@ -47,21 +41,6 @@ class Parser {
   }
 
  private:
-  bool Fails() const { return !error_.empty(); }
-  void Fail(std::string what) { FailAt(std::move(what), std::min(pos_, source_.size())); }
-  void FailAt(std::string what, std::size_t pos) {
-    if (Fails()) return;
-    error_ = std::move(what);
-    error_pos_ = pos;
-    pos_ = source_.size();
-  }
-  bool AtEnd() const { return pos_ >= source_.size(); }
-  char Peek() const { return AtEnd() ? '\0' : source_[pos_]; }
-  bool Take(std::string_view text) {
-    if (source_.substr(pos_, text.size()) != text) return false;
-    pos_ += text.size();
-    return true;
-  }
   void SkipSpace(bool newlines) {
     while (!AtEnd()) {
       const char c = Peek();
@@ -295,13 +274,9 @@ class Parser {
     return static_cast<char32_t>(value);
   }
 
-  const std::string_view source_;
   Ast& ast_;
   std::unordered_map<std::string, RuleId> rules_;
   std::vector<std::size_t> first_use_;  // by rule
-  std::size_t pos_ = 0;
-  std::string error_;
-  std::size_t error_pos_ = 0;
 };
 
 }  // namespace

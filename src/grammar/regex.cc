@@ -5,6 +5,7 @@
 #include <string>
 
 #include "base/utf8.h"
+#include "grammar/source_reader.h"
 
 namespace kvrm::grammar {
 namespace {
@@ -38,13 +39,6 @@ CodePointSet Dot(RegexUse use) {
   return set;
 }
 
-int HexValue(char c) {
-  if (c >= '0' && c <= '9') return c - '0';
-  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-  return -1;
-}
-
 std::string JsonEscape(char32_t c) {
   switch (c) {
     case '"':
@@ -68,9 +62,10 @@ std::string JsonEscape(char32_t c) {
   return {'\\', 'u', '0', '0', kHex[c >> 4], kHex[c & 15]};
 }
 
-class Parser {
+class Parser : private SourceReader {
  public:
-  Parser(std::string_view source, RegexUse use, Ast& ast) : source_(source), use_(use), ast_(ast) {}
+  Parser(std::string_view source, RegexUse use, Ast& ast)
+      : SourceReader(source), use_(use), ast_(ast) {}
 
   Result<NodeId> Run() {
     if (source_.size() > kMaxRegexBytes) {
@@ -89,21 +84,6 @@ class Parser {
   }
 
  private:
-  bool Fails() const { return !error_.empty(); }
-  void Fail(std::string what) {
-    if (Fails()) return;
-    error_ = std::move(what);
-    error_pos_ = pos_;
-    pos_ = source_.size();
-  }
-  bool AtEnd() const { return pos_ >= source_.size(); }
-  char Peek() const { return AtEnd() ? '\0' : source_[pos_]; }
-  bool Take(std::string_view text) {
-    if (source_.substr(pos_, text.size()) != text) return false;
-    pos_ += text.size();
-    return true;
-  }
-
   NodeId Alternatives(std::uint32_t depth) {
     std::vector<NodeId> kids;
     do {
@@ -395,12 +375,8 @@ class Parser {
     return ast_.Alternate(std::move(kids));
   }
 
-  const std::string_view source_;
   const RegexUse use_;
   Ast& ast_;
-  std::size_t pos_ = 0;
-  std::string error_;
-  std::size_t error_pos_ = 0;
 };
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <string>
 
@@ -91,6 +92,44 @@ class Cache {
       AttendInPieces(table, args);
     }
     return out;
+  }
+
+  // The `num_tokens` tokens up to `end` in one pass. Rows of q and of the result are apart by more
+  // than they are long.
+  std::vector<float> AttendTokens(const CpuKernels& table, const std::vector<float>& q,
+                                  std::uint32_t group, std::uint32_t num_tokens,
+                                  std::uint32_t begin, std::uint32_t end) const {
+    const std::uint32_t dim = layout_.head_dim;
+    const std::size_t width = std::size_t{group} * dim;
+    const std::size_t stride = width + 5;
+    std::vector<AttentionRun> runs;
+    for (const auto& block : blocks_)
+      runs.push_back({block.data(), 1});
+    std::vector<float> apart(num_tokens * stride, NAN), out(num_tokens * stride), packed;
+    for (std::size_t t = 0; t < num_tokens; ++t)
+      std::copy_n(&q[t * width], width, &apart[t * stride]);
+    std::vector<float> scratch(AttentionScratchFloats(group * num_tokens, dim));
+    table.attention({.q = apart.data(),
+                     .out = out.data(),
+                     .runs = runs.data(),
+                     .scratch = scratch.data(),
+                     .block_bytes = layout_.block_bytes(),
+                     .k_offset = layout_.k_offset(1, 0),
+                     .v_offset = layout_.v_offset(1, 0),
+                     .num_runs = static_cast<std::uint32_t>(runs.size()),
+                     .group = group,
+                     .head_dim = dim,
+                     .block_tokens = layout_.block_tokens,
+                     .begin = begin,
+                     .end = end,
+                     .scale = Scale(dim),
+                     .dtype = layout_.dtype,
+                     .num_tokens = num_tokens,
+                     .q_stride = stride,
+                     .out_stride = stride});
+    for (std::size_t t = 0; t < num_tokens; ++t)
+      packed.insert(packed.end(), &out[t * stride], &out[t * stride] + width);
+    return packed;
   }
 
   // From now on units [0, pieces[0]), [pieces[0], pieces[1]) and so on are attended by calls of
@@ -222,6 +261,51 @@ TEST(AttentionInvariance, WhoeverComputesAUnitTheBitsAreTheSame) {
       }
     }
   }
+}
+
+// What a token attends ends at itself, also where its value, its scales or its keys are not finite.
+void CheckTokensOfAPass(const CpuKernels& table, DType dtype, Rng& rng) {
+  const std::uint32_t dims[] = {8, 18, 32, 64, 96, 128};
+  const std::uint32_t dim = dtype == DType::kQ8_0 ? 32 << rng.Below(3) : dims[rng.Below(6)];
+  const auto group = static_cast<std::uint32_t>(1 + rng.Below(table.attention_heads / 2));
+  const std::uint32_t most = table.attention_heads / group;
+  const auto num_tokens = static_cast<std::uint32_t>(2 + rng.Below(most - 1));
+  // The last tokens of a unit, or of two and a part of one.
+  const auto units = static_cast<std::uint32_t>(rng.Below(3));
+  const auto in_unit =
+      static_cast<std::uint32_t>(num_tokens + rng.Below(kAttentionUnit - num_tokens + 1));
+  const std::uint32_t end = units * kAttentionUnit + in_unit;
+  const auto begin = static_cast<std::uint32_t>(rng.Below(2) * rng.Below(end - num_tokens + 1));
+  History history = RandomHistory(rng, end, 1, dim);
+  if (rng.Below(3) == 0) {  // of the last token, and of none before it
+    history.k[(end - 1) * dim] = NAN;
+    history.v[(end - 1) * dim + dim / 2] = INFINITY;
+  }
+  const std::vector<float> q = Normals(rng, std::size_t{num_tokens} * group * dim);
+  const Cache cache(table, history, dtype, 16);
+  const std::vector<float> out = cache.AttendTokens(table, q, group, num_tokens, begin, end);
+  const std::size_t width = std::size_t{group} * dim;
+  for (std::uint32_t t = 0; t < num_tokens; ++t) {
+    const std::vector<float> own(&q[t * width], &q[t * width] + width);
+    const std::vector<float> alone =
+        cache.Attend(table, own, group, 0, begin, end - (num_tokens - 1 - t));
+    EXPECT_EQ(std::memcmp(alone.data(), &out[t * width], width * sizeof(float)), 0)
+        << table.name << ' ' << DTypeName(dtype) << " token " << t << " of " << num_tokens << ", "
+        << group << " heads of " << dim << ", " << begin << ".." << end;
+  }
+}
+
+TEST(AttentionInvariance, TokensThatShareAPassHaveTheBitsTheyHaveAlone) {
+  std::uint32_t num_checked = 0;
+  for (const CpuKernels* table : Tables()) {
+    if (table->attention_heads == 0) continue;
+    for (const DType dtype : kKvTypes) {
+      Rng rng(31);
+      for (int i = 0; i < 60; ++i, ++num_checked)
+        CheckTokensOfAPass(*table, dtype, rng);
+    }
+  }
+  EXPECT_EQ(num_checked == 0, FindCpuKernels("avx512") == nullptr);
 }
 
 // Slots after `end` and before `begin` may hold anything: here NaN and Inf, for both formats.

@@ -16,6 +16,11 @@ std::size_t TileBytes(const AttentionArgs& args) {
   return KvTileBytes(args.dtype, args.head_dim);
 }
 
+// Of all tokens.
+std::uint32_t NumHeads(const AttentionArgs& args) {
+  return args.group * args.num_tokens;
+}
+
 // A walk over the units of `args`, in the order of the positions.
 class UnitWalk {
  public:
@@ -63,6 +68,7 @@ class UnitWalk {
       NextTile();
     }
     unit->num_tiles = n;
+    unit->is_last = end == args_.end;
     for (std::uint32_t i = n; n != 0 && i < (n + 3) / 4 * 4 + 4; ++i) {
       unit->k[i] = unit->k[n - 1];
       unit->v[i] = unit->v[n - 1];
@@ -130,8 +136,8 @@ void ForEachUnit(const AttentionArgs& args, std::uint32_t begin, std::uint32_t e
 struct Partial {
   Partial(const AttentionArgs& args, float* floats)
       : values(floats),
-        maximum(floats + std::size_t{args.group} * args.head_dim),
-        sum(maximum + args.group) {}
+        maximum(floats + std::size_t{NumHeads(args)} * args.head_dim),
+        sum(maximum + NumHeads(args)) {}
   float* values;
   float* maximum;
   float* sum;
@@ -139,13 +145,14 @@ struct Partial {
 
 void Clear(const AttentionArgs& args, float* partial) {
   const Partial p(args, partial);
-  std::memset(partial, 0, AttentionPartialFloats(args.group, args.head_dim) * sizeof(float));
-  std::fill_n(p.maximum, args.group, -INFINITY);
+  std::memset(partial, 0, AttentionPartialFloats(NumHeads(args), args.head_dim) * sizeof(float));
+  std::fill_n(p.maximum, NumHeads(args), -INFINITY);
 }
 
 // Adds what comes after it to `into`. An empty partial result changes no bit, on either side.
 void Merge(const AttentionArgs& args, const Partial& into, const Partial& more) {
-  for (std::uint32_t g = 0; g < args.group; ++g) {
+  const std::uint32_t num_heads = NumHeads(args);
+  for (std::uint32_t g = 0; g < num_heads; ++g) {
     float* values = into.values + std::size_t{g} * args.head_dim;
     const float* other = more.values + std::size_t{g} * args.head_dim;
     if (more.maximum[g] == -INFINITY && more.sum[g] == 0) continue;
@@ -166,11 +173,13 @@ void Merge(const AttentionArgs& args, const Partial& into, const Partial& more) 
 }
 
 void Finish(const AttentionArgs& args, const Partial& all) {
-  for (std::uint32_t g = 0; g < args.group; ++g) {
+  const std::size_t width = std::size_t{args.group} * args.head_dim;
+  for (std::uint32_t g = 0; g < NumHeads(args); ++g) {
     const float inverse = 1.0f / all.sum[g];
     const std::size_t row = std::size_t{g} * args.head_dim;
+    float* out = args.out + g / args.group * args.out_stride + row % width;
     for (std::uint32_t d = 0; d < args.head_dim; ++d)
-      args.out[row + d] = all.values[row + d] * inverse;
+      out[d] = all.values[row + d] * inverse;
   }
 }
 
@@ -186,12 +195,12 @@ std::size_t AttentionScratchFloats(std::uint32_t group, std::uint32_t head_dim) 
 }
 
 float* AttentionKernelScratch(const AttentionArgs& args) {
-  return args.scratch + 2 * AttentionPartialFloats(args.group, args.head_dim);
+  return args.scratch + 2 * AttentionPartialFloats(NumHeads(args), args.head_dim);
 }
 
 void AttendUnits(AttentionUnitKernel kernel, const AttentionArgs& args, std::uint32_t begin,
                  std::uint32_t end, float* partials) {
-  const std::size_t size = AttentionPartialFloats(args.group, args.head_dim);
+  const std::size_t size = AttentionPartialFloats(NumHeads(args), args.head_dim);
   for (std::uint32_t i = begin; i < end; ++i)
     Clear(args, partials + (i - begin) * size);
   ForEachUnit(args, begin, end, [&](const AttentionUnit& unit, std::uint32_t index) {
@@ -200,7 +209,7 @@ void AttendUnits(AttentionUnitKernel kernel, const AttentionArgs& args, std::uin
 }
 
 void MergeUnits(const AttentionArgs& args, const float* partials, std::uint32_t num_partials) {
-  const std::size_t size = AttentionPartialFloats(args.group, args.head_dim);
+  const std::size_t size = AttentionPartialFloats(NumHeads(args), args.head_dim);
   std::memcpy(args.scratch, partials, size * sizeof(float));
   for (std::uint32_t i = 1; i < num_partials; ++i) {
     std::memcpy(args.scratch + size, partials + i * size, size * sizeof(float));
@@ -210,7 +219,7 @@ void MergeUnits(const AttentionArgs& args, const float* partials, std::uint32_t 
 }
 
 void AttendWhole(AttentionUnitKernel kernel, const AttentionArgs& args) {
-  const std::size_t size = AttentionPartialFloats(args.group, args.head_dim);
+  const std::size_t size = AttentionPartialFloats(NumHeads(args), args.head_dim);
   Clear(args, args.scratch);
   ForEachUnit(args, 0, (args.end + kAttentionUnit - 1) / kAttentionUnit,
               [&](const AttentionUnit& unit, std::uint32_t) {

@@ -127,6 +127,7 @@ const CpuKernels kAvx2Kernels = {
     .store_kv = nullptr,
     .attention = Attention,
     .attention_unit = Avx2AttentionUnit,
+    .attention_heads = 0,
     .swiglu = SwiGlu,
     .exp = ExpRow,
     .logit_stats = LogitStats,

@@ -273,6 +273,7 @@ const CpuKernels kAvx512Kernels = {
     .store_kv = StoreKv,
     .attention = Attention,
     .attention_unit = Avx512AttentionUnit,
+    .attention_heads = 8,
     .swiglu = SwiGlu,
     .exp = ExpRow,
     .logit_stats = LogitStats,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention with AVX-512: all query heads of a KV head share one pass over its K and V, up to eight
-// at a time. What was tried and what it brought: docs/decisions/0018.
+// at a time: of one token, or those of several that follow each other. What was tried and what it
+// brought: docs/decisions/0019.
 #include "kernels/avx512_lanes.h"
 #include "kernels/cpu_kernels.h"
 
@@ -16,6 +17,27 @@ inline void Prefetch(const uint8_t* soon, const uint8_t* ahead) {
   _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T1);
 }
 
+// Of all tokens.
+uint32_t NumHeads(const AttentionArgs& args) {
+  return args.group * args.num_tokens;
+}
+
+// Lanes of a unit: tile * kLanes + lane within the tile.
+struct Span {
+  uint32_t begin;
+  uint32_t end;
+};
+
+uint32_t NumTiles(const Span& span) {
+  return (span.end + kLanes - 1) / kLanes;
+}
+
+// What token `token` of args.num_tokens attends of the unit.
+Span AttendedBy(const AttentionArgs& args, const AttentionUnit& unit, uint32_t token) {
+  const uint32_t end = (unit.num_tiles - 1) * kLanes + unit.end_lane;
+  return {unit.first_lane, unit.is_last ? end - (args.num_tokens - 1 - token) : end};
+}
+
 // Asks for the tiles between K and V a few lines at a time, so that memory is never idle.
 class Between {
  public:
@@ -23,8 +45,8 @@ class Between {
       : unit_(unit),
         tile_lines_(static_cast<uint32_t>(TileBytes(args) / 64)),
         // In as many equal parts as there are calls of Ask.
-        lines_((kTilesBetween * tile_lines_ + args.group * unit.num_tiles - 1) /
-               (args.group * unit.num_tiles)) {}
+        lines_((kTilesBetween * tile_lines_ + NumHeads(args) * unit.num_tiles - 1) /
+               (NumHeads(args) * unit.num_tiles)) {}
 
   void Ask() {
     for (uint32_t i = 0; i < lines_ && tile_ < kTilesBetween; ++i) {
@@ -63,22 +85,22 @@ struct Q8Query {
   int32_t minus128;
 };
 
-// The attended lanes of a tile.
-__mmask16 Attended(const AttentionUnit& unit, uint32_t tile) {
-  const __mmask16 end = TailMask(tile + 1 == unit.num_tiles ? unit.end_lane : kLanes);
-  return tile == 0 ? static_cast<__mmask16>(end & ~TailMask(unit.first_lane)) : end;
+// The lanes of a tile that are attended.
+__mmask16 Attended(const Span& span, uint32_t tile) {
+  const uint32_t first = tile * kLanes;
+  const __mmask16 end = TailMask(span.end > first ? span.end - first : 0);
+  return tile == 0 ? static_cast<__mmask16>(end & ~TailMask(span.begin)) : end;
 }
 
 // Q8_0: what the scales of the unit's values in one block are times 65,535 over the greatest of
 // them, zero in lanes that are not attended. Returns the greatest over 65,535; NaN if one is NaN.
-float RelativeScales(const AttentionArgs& args, const AttentionUnit& unit, uint32_t block,
-                     float* scales) {
-  const size_t at = size_t{args.head_dim} * kLanes + block * kScaleBytes;
+// `at` is where a tile has its scales of the block.
+float RelativeScales(const AttentionUnit& unit, const Span& span, size_t at, float* scales) {
   __m512 greatest = _mm512_setzero_ps();
   __mmask16 nan = 0;
   for (uint32_t tile = 0; tile < unit.num_tiles; ++tile) {
     const __m512 scale =
-        _mm512_maskz_mov_ps(Attended(unit, tile), LoadFloats<DType::kBf16>(unit.v[tile] + at));
+        _mm512_maskz_mov_ps(Attended(span, tile), LoadFloats<DType::kBf16>(unit.v[tile] + at));
     nan = static_cast<__mmask16>(nan | _mm512_cmp_ps_mask(scale, scale, _CMP_UNORD_Q));
     greatest = _mm512_max_ps(greatest, scale);
     _mm512_store_ps(scales + tile * size_t{kLanes}, scale);
@@ -195,11 +217,11 @@ struct Heads {
     }
   }
 
-  // Folds tiles [tile, end) into dimensions [dim, dim + 16 kCount) of the sums, position by
-  // position; into those of `mask`, to be exact, which is whole unless kCount is 1.
+  // Folds the span into dimensions [dim, dim + 16 kCount) of the sums, position by position; into
+  // those of `mask`, to be exact, which is whole unless kCount is 1.
   template <uint32_t kCount>
-  static void Fold(const AttentionArgs& args, const AttentionUnit& unit, uint32_t tile,
-                   uint32_t end, uint32_t dim, const float* weights, float* sums) {
+  static void Fold(const AttentionArgs& args, const AttentionUnit& unit, const Span& span,
+                   uint32_t dim, const float* weights, float* sums) {
     constexpr bool kWhole = kCount > 1;
     const __mmask16 mask = TailMask(args.head_dim - dim);
     float* out = sums + dim;
@@ -212,10 +234,11 @@ struct Heads {
         sum[h][c] = kWhole ? _mm512_loadu_ps(from) : _mm512_maskz_loadu_ps(mask, from);
       }
     }
-    for (; tile < end; ++tile) {
+    size_t lane = span.begin % kLanes;
+    for (uint32_t tile = span.begin / kLanes; tile < NumTiles(span); ++tile, lane = 0) {
       const float* w = weights + size_t{tile} * kLanes;
-      const uint32_t last = tile + 1 == unit.num_tiles ? unit.end_lane : kLanes;
-      for (size_t lane = tile == 0 ? unit.first_lane : 0; lane < last; ++lane) {
+      const uint32_t left = span.end - tile * kLanes;
+      for (const uint32_t last = left < kLanes ? left : kLanes; lane < last; ++lane) {
         const size_t at = (lane * args.head_dim + dim) * kElementBytes<kType>;
         constexpr size_t kLine = 64;
         KVRM_UNROLL
@@ -253,11 +276,12 @@ struct Heads {
     alignas(64) uint8_t low[kHeads][kAttentionUnit];
   };
 
-  static void PackWeights(const AttentionUnit& unit, const float* weights, const float* scales,
-                          ByteWeights* packed) {
+  // For the heads of `heads`.
+  static void PackWeights(const AttentionUnit& unit, const Span& heads, const float* weights,
+                          const float* scales, ByteWeights* packed) {
     const __m512i low = _mm512_set1_epi16(0xff);
     for (uint32_t tile = 0; tile < unit.num_tiles; tile += 4) {
-      for (uint32_t h = 0; h < kHeads; ++h) {
+      for (uint32_t h = heads.begin; h < heads.end; ++h) {
         const float* from = weights + h * kAttentionUnit + tile * kLanes;
         __m512i w[4];
         KVRM_UNROLL
@@ -281,7 +305,7 @@ struct Heads {
   // exactly. Lanes that are not attended have a weight of zero, and any byte times that is zero.
   template <uint32_t kCount>
   static void FoldBytes(const AttentionArgs& args, const AttentionUnit& unit, uint32_t dim,
-                        const ByteWeights& packed, float step, float* sums) {
+                        const ByteWeights& packed, const float* steps, float* sums) {
     __m512i high[kHeads][kCount];
     __m512i low[kHeads][kCount];
     KVRM_UNROLL
@@ -321,7 +345,7 @@ struct Heads {
         const __m512 sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high[h][c]), _mm512_set1_ps(256.0f),
                                            _mm512_cvtepi32_ps(low[h][c]));
         _mm512_storeu_ps(sums + h * size_t{args.head_dim} + dim + c * kLanes,
-                         _mm512_mul_ps(sum, _mm512_set1_ps(step)));
+                         _mm512_mul_ps(sum, _mm512_set1_ps(steps[h])));
       }
     }
   }
@@ -330,28 +354,54 @@ struct Heads {
                             const float* weights, float* sums) {
     alignas(64) float scales[kAttentionUnit];
     ByteWeights packed;
+    float steps[kHeads];
+    // Of one token. Of several there are no more heads than kHeads.
+    const uint32_t group = args.num_tokens == 1 ? kHeads : args.group;
     for (uint32_t dim = 0; dim < args.head_dim; dim += kBlock) {
-      const float step = RelativeScales(args, unit, dim / kBlock, scales);
-      PackWeights(unit, weights, scales, &packed);
+      const size_t at = size_t{args.head_dim} * kLanes + dim / kBlock * kScaleBytes;
+      float step = 0;
+      for (uint32_t t = 0; t * group < kHeads; ++t) {
+        // The greatest scale is that of what the token attends.
+        if (t == 0 || unit.is_last)
+          step = RelativeScales(unit, AttendedBy(args, unit, t), at, scales);
+        PackWeights(unit, {t * group, (t + 1) * group}, weights, scales, &packed);
+        for (uint32_t h = t * group; h < (t + 1) * group; ++h)
+          steps[h] = step;
+      }
       if constexpr (kHeads > 6) {
-        FoldBytes<1>(args, unit, dim, packed, step, sums);
-        FoldBytes<1>(args, unit, dim + kLanes, packed, step, sums);
+        FoldBytes<1>(args, unit, dim, packed, steps, sums);
+        FoldBytes<1>(args, unit, dim + kLanes, packed, steps, sums);
       } else {
-        FoldBytes<2>(args, unit, dim, packed, step, sums);
+        FoldBytes<2>(args, unit, dim, packed, steps, sums);
       }
     }
   }
 
+  static void FoldSpan(const AttentionArgs& args, const AttentionUnit& unit, const Span& span,
+                       const float* weights, float* sums) {
+    uint32_t dim = 0;
+    for (; args.head_dim - dim >= kVectors * kLanes; dim += kVectors * kLanes)
+      Fold<kVectors>(args, unit, span, dim, weights, sums);
+    for (; dim < args.head_dim; dim += kLanes)
+      Fold<1>(args, unit, span, dim, weights, sums);
+  }
+
+  // What all tokens attend by all heads at once, then what the later ones attend beyond. A weight
+  // of zero would not do for the earlier: it leaves no NaN and not every sum as it is.
   static void FoldUnitFloats(const AttentionArgs& args, const AttentionUnit& unit,
                              const float* weights, float* sums) {
     __builtin_memset(sums, 0, kHeads * sizeof(float) * args.head_dim);
-    for (uint32_t tile = 0; tile < unit.num_tiles; tile += kFoldTiles) {
-      const uint32_t end = tile + kFoldTiles < unit.num_tiles ? tile + kFoldTiles : unit.num_tiles;
-      uint32_t dim = 0;
-      for (; args.head_dim - dim >= kVectors * kLanes; dim += kVectors * kLanes)
-        Fold<kVectors>(args, unit, tile, end, dim, weights, sums);
-      for (; dim < args.head_dim; dim += kLanes)
-        Fold<1>(args, unit, tile, end, dim, weights, sums);
+    const Span shared = AttendedBy(args, unit, 0);
+    for (Span span = shared; span.begin < shared.end; span.begin = span.end) {
+      const uint32_t end = (span.begin / kLanes + kFoldTiles) * kLanes;
+      span.end = end < shared.end ? end : shared.end;
+      FoldSpan(args, unit, span, weights, sums);
+    }
+    if (args.num_tokens == 1 || !unit.is_last) return;
+    for (uint32_t h = args.group; h < kHeads; ++h) {
+      const Span rest = {shared.end, AttendedBy(args, unit, h / args.group).end};
+      Heads<kType, 1>::FoldSpan(args, unit, rest, weights + size_t{h} * kAttentionUnit,
+                                sums + size_t{h} * args.head_dim);
     }
   }
 
@@ -360,9 +410,10 @@ struct Heads {
     float* weights = AttentionKernelScratch(args);
     weights += size_t{head} * kAttentionUnit;
     Score(args, unit, queries, head, weights);
-    float* maximum = partial + size_t{args.group} * args.head_dim + head;
+    float* maximum = partial + size_t{NumHeads(args)} * args.head_dim + head;
     for (uint32_t h = 0; h < kHeads; ++h)
-      Weigh(args, unit, weights + size_t{h} * kAttentionUnit, between, maximum + h);
+      Weigh(args, AttendedBy(args, unit, (head + h) / args.group),
+            weights + size_t{h} * kAttentionUnit, between, maximum + h);
     float* sums = partial + size_t{head} * args.head_dim;
     if constexpr (kType == DType::kQ8_0) {
       FoldUnitBytes(args, unit, weights, sums);
@@ -375,15 +426,15 @@ struct Heads {
   //
   // HAZARD: lanes outside the attended range hold stale or uninitialised slots, NaN and Inf among
   // them. They are replaced by selection, never by multiplication with zero.
-  static void Weigh(const AttentionArgs& args, const AttentionUnit& unit, float* weights,
-                    Between* between, float* maximum) {
+  static void Weigh(const AttentionArgs& args, const Span& span, float* weights, Between* between,
+                    float* maximum) {
     const __m512 scale = _mm512_set1_ps(args.scale);
     const __m512 lowest = _mm512_set1_ps(-kInfinity);
-    const uint32_t last = unit.num_tiles - 1;
+    const uint32_t last = NumTiles(span) - 1;
     __m512 greatest = lowest;
     for (uint32_t i = 0; i <= last; ++i) {
       const __m512 score = _mm512_mul_ps(_mm512_loadu_ps(weights + i * kLanes), scale);
-      const __m512 chosen = _mm512_mask_mov_ps(lowest, Attended(unit, i), score);
+      const __m512 chosen = _mm512_mask_mov_ps(lowest, Attended(span, i), score);
       _mm512_storeu_ps(weights + i * kLanes, chosen);
       greatest = _mm512_max_ps(greatest, chosen);
     }
@@ -392,29 +443,37 @@ struct Heads {
     __m512 total = _mm512_setzero_ps();
     for (uint32_t i = 0; i <= last; ++i) {
       const __m512 score = _mm512_loadu_ps(weights + i * kLanes);
-      const __m512 weight = _mm512_maskz_mov_ps(Attended(unit, i), Exp(_mm512_sub_ps(score, top)));
+      const __m512 weight = _mm512_maskz_mov_ps(Attended(span, i), Exp(_mm512_sub_ps(score, top)));
       _mm512_storeu_ps(weights + i * kLanes, weight);
       total = _mm512_add_ps(total, weight);
       between->Ask();
     }
-    maximum[args.group] = _mm512_reduce_add_ps(total);
+    maximum[NumHeads(args)] = _mm512_reduce_add_ps(total);
   }
 };
 
 // Quantises the queries behind the weights: head_dim bytes and 8 for every 32 of them, which
-// head_dim floats have room for.
+// head_dim floats have room for. Those of several tokens are brought together there.
 Queries Prepare(const AttentionArgs& args, float* weights) {
   const size_t stride = size_t{args.head_dim} * sizeof(float);
-  auto* bytes = reinterpret_cast<uint8_t*>(weights + size_t{args.group} * kAttentionUnit);
-  if (args.dtype == DType::kQ8_0) {
-    for (uint32_t g = 0; g < args.group; ++g) {
-      uint8_t* target = bytes + g * stride;
-      for (size_t b = 0; b < args.head_dim / kBlock; ++b) {
-        const Q8Scale block = QuantizeBlock(args.q + size_t{g} * args.head_dim + b * kBlock,
-                                            reinterpret_cast<int8_t*>(target + b * kBlock));
-        const Q8Query query = {block.scale, block.start[kStart128]};
-        __builtin_memcpy(target + args.head_dim + b * sizeof(query), &query, sizeof(query));
-      }
+  float* copies = weights + size_t{NumHeads(args)} * kAttentionUnit;
+  auto* bytes = reinterpret_cast<uint8_t*>(copies);
+  const size_t token_bytes = args.group * stride;
+  if (args.dtype != DType::kQ8_0) {
+    if (args.num_tokens == 1) return {args.q, bytes, stride};
+    for (uint32_t t = 0; t < args.num_tokens; ++t)
+      __builtin_memcpy(bytes + t * token_bytes, args.q + t * args.q_stride, token_bytes);
+    return {copies, bytes, stride};
+  }
+  for (uint32_t h = 0; h < NumHeads(args); ++h) {
+    uint8_t* target = bytes + h * stride;
+    const float* q =
+        args.q + h / args.group * args.q_stride + size_t{h % args.group} * args.head_dim;
+    for (size_t b = 0; b < args.head_dim / kBlock; ++b) {
+      const Q8Scale block =
+          QuantizeBlock(q + b * kBlock, reinterpret_cast<int8_t*>(target + b * kBlock));
+      const Q8Query query = {block.scale, block.start[kStart128]};
+      __builtin_memcpy(target + args.head_dim + b * sizeof(query), &query, sizeof(query));
     }
   }
   return {args.q, bytes, stride};
@@ -425,9 +484,9 @@ void AttendType(const AttentionArgs& args, const AttentionUnit& unit, float* par
   const Queries queries = Prepare(args, AttentionKernelScratch(args));
   Between between(args, unit);
   uint32_t g = 0;
-  for (; args.group - g >= 8; g += 8)
+  for (; NumHeads(args) - g >= 8; g += 8)
     Heads<kType, 8>::Attend(args, unit, queries, g, &between, partial);
-  switch (args.group - g) {
+  switch (NumHeads(args) - g) {
     case 7:
       return Heads<kType, 7>::Attend(args, unit, queries, g, &between, partial);
     case 6:

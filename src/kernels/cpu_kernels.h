@@ -139,6 +139,10 @@ struct AttentionRun {
 // the result does not depend on how the history is cut into runs or chunks, nor on who computed
 // which unit (docs/decisions/0012).
 // head_dim is any even number up to 512: there are models with 8, so tails are real.
+//
+// Tokens of one row at consecutive positions may share the pass over K and V, in tables with
+// CpuKernels::attention_heads. Their positions lie in one unit and in no hole, and `begin` is the
+// same for all. The result of each is to the bit what it is alone.
 struct AttentionArgs {
   const float* q;  // [group][head_dim], not yet scaled
   float* out;      // [group][head_dim]
@@ -152,9 +156,12 @@ struct AttentionArgs {
   uint32_t head_dim;
   uint32_t block_tokens;
   uint32_t begin;  // first attended position (sliding window), usually 0
-  uint32_t end;    // this token's position + 1
+  uint32_t end;    // the (last) token's position + 1
   float scale;     // 1 / sqrt(head_dim) as a rule
   DType dtype;
+  uint32_t num_tokens = 1;  // at positions [end - num_tokens, end)
+  size_t q_stride = 0;      // floats from token to token
+  size_t out_stride = 0;
 };
 inline constexpr uint32_t kAttentionUnit = 512;
 
@@ -171,6 +178,7 @@ struct AttentionUnit {
   uint32_t num_tiles;  // at least 1
   uint32_t first_lane;
   uint32_t end_lane;
+  bool is_last;  // token t does not attend the last num_tokens - 1 - t lanes
   // Beyond num_tiles come some that repeat the last tile, so that it may be read and the outcome
   // ignored: up to a multiple of 4 and 4 more.
   const uint8_t* k[kUnitTiles + 4];
@@ -208,6 +216,8 @@ struct CpuKernels {
   // Attention over the positions of one unit alone, whatever args.begin and end say, written as a
   // partial result (AttentionPartialFloats). args.out is not touched.
   AttentionUnitKernel attention_unit;
+  // The most that group * num_tokens may be where num_tokens is not 1; 0: it must be 1.
+  uint32_t attention_heads;
   // y[i] = silu(gate[i]) * up[i]
   void (*swiglu)(const float* gate, const float* up, float* y, uint32_t n);
   // y[i] = e^x[i], relative error below 2e-7 where the result is a normal number
@@ -222,6 +232,8 @@ struct CpuKernels {
   uint32_t (*select)(const LogitSelection& selection, uint32_t* ids);
 };
 
+// Below, `group` is AttentionArgs::group * num_tokens, token by token.
+//
 // A partial result: [group][head_dim] weighted sums of values, then [group] greatest scores, then
 // [group] sums of weights, relative to the greatest score. Its size is a multiple of 16 floats.
 size_t AttentionPartialFloats(uint32_t group, uint32_t head_dim);

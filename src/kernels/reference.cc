@@ -145,6 +145,7 @@ const CpuKernels kReferenceKernels = {
     .store_kv = nullptr,
     .attention = Attention,
     .attention_unit = AttendUnit,
+    .attention_heads = 0,
     .swiglu = SwiGlu,
     .exp = nullptr,
     .logit_stats = nullptr,

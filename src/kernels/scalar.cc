@@ -402,6 +402,7 @@ const CpuKernels kScalarKernels = {
     .store_kv = StoreKv,
     .attention = Attention,
     .attention_unit = AttendUnit,
+    .attention_heads = 0,
     .swiglu = SwiGlu,
     .exp = Exp,
     .logit_stats = LogitStats,

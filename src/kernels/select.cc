@@ -24,8 +24,11 @@ CpuKernels Over(const CpuKernels& better, const CpuKernels& lesser) {
   if (result.rms_norm == nullptr) result.rms_norm = lesser.rms_norm;
   if (result.rope == nullptr) result.rope = lesser.rope;
   if (result.store_kv == nullptr) result.store_kv = lesser.store_kv;
-  if (result.attention == nullptr) result.attention = lesser.attention;
-  if (result.attention_unit == nullptr) result.attention_unit = lesser.attention_unit;
+  if (result.attention == nullptr) {
+    result.attention = lesser.attention;
+    result.attention_unit = lesser.attention_unit;
+    result.attention_heads = lesser.attention_heads;
+  }
   if (result.swiglu == nullptr) result.swiglu = lesser.swiglu;
   if (result.exp == nullptr) result.exp = lesser.exp;
   if (result.logit_stats == nullptr) result.logit_stats = lesser.logit_stats;

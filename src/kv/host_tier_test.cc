@@ -9,23 +9,10 @@
 #include <vector>
 
 #include "base/counted_new_for_test.h"
-#include "device/host_device.h"
-#include "kv/kv_cache.h"
-#include "step/step_builder.h"
+#include "kv/cache_bench_for_test.h"
 
 namespace kvrm {
 namespace {
-
-constexpr std::uint32_t kBlockTokens = 16;
-// 16 tokens of 8 bytes: one stamp per slot.
-constexpr KvLayout kLayout = {.num_layers = 1,
-                              .num_kv_heads = 1,
-                              .head_dim = 1,
-                              .block_tokens = kBlockTokens,
-                              .dtype = DType::kF32};
-constexpr SeqId kA{0};
-constexpr SeqId kB{1};
-constexpr SeqId kC{2};
 
 KvCacheOptions Options(std::uint32_t host_blocks, std::uint32_t move_blocks = 4) {
   return {.layout = kLayout,
@@ -41,15 +28,8 @@ KvCacheOptions Options(std::uint32_t host_blocks, std::uint32_t move_blocks = 4)
 
 // Steps that run the moment they are committed: each row's token at position p has the stamp
 // seed + p.
-struct Bench {
-  explicit Bench(const KvCacheOptions& options)
-      : cache(options, device),
-        builder({.max_rows = 4,
-                 .max_tokens = 1024,
-                 .max_runs = options.max_runs,
-                 .max_groups = options.max_groups,
-                 .block_tokens = kBlockTokens},
-                4) {}
+struct Bench : CacheBench {
+  using CacheBench::CacheBench;
 
   std::uint64_t* Slot(std::uint32_t slot) {
     return reinterpret_cast<std::uint64_t*>(cache.memory().data()) + slot;
@@ -70,10 +50,7 @@ struct Bench {
     return Run();
   }
   StepView Run() {
-    const StepView view = builder.Commit(0, 4);
-    cache.Launch(view);
-    cache.Land();
-    builder.Latch();
+    const StepView view = Launch();
     cache.Retire(builder.Retire());
     cache.CheckInvariants();
     return view;
@@ -87,10 +64,6 @@ struct Bench {
     EXPECT_EQ(p, length);
   }
   void Overwrite() { std::memset(cache.memory().data(), 0xff, cache.memory().size()); }
-
-  HostDevice device;
-  KvCache cache;
-  StepBuilder builder;
 };
 
 TEST(HostTier, WhatIsParkedComesBackInAnotherIdentityWithinTheBudgetOfEachStep) {

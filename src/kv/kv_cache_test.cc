@@ -7,19 +7,10 @@
 #include <vector>
 
 #include "base/counted_new_for_test.h"
-#include "device/host_device.h"
-#include "step/step_builder.h"
+#include "kv/cache_bench_for_test.h"
 
 namespace kvrm {
 namespace {
-
-constexpr std::uint32_t kBlockTokens = 16;
-// 16 tokens of 8 bytes: one stamp per slot.
-constexpr KvLayout kLayout = {.num_layers = 1,
-                              .num_kv_heads = 1,
-                              .head_dim = 1,
-                              .block_tokens = kBlockTokens,
-                              .dtype = DType::kF32};
 
 KvCacheOptions Options(std::uint32_t num_blocks, std::uint32_t max_runs = 4) {
   return {.layout = kLayout,
@@ -32,15 +23,8 @@ KvCacheOptions Options(std::uint32_t num_blocks, std::uint32_t max_runs = 4) {
 }
 
 // A cache, its device and a ring, and steps that run the moment they are committed.
-struct Bench {
-  explicit Bench(const KvCacheOptions& options)
-      : cache(options, device),
-        builder({.max_rows = 4,
-                 .max_tokens = 1024,
-                 .max_runs = options.max_runs,
-                 .max_groups = options.max_groups,
-                 .block_tokens = kBlockTokens},
-                4) {}
+struct Bench : CacheBench {
+  using CacheBench::CacheBench;
 
   // Commits a step in which each of `seqs` writes the rest of its target. Not yet retired.
   StepView Commit(const std::vector<std::pair<SeqId, std::uint32_t>>& rows) {
@@ -52,11 +36,7 @@ struct Bench {
       CHECK(cache.AddRow(builder, {.seq = seq, .first_position = first, .tokens = tokens}));
       lengths[Index(seq)] = num_tokens;
     }
-    const StepView view = builder.Commit(0, 4);
-    cache.Launch(view);
-    cache.Land();
-    builder.Latch();
-    return view;
+    return Launch();
   }
   void Retire() { cache.Retire(builder.Retire()); }
   // Extends, runs and retires a step of one row.
@@ -71,15 +51,8 @@ struct Bench {
     lengths[Index(seq)] = 0;
   }
 
-  HostDevice device;
-  KvCache cache;
-  StepBuilder builder;
   std::array<std::uint32_t, 4> lengths = {};
 };
-
-constexpr SeqId kA{0};
-constexpr SeqId kB{1};
-constexpr SeqId kC{2};
 
 TEST(KvCache, ReservesThePoolOnce) {
   Bench bench(Options(9));

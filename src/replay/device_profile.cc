@@ -11,7 +11,9 @@
 namespace kvrm {
 namespace {
 
-constexpr std::uint32_t kSimTokenBytes = 8;  // one layer, one head of one dimension, F32, K and V
+// Of a layer: one head of one dimension, F32, K and V.
+constexpr std::uint32_t kSimTokenBytes = 8;
+constexpr std::uint32_t kMaxLayers = 1024;
 constexpr double kMaxCost = 1e9;
 constexpr std::uint32_t kMaxTokenBytes = 64u << 20;
 constexpr std::uint32_t kMaxContext = 1u << 24;
@@ -113,6 +115,8 @@ Result<DeviceProfile> ParseDeviceProfile(std::string_view text) {
                    : name == "kv_byte_ns"   ? &profile.kv_byte_ns
                    : name == "pair_ns"      ? &profile.pair_ns
                    : name == "move_byte_ns" ? &profile.move_byte_ns
+                   : name == "group_us"     ? &profile.group_us
+                   : name == "map_us"       ? &profile.map_us
                                             : nullptr;
     if (cost != nullptr) {
       if (code || !(number >= 0.0 && number <= kMaxCost))
@@ -120,12 +124,16 @@ Result<DeviceProfile> ParseDeviceProfile(std::string_view text) {
       *cost = number;
     } else if (name == "kv_token_bytes" && number >= kSimTokenBytes && number <= kMaxTokenBytes) {
       profile.kv_token_bytes = static_cast<std::uint32_t>(number);
+    } else if (name == "num_layers" && number >= 1 && number <= kMaxLayers) {
+      profile.num_layers = static_cast<std::uint32_t>(number);
+    } else if (name == "dense_only" && member.value().is_bool()) {
+      profile.dense_only = member.value().get_bool();
     } else if (name == "max_context" && number >= 64 && number <= kMaxContext) {
       profile.max_context = static_cast<std::uint32_t>(number);
     } else {
       return Bad(name +
                  " is unknown or out of range (kv_token_bytes 8 to 2^26, max_context 64 to "
-                 "2^24)");
+                 "2^24, num_layers 1 to 1024, dense_only true or false)");
     }
   }
   if (!object->contains("name")) return Bad("name is missing");
@@ -144,6 +152,10 @@ std::string DeviceProfileJson(const DeviceProfile& profile) {
                          {"kv_byte_ns", profile.kv_byte_ns},
                          {"pair_ns", profile.pair_ns},
                          {"move_byte_ns", profile.move_byte_ns},
+                         {"group_us", profile.group_us},
+                         {"map_us", profile.map_us},
+                         {"num_layers", profile.num_layers},
+                         {"dense_only", profile.dense_only},
                          {"kv_token_bytes", profile.kv_token_bytes},
                          {"max_context", profile.max_context}};
   return json::serialize(object) + "\n";
@@ -161,6 +173,44 @@ double TokensUs(const DeviceProfile& profile, double tokens) {
   return a.us + (b.us - a.us) * (tokens - a.tokens) / (b.tokens - a.tokens);
 }
 
+std::optional<DeviceProfile> FindDeviceProfile(std::string_view name) {
+  // Llama-3.1-8B in 16 bits on one device: 16.06 GB of weights, 131,072 bytes of KV a token.
+  // Bandwidth and arithmetic at 80 % and 60 % of what the data sheets say.
+  const auto device = [name](double gb_per_s, double tflops) {
+    const double byte_ns = 1.0 / (0.8 * gb_per_s);
+    const double flop_us = 1e-6 / (0.6 * tflops);
+    return DeviceProfile{.name = std::string(name) + " (model)",
+                         .step_us = 16.06e6 * byte_ns,
+                         .row_us = 0.0,
+                         .token_us = 16.06e9 * flop_us,
+                         .kv_byte_ns = byte_ns,
+                         .pair_ns = 524288.0 * flop_us * 1e3,
+                         .move_byte_ns = 2.0 * byte_ns,
+                         .group_us = 2.3,
+                         .map_us = 40.0,
+                         .num_layers = 32,
+                         .kv_token_bytes = 131072,
+                         .max_context = 131072};
+  };
+  if (name == "example") return DeviceProfile{};
+  if (name == "a100") return device(2039, 312);
+  if (name == "h200") return device(4800, 989);
+  if (name == "gh200") return device(4000, 989);
+  if (name == "npu") {
+    DeviceProfile profile = device(800, 100);
+    profile.group_us = 1.0;
+    profile.dense_only = true;
+    return profile;
+  }
+  return std::nullopt;
+}
+
+bool CanShow(const DeviceProfile& profile, KvView view) {
+  const bool in_place =
+      view == KvView::kExtents || view == KvView::kPaged || view == KvView::kMapped;
+  return !(profile.dense_only && in_place);
+}
+
 std::int64_t StepCostNs(const DeviceProfile& profile, const StepProbe& step,
                         std::uint64_t bytes_scale) {
   const double us = profile.step_us + profile.row_us * step.num_rows +
@@ -169,17 +219,18 @@ std::int64_t StepCostNs(const DeviceProfile& profile, const StepProbe& step,
   const double moved = static_cast<double>(step.moved_bytes * bytes_scale);
   const double ns = us * 1e3 + attended * profile.kv_byte_ns +
                     static_cast<double>(step.prompt_pairs) * profile.pair_ns +
-                    moved * profile.move_byte_ns;
+                    moved * profile.move_byte_ns + step.num_copies * profile.group_us * 1e3 +
+                    step.num_maps * profile.map_us * 1e3;
   return std::max<std::int64_t>(std::llround(ns), 1);
 }
 
 std::uint64_t ProfileBytesScale(const DeviceProfile& profile) {
-  return std::max(profile.kv_token_bytes / kSimTokenBytes, 1u);
+  return std::max(profile.kv_token_bytes / (kSimTokenBytes * profile.num_layers), 1u);
 }
 
 EngineParts ProfileParts(const DeviceProfile& profile, Device& device, StepProbe* probe,
                          SimClock* clock) {
-  return {.layout = {.num_layers = 1,
+  return {.layout = {.num_layers = profile.num_layers,
                      .num_kv_heads = 1,
                      .head_dim = 1,
                      .block_tokens = kTileTokens,

@@ -4,12 +4,14 @@
 //
 //   step = step_us + rows * row_us + tokens * token_us + tokens_us(tokens)
 //          + attended bytes * kv_byte_ns + prompt pairs * pair_ns + moved bytes * move_byte_ns
+//          + copies * group_us + mappings * map_us
 //
 // tokens_us is linear between its points and beyond its last two: a matrix product's rate depends
 // on how many tokens share the reading of a weight.
 //
-// Attended bytes are those of every row's whole history, once a row and step; prompt pairs are
-// those of a prompt's token and a position that it attends. The engine, its
+// Attended bytes are those of every row's whole history, padding included, once a row and step;
+// prompt pairs are those of a prompt's token and a position that it attends. What a row's own token
+// costs when it is written twice (staged) is not counted. The engine, its
 // scheduler, cache and transport are the real ones; only time and tokens are made up.
 //
 // Threading: one thread.
@@ -17,6 +19,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -43,6 +46,12 @@ struct DeviceProfile {
   double kv_byte_ns = 0.0001;  // 10 GB/s
   double pair_ns = 0.0;
   double move_byte_ns = 0.0001;
+  double group_us = 0.0;
+  double map_us = 0.0;
+  // For the size of layer buffers: two of num_layers layers of a window.
+  std::uint32_t num_layers = 1;
+  // It can read contiguous windows only: no extents, paged or mapped view.
+  bool dense_only = false;
   std::uint32_t kv_token_bytes = 65536;  // all layers, K and V; rounded down to a multiple of 8
   std::uint32_t max_context = 32768;
   std::vector<TokensPoint> tokens_us = {};  // at most kMaxTokensPoints; empty: nothing
@@ -57,6 +66,14 @@ Result<DeviceProfile> ParseDeviceProfile(std::string_view text);
 std::string DeviceProfileJson(const DeviceProfile& profile);
 
 double TokensUs(const DeviceProfile& profile, double tokens);
+
+// Those that come with the program, by name (docs/study/profiles.md has where the figures are
+// from): example, a100, h200, gh200, npu.
+std::optional<DeviceProfile> FindDeviceProfile(std::string_view name);
+
+// Whether the device can read what the view shows.
+bool CanShow(const DeviceProfile& profile, KvView view);
+
 std::int64_t StepCostNs(const DeviceProfile& profile, const StepProbe& step,
                         std::uint64_t bytes_scale);
 

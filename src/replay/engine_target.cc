@@ -73,16 +73,25 @@ void StepProbe::See(const StepView& step, const KvLayout& layout) {
   num_tokens = step.header->num_tokens;
   num_groups = step.header->num_groups;
   moved_bytes = 0;
-  for (const TransferGroup& group : step.groups)
+  num_copies = 0;
+  num_maps = 0;
+  bool has_slices = false;
+  for (const TransferGroup& group : step.groups) {
     moved_bytes += MovedBytes(group, layout);
+    num_maps += group.kind == GroupKind::kMap ? 1 : 0;
+    num_copies += group.kind == GroupKind::kBlocks ? 1 : 0;
+    has_slices = has_slices || group.kind == GroupKind::kLayerSlices;
+  }
+  if (has_slices) num_copies += layout.num_layers;
   attended_tokens = 0;
   prompt_pairs = 0;
   for (std::uint32_t row = 0; row < num_rows; ++row) {
     const auto last = static_cast<std::uint64_t>(step.positions[step.row_start[row + 1] - 1]);
-    attended_tokens += last + 1;
+    const std::uint64_t padded = step.header->padded_tokens;
+    attended_tokens += padded > 0 ? padded : last + 1;
     const std::uint64_t count = step.row_start[row + 1] - step.row_start[row];
     // From last + 2 - count up to last + 1.
-    if (count > 1) prompt_pairs += count * (2 * last + 3 - count) / 2;
+    if (count > 1) prompt_pairs += padded > 0 ? count * padded : count * (2 * last + 3 - count) / 2;
   }
 }
 

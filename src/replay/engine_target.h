@@ -29,7 +29,10 @@ struct StepProbe {
   std::uint32_t num_tokens = 0;
   std::uint32_t num_groups = 0;
   std::uint64_t moved_bytes = 0;
-  // Tokens of history that its rows attend: what a decoder reads.
+  // Copies: a group each, and one a layer where all rows are gathered layer by layer.
+  std::uint32_t num_copies = 0;
+  std::uint32_t num_maps = 0;
+  // Tokens of history that its rows attend, padding included: what a decoder reads.
   std::uint64_t attended_tokens = 0;
   // Over the tokens of rows that have more than one: positions each attends. What a prompt
   // computes.

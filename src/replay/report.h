@@ -25,6 +25,7 @@ std::string ReportText(const ReportedRecord& reported);
 std::string ReportTable(std::span<const ReportedRecord> reported);
 // An array with one object a record, in one line.
 std::string ReportJson(std::span<const ReportedRecord> reported);
-std::string ReportHtml(std::span<const ReportedRecord> reported);
+// `lead`: markup of the caller that comes before all else.
+std::string ReportHtml(std::span<const ReportedRecord> reported, const std::string& lead = "");
 
 }  // namespace kvrm

@@ -388,12 +388,12 @@ std::string Configurations(std::span<const ReportedRecord> reported) {
 
 }  // namespace
 
-std::string ReportHtml(std::span<const ReportedRecord> reported) {
+std::string ReportHtml(std::span<const ReportedRecord> reported, const std::string& lead) {
   std::string html =
       "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
       "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">"
       "<title>KVRM replay report</title><style>" +
-      std::string(kStyle) + "</style></head><body><main><h1>KVRM replay report</h1>" +
+      std::string(kStyle) + "</style></head><body><main><h1>KVRM replay report</h1>" + lead +
       "<div class=\"legend\">";
   for (std::size_t i = 0; i < reported.size(); ++i)
     html += "<span><i style=\"background:" + Color(i) + "\"></i>" + Escaped(reported[i].name) +

@@ -7,9 +7,7 @@
 
 #include <array>
 
-#include "base/log.h"
-#include "server/api.h"
-#include "server/fakes_for_test.h"
+#include "server/loopback_server_for_test.h"
 #include "server/request_json.h"
 
 namespace kvrm {
@@ -18,35 +16,9 @@ namespace {
 constexpr char kCompletion[] = R"({"prompt":"a"})";
 constexpr char kCompletionStream[] = R"({"prompt":"a","stream":true})";
 
-class ServerLimitsTest : public testing::Test {
+class ServerLimitsTest : public LoopbackServer {
  protected:
-  void SetUp() override { SetLogLevel(LogLevel::kError); }
-
-  void Start(ServerOptions options = {}) {
-    options.port = 0;
-    options.http.tick_ms = 2;
-    server_ = std::make_unique<Server>(engine_.Port(), FakeModel(), options, clock_);
-    port_ = server_->Listen();
-    server_->Start();
-  }
-  ServerStats Stop() {
-    server_->Stop();
-    return server_->stats();
-  }
-  ClientResponse Ask(const std::string& text) {
-    TestClient client(port_);
-    EXPECT_TRUE(client.Send(text));
-    return client.ReadResponse();
-  }
-  bool Has(const ClientResponse& response, const std::string& line) {
-    return response.head.find("\r\n" + line + "\r\n") != std::string::npos;
-  }
-
   std::vector<int> fillers_;
-  FakeClock clock_;
-  FakeEngine engine_;
-  std::unique_ptr<Server> server_;
-  std::uint16_t port_ = 0;
 };
 
 TEST_F(ServerLimitsTest, BodyThatStopsIsRefusedAfterTenSeconds) {

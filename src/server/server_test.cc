@@ -5,11 +5,9 @@
 #include <boost/json/serialize.hpp>
 
 #include "base/json.h"
-#include "base/log.h"
 #include "base/rng.h"
-#include "server/api.h"
-#include "server/fakes_for_test.h"
 #include "server/keys.h"
+#include "server/loopback_server_for_test.h"
 #include "server/routes.h"
 
 namespace kvrm {
@@ -61,35 +59,12 @@ std::string StreamedText(const std::vector<std::string>& events, int index = 0) 
   return text;
 }
 
-class ServerTest : public testing::Test {
+class ServerTest : public LoopbackServer {
  protected:
-  void SetUp() override { SetLogLevel(LogLevel::kError); }
-
-  void Start(ServerOptions options = {}) {
-    options.port = 0;
-    options.http.tick_ms = 2;
-    server_ = std::make_unique<Server>(engine_.Port(), FakeModel(), options, clock_);
-    port_ = server_->Listen();
-    server_->Start();
-  }
-  ServerStats Stop() {
-    server_->Stop();
-    return server_->stats();
-  }
-  ClientResponse Ask(const std::string& text) {
-    TestClient client(port_);
-    EXPECT_TRUE(client.Send(text));
-    return client.ReadResponse();
-  }
   RequestId AwaitSubmitted(std::size_t count = 1) {
     EXPECT_TRUE(WaitFor([&] { return engine_.num_submitted() >= count; }));
     return FakeEngine::IdOf(count - 1);
   }
-
-  FakeClock clock_;
-  FakeEngine engine_;
-  std::unique_ptr<Server> server_;
-  std::uint16_t port_ = 0;
 };
 
 TEST_F(ServerTest, SmallRoutesAnswer) {
