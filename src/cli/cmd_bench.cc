@@ -19,6 +19,7 @@
 #include "cli/options.h"
 #include "exec/worker_team.h"
 #include "model/gguf.h"
+#include "replay/calibrate.h"
 
 namespace kvrm {
 namespace {
@@ -260,6 +261,67 @@ void AddVictimsCommand(CLI::App& bench) {
   });
 }
 
+struct ProfileFlags {
+  ModelFlags model;
+  EngineOptions engine;
+  CalibrateOptions calibrate;
+};
+
+void RunProfile(const ProfileFlags& flags) {
+  const SystemClock clock;
+  const LoadedModel loaded(flags.model);
+  const Model& model = loaded.model();
+  HostDevice device;
+  const EngineOptions& engine = flags.engine;
+  const EngineParts parts = HostParts(model, device,
+                                      {.num_threads = engine.num_threads,
+                                       .kernels = engine.kernels,
+                                       .kv_dtype = engine.kv_dtype,
+                                       .progress = ShowLoading()});
+  const std::vector<StepCell> cells = MeasureSteps(flags.calibrate, parts, engine, clock);
+  const std::string name = flags.model.dummy.empty() ? model.config().name : flags.model.dummy;
+  const DeviceProfile profile = FitProfile(
+      cells, {.name = name,
+              .move_byte_ns = MeasureMoveByteNs(clock),
+              .kv_token_bytes = static_cast<std::uint32_t>(parts.layout.token_bytes()) / 8 * 8,
+              .max_context = std::max(parts.max_context, 64u)});
+  for (const StepCell& cell : cells) {
+    std::fprintf(stderr, "%5.0f rows %5.0f tokens %9.0f KiB attended: %9.3f ms, fitted %+5.1f %%\n",
+                 cell.rows, cell.tokens, cell.attended_bytes / 1024, cell.ns * 1e-6,
+                 100.0 * (PredictNs(profile, cell) / cell.ns - 1.0));
+  }
+  Write(DeviceProfileJson(profile));
+}
+
+void AddProfileCommand(CLI::App& bench) {
+  auto flags = std::make_shared<ProfileFlags>();
+  CLI::App* command = bench.add_subcommand(
+      "profile", "what a step of the engine costs: a device profile for kvrm replay --profile");
+  CalibrateOptions& calibrate = flags->calibrate;
+  command->add_option("--rows", calibrate.rows, "rows that decode, with commas between them")
+      ->delimiter(',')
+      ->check(CLI::Range(1u, 1024u))
+      ->capture_default_str();
+  command->add_option("--context", calibrate.contexts, "tokens of history of every row")
+      ->delimiter(',')
+      ->check(CLI::Range(1u, kMaxBenchContext))
+      ->capture_default_str();
+  const auto count = [command](const char* flag, std::uint32_t& value, const char* text) {
+    command->add_option(flag, value, text)
+        ->check(CLI::Range(2u, kMaxBenchContext))
+        ->capture_default_str();
+  };
+  count("--decode-steps", calibrate.decode_steps, "of each pair of them");
+  count("--repetitions", calibrate.repetitions, "of each prompt");
+  count("--longest-prompt", calibrate.longest_prompt, "tokens");
+  count("-b,--batch-size,--max-num-batched-tokens", calibrate.max_step_tokens,
+        "tokens of one step");
+  command->add_option("-s,--seed", calibrate.seed, "of prompts")->capture_default_str();
+  command->add_option("-t,--threads", flags->engine.num_threads, "worker threads; 0: all cores");
+  AddModelFlags(*command, &flags->model);
+  command->callback([flags] { RunProfile(*flags); });
+}
+
 struct MaskFlags : BenchFlags {
   std::string model;
 };
@@ -294,6 +356,7 @@ void AddBenchCommand(CLI::App& app) {
   AddSampleCommand(*bench);
   AddVictimsCommand(*bench);
   AddMaskCommand(*bench);
+  AddProfileCommand(*bench);
 }
 
 }  // namespace kvrm

@@ -2,6 +2,7 @@
 #include "replay/device_profile.h"
 
 #include <algorithm>
+#include <boost/json/serialize.hpp>
 #include <cmath>
 #include <vector>
 
@@ -31,9 +32,14 @@ class CostExecutor final : public Executor {
     logits_[0] = 1.0f;
     stats_.Compute(0, logits_);
     const std::uint32_t rows = needs.limits.max_rows;
-    buckets_.push_back({.max_rows = rows, .max_tokens = rows});
-    if (needs.limits.max_tokens > rows)
-      buckets_.push_back({.max_rows = rows, .max_tokens = needs.limits.max_tokens});
+    // Few rows in a small bucket: padding is what planning and checksums would cost most.
+    for (std::uint32_t part = 64; part > 0; part /= 8) {
+      if (rows / part > 0) buckets_.push_back({.max_rows = rows / part, .max_tokens = rows / part});
+    }
+    const std::uint32_t tokens = needs.limits.max_tokens;
+    for (std::uint32_t part = 8; part > 0 && tokens > rows; part /= 8) {
+      if (rows / part > 0) buckets_.push_back({.max_rows = rows / part, .max_tokens = tokens});
+    }
     replays_.resize(buckets_.size());
   }
 
@@ -64,6 +70,25 @@ Error Bad(const std::string& what) {
   return {ErrorCode::kInvalidArgument, "device profile: " + what};
 }
 
+// [[tokens, us], ..]
+bool ParseTokensUs(const json::value& value, std::vector<TokensPoint>* points) {
+  const json::array* array = value.if_array();
+  if (array == nullptr || array->size() > kMaxTokensPoints) return false;
+  for (const json::value& each : *array) {
+    const json::array* pair = each.if_array();
+    if (pair == nullptr || pair->size() != 2) return false;
+    boost::system::error_code code;
+    const double tokens = pair->at(0).is_number() ? pair->at(0).to_number<double>(code) : -1;
+    const double us = pair->at(1).is_number() ? pair->at(1).to_number<double>(code) : -1;
+    if (code || !(tokens >= 0.0 && tokens <= kMaxCost) || !(us >= 0.0 && us <= kMaxCost))
+      return false;
+    if (!points->empty() && (tokens <= points->back().tokens || us < points->back().us))
+      return false;
+    points->push_back({tokens, us});
+  }
+  return true;
+}
+
 }  // namespace
 
 Result<DeviceProfile> ParseDeviceProfile(std::string_view text) {
@@ -77,6 +102,10 @@ Result<DeviceProfile> ParseDeviceProfile(std::string_view text) {
     if (name == "name" && member.value().is_string()) {
       profile.name = std::string(member.value().get_string());
       continue;
+    }
+    if (name == "tokens_us") {
+      if (ParseTokensUs(member.value(), &profile.tokens_us)) continue;
+      return Bad("tokens_us is no array of at most 64 pairs [tokens, us] that ascend");
     }
     boost::system::error_code code;
     const double number = member.value().is_number() ? member.value().to_number<double>(code) : -1;
@@ -109,6 +138,39 @@ Result<DeviceProfile> ParseDeviceProfile(std::string_view text) {
   }
   if (!object->contains("name")) return Bad("name is missing");
   return profile;
+}
+
+std::string DeviceProfileJson(const DeviceProfile& profile) {
+  json::array points;
+  for (const TokensPoint& point : profile.tokens_us)
+    points.push_back(json::array{point.tokens, point.us});
+  json::object object = {{"name", profile.name},
+                         {"step_us", profile.step_us},
+                         {"row_us", profile.row_us},
+                         {"token_us", profile.token_us},
+                         {"tokens_us", std::move(points)},
+                         {"kv_byte_ns", profile.kv_byte_ns},
+                         {"pair_ns", profile.pair_ns},
+                         {"move_byte_ns", profile.move_byte_ns},
+                         {"group_us", profile.group_us},
+                         {"map_us", profile.map_us},
+                         {"num_layers", profile.num_layers},
+                         {"dense_only", profile.dense_only},
+                         {"kv_token_bytes", profile.kv_token_bytes},
+                         {"max_context", profile.max_context}};
+  return json::serialize(object) + "\n";
+}
+
+double TokensUs(const DeviceProfile& profile, double tokens) {
+  const std::vector<TokensPoint>& points = profile.tokens_us;
+  if (points.empty()) return 0.0;
+  if (points.size() == 1 || tokens <= points[0].tokens) return points[0].us;
+  std::size_t above = 1;
+  while (above + 1 < points.size() && points[above].tokens < tokens)
+    ++above;
+  const TokensPoint& a = points[above - 1];
+  const TokensPoint& b = points[above];
+  return a.us + (b.us - a.us) * (tokens - a.tokens) / (b.tokens - a.tokens);
 }
 
 std::optional<DeviceProfile> FindDeviceProfile(std::string_view name) {
@@ -151,8 +213,8 @@ bool CanShow(const DeviceProfile& profile, KvView view) {
 
 std::int64_t StepCostNs(const DeviceProfile& profile, const StepProbe& step,
                         std::uint64_t bytes_scale) {
-  const double us =
-      profile.step_us + profile.row_us * step.num_rows + profile.token_us * step.num_tokens;
+  const double us = profile.step_us + profile.row_us * step.num_rows +
+                    profile.token_us * step.num_tokens + TokensUs(profile, step.num_tokens);
   const double attended = static_cast<double>(step.attended_tokens) * profile.kv_token_bytes;
   const double moved = static_cast<double>(step.moved_bytes * bytes_scale);
   const double ns = us * 1e3 + attended * profile.kv_byte_ns +

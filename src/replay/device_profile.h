@@ -2,9 +2,12 @@
 // DeviceProfile: what a step costs on a device that is not here, and an executor that costs so much
 // virtual time and computes nothing.
 //
-//   step = step_us + rows * row_us + tokens * token_us + attended bytes * kv_byte_ns
-//          + prompt pairs * pair_ns + moved bytes * move_byte_ns + copies * group_us
-//          + mappings * map_us
+//   step = step_us + rows * row_us + tokens * token_us + tokens_us(tokens)
+//          + attended bytes * kv_byte_ns + prompt pairs * pair_ns + moved bytes * move_byte_ns
+//          + copies * group_us + mappings * map_us
+//
+// tokens_us is linear between its points and beyond its last two: a matrix product's rate depends
+// on how many tokens share the reading of a weight.
 //
 // Attended bytes are those of every row's whole history, padding included, once a row and step;
 // prompt pairs are those of a prompt's token and a position that it attends. What a row's own token
@@ -19,6 +22,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/result.h"
 #include "device/device.h"
@@ -27,6 +31,12 @@
 #include "sim/sim_clock.h"
 
 namespace kvrm {
+
+// Strictly ascending tokens; us do not descend.
+struct TokensPoint {
+  double tokens = 0.0;
+  double us = 0.0;
+};
 
 struct DeviceProfile {
   std::string name = "example";
@@ -44,11 +54,18 @@ struct DeviceProfile {
   bool dense_only = false;
   std::uint32_t kv_token_bytes = 65536;  // all layers, K and V; rounded down to a multiple of 8
   std::uint32_t max_context = 32768;
+  std::vector<TokensPoint> tokens_us = {};  // at most kMaxTokensPoints; empty: nothing
 };
+inline constexpr std::size_t kMaxTokensPoints = 64;
 
 // A JSON object with the members above, all of them optional but for the name (docs/formats.md).
 // The error names the field and the limit.
 Result<DeviceProfile> ParseDeviceProfile(std::string_view text);
+
+// The same as text, with its line feed.
+std::string DeviceProfileJson(const DeviceProfile& profile);
+
+double TokensUs(const DeviceProfile& profile, double tokens);
 
 // Those that come with the program, by name: example, a100, h200, gh200, npu. Models, not
 // measurements; the npu is made up.
