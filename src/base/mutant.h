@@ -61,6 +61,8 @@ enum class Mutant : std::uint8_t {
   kWrongTier,         // a history comes back from the pool's blocks of the same numbers
   kParkForgetsTail,   // the last block of a history is not copied
   kDiscardKeepsRoom,  // a history that is discarded keeps its host blocks
+  // Memory of the pool.
+  kGiveBackShared,  // a unit of memory that a neighbour's blocks lie in is given back
   // Views.
   kMirrorMissing,       // a window is believed to hold what was never written to it
   kStagedSurvivesOpen,  // a new sequence believes its window filled

@@ -78,6 +78,12 @@ void PrintCache(const Engine& engine) {
   std::printf("\n  KV cache: %u blocks of %u tokens, view %s, prefix cache %s\n",
               engine.kv_stats().num_blocks, options.block_tokens, KvViewName(options.view),
               SharesPrefixes(options) ? "on" : "off");
+  const KvStats kv = engine.kv_stats();
+  if (kv.num_asleep > 0) {
+    std::printf("  %llu bytes of its %llu have memory; the rest comes as it is needed\n",
+                static_cast<unsigned long long>(kv.committed_bytes),
+                static_cast<unsigned long long>(kv.reserved_bytes));
+  }
 }
 
 // What to type next. Nothing here needs more than this machine has.

@@ -140,6 +140,18 @@ void AddKvFlags(CLI::App& command, EngineOptions* engine) {
         if (text != "on" && text != "off") return std::nullopt;
         return text == "on";
       });
+  command
+      .add_option("--prefix-cache-tokens", engine->prefix_cache_tokens,
+                  "tokens that the prefix cache keeps beside those of running requests; without it "
+                  "as many as these had at once so far")
+      ->check(CLI::Range(std::uint64_t{0}, ~std::uint64_t{0} - 1));
+  AddChoice(
+      command, {"--kv-elastic", "the pool's memory comes and goes as it is used", "on, off"},
+      &engine->elastic_kv, [](bool on) { return on ? "on" : "off"; },
+      [](const std::string& text) -> std::optional<bool> {
+        if (text != "on" && text != "off") return std::nullopt;
+        return text == "on";
+      });
   command.add_option("--max-runs", engine->max_runs, "runs of blocks a row shows at most")
       ->check(CLI::Range(2, 65536))
       ->capture_default_str();

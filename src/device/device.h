@@ -57,6 +57,14 @@ class Device {
   // asked of a device without virtual memory, or `map_unit` bytes are no whole number of OS pages.
   virtual PoolMemory ReservePool(std::size_t pool_bytes, std::size_t window_bytes, bool mapped,
                                  std::size_t map_unit) = 0;
+  // The pool's memory may come and go in units of so many bytes from its beginning on. 0: it is
+  // there for good, and the two below are not called. Constant.
+  virtual std::size_t elastic_unit() const noexcept { return 0; }
+  // The units have memory when this returns, as far as the system has any, so that no step waits
+  // for it. What is in it is undefined.
+  virtual void Populate(std::span<std::byte> /*units*/) noexcept {}
+  // Nobody reads what is in the units any more; they may be used again as they are.
+  virtual void GiveBack(std::span<std::byte> /*units*/) noexcept {}
   // Starts the copies. Flights are numbered upwards. `copies` stays as it is until they have
   // landed. Requires of a device with deadlines: in order of before_layer.
   virtual FlightId Submit(std::span<const CopyOp> copies) noexcept = 0;

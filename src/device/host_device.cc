@@ -98,8 +98,16 @@ void HostDevice::Prepare(std::span<std::byte> memory) const noexcept {
 }
 
 std::span<std::byte> HostDevice::Reserve(std::size_t bytes, const char* owner) {
+  return ReserveAligned(bytes, OsPageBytes(), owner);
+}
+
+std::span<std::byte> HostDevice::ReserveAligned(std::size_t bytes, std::size_t alignment,
+                                                const char* owner) {
   CHECK(bytes > 0);
-  const std::optional<std::uint64_t> mapped_bytes = CheckedAlignUp(bytes, OsPageBytes());
+  // Addresses alone cost nothing: the mapping is longer by what finding the alignment may take.
+  const auto with_room = CheckedAdd(bytes, alignment - OsPageBytes());
+  const std::optional<std::uint64_t> mapped_bytes =
+      with_room ? CheckedAlignUp(*with_room, OsPageBytes()) : std::nullopt;
   void* memory = MAP_FAILED;
   int error = ENOMEM;
   if (mapped_bytes) {
@@ -113,9 +121,21 @@ std::span<std::byte> HostDevice::Reserve(std::size_t bytes, const char* owner) {
                      " bytes are reserved already)");
   }
   const std::span<std::byte> mapping = Adopt(memory, *mapped_bytes);
-  Prepare(mapping);
+  const std::size_t past = reinterpret_cast<std::uintptr_t>(memory) % alignment;
+  const std::span<std::byte> aligned = mapping.subspan(past == 0 ? 0 : alignment - past);
+  Prepare(aligned.first(bytes));
   reservations_.push_back({.owner = owner, .bytes = bytes});
-  return mapping.first(bytes);
+  return aligned.first(bytes);
+}
+
+void HostDevice::Populate(std::span<std::byte> units) noexcept {
+  // Where the kernel does not know this, or has no memory, the first touch gets what there is.
+  static_cast<void>(madvise(units.data(), units.size(), MADV_POPULATE_WRITE));
+}
+
+void HostDevice::GiveBack(std::span<std::byte> units) noexcept {
+  // Private memory: it reads as zeros afterwards.
+  static_cast<void>(madvise(units.data(), units.size(), MADV_DONTNEED));
 }
 
 PoolMemory HostDevice::ReservePool(std::size_t pool_bytes, std::size_t window_bytes, bool mapped,
@@ -123,7 +143,8 @@ PoolMemory HostDevice::ReservePool(std::size_t pool_bytes, std::size_t window_by
   CHECK(CheckedAdd(pool_bytes, window_bytes).has_value());
   if (mapped) return ReserveMappedPool(pool_bytes, window_bytes, map_unit);
   const std::span<std::byte> memory =
-      Reserve(pool_bytes + window_bytes, window_bytes > 0 ? "kv pool and windows" : "kv pool");
+      ReserveAligned(pool_bytes + window_bytes, kHugePageBytes,
+                     window_bytes > 0 ? "kv pool and windows" : "kv pool");
   return {memory.first(pool_bytes), memory.subspan(pool_bytes)};
 }
 

@@ -4,6 +4,8 @@
 // Reserve maps anonymous memory, zeroed by the kernel, on huge pages where the kernel grants them,
 // and keeps a ledger of who asked for how many bytes.
 //
+// The pool begins on a huge page, and its memory comes and goes by huge pages.
+//
 // Submit makes the copies before it returns, in order. The contract of Device lets a caller count
 // on less (copies land later, in any order), and the caller's budget per step bounds what Submit
 // can cost: about 0.1 ms a MiB. What lands is visible to threads that are started or released
@@ -63,6 +65,11 @@ class HostDevice final : public Device {
   PoolMemory ReservePool(std::size_t pool_bytes, std::size_t window_bytes, bool mapped,
                          std::size_t map_unit) override;
   bool Map(std::size_t window_offset, std::size_t pool_offset, std::size_t bytes) noexcept override;
+  std::size_t elastic_unit() const noexcept override {
+    return options_.prefault || pool_file_ >= 0 ? 0 : kHugePageBytes;
+  }
+  void Populate(std::span<std::byte> units) noexcept override;
+  void GiveBack(std::span<std::byte> units) noexcept override;
   FlightId Submit(std::span<const CopyOp> copies) noexcept override;
   bool Landed(FlightId flight) noexcept override;
   void Wait(FlightId flight) noexcept override;
@@ -73,12 +80,15 @@ class HostDevice final : public Device {
   std::uint64_t reserved_bytes() const noexcept;
 
  private:
+  // Where the kernel grants any; elsewhere they are units like others.
+  static constexpr std::size_t kHugePageBytes = std::size_t{2} << 20;
   static constexpr std::uint32_t kAllLanded = ~std::uint32_t{0};
 
   void CopyLoop() noexcept;
   PoolMemory ReserveMappedPool(std::size_t pool_bytes, std::size_t window_bytes,
                                std::size_t map_unit);
   void CheckMappings(std::uint64_t num_units) const;
+  std::span<std::byte> ReserveAligned(std::size_t bytes, std::size_t alignment, const char* owner);
   std::span<std::byte> Adopt(void* memory, std::size_t mapped_bytes);
   void Prepare(std::span<std::byte> memory) const noexcept;
 

@@ -165,6 +165,7 @@ bool Engine::Step() noexcept {
     worked = s.RunStep();
     s.counts[State::kStepNs] += static_cast<std::uint64_t>(s.clock.NowNs() - begin_ns);
   }
+  if (!worked && s.scheduler.num_running() == 0) s.loop.cache().Rest();
   s.PublishStats();
   if (s.outbox.num_events() != emitted_before && s.wake) s.wake();
   return worked;

@@ -28,6 +28,8 @@ namespace kvrm {
 
 inline constexpr std::uint64_t kHostKvAuto = ~std::uint64_t{0};
 
+inline constexpr std::uint64_t kCacheAuto = ~std::uint64_t{0};
+
 struct EngineOptions {
   std::uint32_t max_rows = 32;          // sequences decoding at once
   std::uint32_t max_context = 0;        // tokens per sequence; 0: the model's own, at most 32,768
@@ -50,7 +52,12 @@ struct EngineOptions {
   std::uint64_t layered_move_bytes = KvCacheOptions{}.layered_move_bytes;
   KvView view = KvView::kExtents;
   PlacementPolicy placement = KvCacheOptions{}.placement;
+  // Whether the pool's memory comes and goes with what is in it (KvCacheOptions).
+  bool elastic_kv = true;
   bool prefix_cache = true;
+  // Tokens that the prefix cache keeps beyond those of requests that run. kCacheAuto: as many as
+  // requests had at once so far, so that it costs at most what it serves.
+  std::uint64_t prefix_cache_tokens = kCacheAuto;
   std::uint32_t max_queued = 256;               // requests waiting
   std::uint64_t max_queued_tokens = 1'000'000;  // of the prompts that wait; one always may
   std::uint32_t max_wait_ms = 60'000;  // in the queue, unless a request says so; 0: for ever

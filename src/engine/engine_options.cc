@@ -113,6 +113,12 @@ std::uint32_t HeadroomTokens(const EngineOptions& options) {
       std::min<std::uint64_t>(options.kv_tokens / 20, std::numeric_limits<std::uint32_t>::max()));
 }
 
+std::uint32_t MaxCachedBlocks(const EngineOptions& options) {
+  if (options.prefix_cache_tokens == kCacheAuto) return kCachedAsHeld;
+  return static_cast<std::uint32_t>(std::min<std::uint64_t>(
+      options.prefix_cache_tokens / options.block_tokens, kCachedAsHeld - 1));
+}
+
 StepLoopOptions LoopOptions(const EngineOptions& options, KvLayout layout, bool only_reserve) {
   layout.block_tokens = options.block_tokens;
   return {.limits = {.max_rows = options.max_rows,
@@ -130,6 +136,8 @@ StepLoopOptions LoopOptions(const EngineOptions& options, KvLayout layout, bool 
           .view = options.view,
           .placement = options.placement,
           .placement_seed = options.placement_seed,
+          .elastic = options.elastic_kv,
+          .max_cached_blocks = MaxCachedBlocks(options),
           .prefix_cache = options.prefix_cache,
           .descriptor_log = options.descriptor_log,
           .only_reserve = only_reserve};

@@ -60,6 +60,8 @@ KvCacheOptions CacheOptions(const EngineParts& parts, const StepLoopOptions& opt
       .view = options.view,
       .placement = options.placement_seed != 0 ? PlacementPolicy::kScattered : options.placement,
       .placement_seed = options.placement_seed,
+      .elastic = options.elastic,
+      .max_cached_blocks = options.max_cached_blocks,
       .prefix_cache = options.prefix_cache,
       .host_blocks = options.host_blocks};
 }

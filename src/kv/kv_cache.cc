@@ -56,7 +56,9 @@ KvCacheOptions Resolved(KvCacheOptions options) {
     options.placement = PlacementPolicy::kLanes;
     options.prefix_cache = false;
     options.host_blocks = 0;
+    options.elastic = false;
   }
+  if (options.view == KvView::kMapped) options.elastic = false;
   if (options.host_blocks == 0) options.max_parked = 0;
   if (options.host_blocks > 0 && options.max_parked == 0) options.max_parked = options.max_seqs;
   return options;
@@ -99,7 +101,8 @@ std::span<std::byte> ReserveHost(const KvCacheOptions& options, Device& device) 
   return device.ReserveHost(*bytes, "kv host tier");
 }
 
-PagerOptions PagerOptionsOf(const KvCacheOptions& options) {
+PagerOptions PagerOptionsOf(const KvCacheOptions& options, std::span<std::byte> pool,
+                            Device& device) {
   const bool needs_few_runs = Views::NeedsFewRuns(options.view);
   return {
       .num_blocks = options.num_blocks,
@@ -115,7 +118,11 @@ PagerOptions PagerOptionsOf(const KvCacheOptions& options) {
       // Room for what follows the prefix; shared runs are moved only when a row is stuck.
       .max_shared_runs =
           needs_few_runs ? options.max_runs - options.max_runs / 4 - 1 : ~std::uint32_t{0},
-      .max_shelves = options.max_parked};
+      .max_shelves = options.max_parked,
+      .slabs = {.device = options.elastic ? &device : nullptr,
+                .pool = pool,
+                .block_bytes = options.layout.block_bytes()},
+      .max_cached = options.max_cached_blocks};
 }
 
 TransportOptions TransportOptionsOf(const KvCacheOptions& options, const Device& device) {
@@ -138,7 +145,7 @@ struct KvCache::State {
         memory(ReservePool(options, device)),
         layer_buffers(ReserveLayerBuffers(options, device)),
         host(ReserveHost(options, device)),
-        pager(PagerOptionsOf(options)),
+        pager(PagerOptionsOf(options, memory.pool, device)),
         transport(TransportOptionsOf(options, device), AllMemory(), host, device, pager),
         host_tier({.num_blocks = options.host_blocks,
                    .max_parked = options.max_parked,
@@ -199,7 +206,9 @@ struct KvCache::State {
     host_tier.PlanResumes(transport);
     if (needs_few_runs) compactor.PlanCrowded(pager, transport);
     // No hole helps a stuck row: cached blocks may lie where one would be. Its next try sees it.
-    if (compactor.num_stalls() != num_stalls) pager.GiveUpCached(options.max_runs);
+    // Where some sleep, there is one.
+    if (compactor.num_stalls() == num_stalls) return;
+    if (!pager.WakeMore(options.max_blocks_per_seq)) pager.GiveUpCached(options.max_runs);
   }
 
   const std::span<std::byte> layer_buffers;
@@ -343,6 +352,10 @@ void KvCache::DropCached() noexcept {
   state_->pager.DropCached();
 }
 
+void KvCache::Rest() noexcept {
+  state_->pager.Rest();
+}
+
 void KvCache::PlaceTogether(bool on) noexcept {
   state_->pager.SetTogether(on);
 }
@@ -422,7 +435,8 @@ KvStats KvCache::stats() const noexcept {
   const std::uint64_t there = std::uint64_t{pager.num_held()} + pager.num_cached();
   KvStats stats = {
       .num_blocks = options.num_blocks - 1,
-      .num_free = pager.free_runs().num_free(),
+      .num_asleep = pager.slabs().num_asleep(),
+      .num_free = pager.num_free(),
       .num_held = pager.num_held(),
       .num_cached = pager.num_cached(),
       .num_limbo = pager.num_limbo(),
@@ -433,6 +447,8 @@ KvStats KvCache::stats() const noexcept {
       .longest_hole = pager.free_runs().Longest().num_blocks,
       .reserved_bytes = state_->memory.pool.size() + staging,
       .pool_bytes = state_->memory.pool.size(),
+      .committed_bytes = pager.slabs().committed_bytes() + staging,
+      .cached_bytes = pager.num_cached() * block_bytes,
       .window_bytes = staging,
       .mapped_bytes =
           there * block_bytes + (is_mapped || windows == 0
@@ -455,7 +471,9 @@ KvStats KvCache::stats() const noexcept {
       .num_run_overflows = state_->num_run_overflows,
       .num_waits = state_->num_waits,
       .num_stalls = state_->compactor.num_stalls(),
-      .max_runs_seen = state_->max_runs_seen};
+      .max_runs_seen = state_->max_runs_seen,
+      .num_wakes = pager.slabs().num_wakes(),
+      .num_sleeps = pager.slabs().num_sleeps()};
   state_->AddHostStats(&stats);
   return stats;
 }
@@ -488,7 +506,7 @@ void KvCache::CheckInvariants() const {
   CHECK(now.num_free + now.num_held + now.num_cached + now.num_limbo == now.num_blocks);
   CHECK(now.live_bytes + now.fragmented_bytes ==
         now.num_held * state_->options.layout.block_bytes());
-  CHECK(now.mapped_bytes <= now.reserved_bytes);
+  CHECK(now.mapped_bytes <= now.committed_bytes && now.committed_bytes <= now.reserved_bytes);
   CHECK(now.host_mapped_bytes <= now.host_reserved_bytes);
 }
 

@@ -84,6 +84,8 @@ inline constexpr int kNumPlacementPolicies = 9;
 const char* PlacementPolicyName(PlacementPolicy policy);
 std::optional<PlacementPolicy> FindPlacementPolicy(std::string_view name);
 
+inline constexpr std::uint32_t kCachedAsHeld = ~std::uint32_t{0} - 1;
+
 struct KvCacheOptions {
   KvLayout layout;
   std::uint32_t num_blocks = 0;  // of the pool, sentinel included
@@ -99,6 +101,11 @@ struct KvCacheOptions {
   // docs/decisions/0013 has the figures. Static views: kLanes, whatever is asked.
   PlacementPolicy placement = PlacementPolicy::kSoft;
   std::uint64_t placement_seed = 0;  // of kScattered
+  // The pool's memory comes as blocks are needed and goes when they are not (kv/slabs.h), where the
+  // device can; else it is there for good. Not in the static and mapped views.
+  bool elastic = false;
+  // Most blocks that are kept without a holder. kCachedAsHeld: as many as were held at once so far.
+  std::uint32_t max_cached_blocks = ~std::uint32_t{0};
   bool prefix_cache = false;  // Keep published blocks without a holder until their room is needed.
   std::uint32_t host_blocks = 0;  // of the host tier; static views: 0, whatever is asked
   std::uint32_t max_parked = 0;   // histories there, those on the way included; 0: max_seqs
@@ -107,6 +114,7 @@ struct KvCacheOptions {
 // Exact, as of now. Blocks and bytes of the pool unless said otherwise.
 struct KvStats {
   std::uint32_t num_blocks = 0;  // sentinel excluded
+  std::uint32_t num_asleep = 0;  // free blocks without memory
   std::uint32_t num_free = 0;    // free + held + cached + limbo == num_blocks
   std::uint32_t num_held = 0;
   std::uint32_t num_cached = 0;
@@ -119,6 +127,8 @@ struct KvStats {
 
   std::uint64_t reserved_bytes = 0;    // pool and everything below, as taken from the device
   std::uint64_t pool_bytes = 0;        // sentinel included
+  std::uint64_t committed_bytes = 0;   // of reserved_bytes: what has memory
+  std::uint64_t cached_bytes = 0;      // of cached blocks
   std::uint64_t window_bytes = 0;      // staging: windows or layer buffers (0: mapped)
   std::uint64_t mapped_bytes = 0;      // held and cached blocks, and windows of open sequences
   std::uint64_t live_bytes = 0;        // written tokens of open sequences, shared ones once
@@ -157,6 +167,8 @@ struct KvStats {
   std::uint64_t num_resumed_blocks = 0;  // copied back
   std::uint64_t num_stalls = 0;  // times a row over max_runs had budget and no hole that helps
   std::uint32_t max_runs_seen = 0;
+  std::uint64_t num_wakes = 0;  // slabs that got memory, and that gave it back
+  std::uint64_t num_sleeps = 0;
 };
 
 class KvCache {
@@ -258,6 +270,8 @@ class KvCache {
   bool landed() const noexcept;
   // Epoch `step` has retired: its limbo blocks are free again. In order, each epoch once.
   void Retire(StepId step) noexcept;
+  // Nothing runs and nothing is in flight: memory beyond what the books want at least goes back.
+  void Rest() noexcept;
   // Forgets every cached block. Blocks with holders stay.
   void DropCached() noexcept;
 

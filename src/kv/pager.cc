@@ -21,6 +21,7 @@ bool Continues(const Extent& run, BlockId start) {
 Pager::Pager(const PagerOptions& options)
     : options_(options),
       free_runs_(options.num_blocks),
+      slabs_(options.slabs, options.num_blocks),
       placement_({.policy = options.placement,
                   .num_blocks = options.num_blocks,
                   .max_seqs = options.max_seqs,
@@ -38,8 +39,9 @@ Pager::Pager(const PagerOptions& options)
   CHECK(std::uint64_t{options.max_blocks_per_seq} * options.block_tokens <=
         std::uint64_t{std::numeric_limits<std::int32_t>::max()});
   blocks_[Index(kSentinelBlock)].state = BlockState::kHeld;
-  free_runs_.Free({BlockId{1}, options.num_blocks - 1});
-  placement_.Freed({BlockId{1}, options.num_blocks - 1});
+  const Extent first =
+      slabs_.is_elastic() ? slabs_.BlocksOf(0) : Extent{BlockId{1}, options.num_blocks - 1};
+  if (first.num_blocks > 0) Free(first);  // A slab of one block is the sentinel's alone.
 }
 
 bool Pager::Open(SeqId seq, std::uint32_t reserve_tokens) noexcept {
@@ -63,6 +65,7 @@ void Pager::StartSequence(SeqId seq, std::uint32_t reserve_blocks,
   sequence.num_blocks = held_blocks;
   sequence.length = sequence.target = held_blocks * options_.block_tokens;
   num_credit_ += sequence.credit();
+  WakeForCredit();
 }
 
 bool Pager::Reserve(SeqId seq, std::uint32_t reserve_tokens) noexcept {
@@ -75,6 +78,7 @@ bool Pager::Reserve(SeqId seq, std::uint32_t reserve_tokens) noexcept {
   if (more > num_spare()) return false;
   num_credit_ += more;
   sequence.reserved_blocks = reserve_blocks;
+  WakeForCredit();
   return true;
 }
 
@@ -86,7 +90,7 @@ bool Pager::Extend(SeqId seq, std::uint32_t num_tokens) noexcept {
   const std::uint32_t promised = sequence.credit() - sequence.copy_credit;
   const std::uint32_t more = want > promised ? want - promised : 0;
   const std::uint32_t usable =
-      IsMutant(Mutant::kIgnoreCredit) ? free_runs_.num_free() + num_cached() : num_spare();
+      IsMutant(Mutant::kIgnoreCredit) ? num_free() + num_cached() : num_spare();
   if (more > usable) return false;
   if (options_.placement == PlacementPolicy::kLanes && want > 0 &&
       !placement_.LaneIsFree(free_runs_, seq, sequence.num_blocks, want)) {
@@ -101,6 +105,13 @@ bool Pager::Extend(SeqId seq, std::uint32_t num_tokens) noexcept {
 // Takes `want` more blocks, behind what the sequence has.
 void Pager::Grow(SeqId seq, std::uint32_t want) noexcept {
   Sequence& sequence = Of(seq);
+  if (want > 0 && slabs_.num_asleep() > 0) {
+    // What others were promised stays there for them.
+    const std::uint32_t mine = sequence.credit() - sequence.copy_credit;
+    const Extent last =
+        num_runs(seq) > 0 ? AllRuns(seq)[num_runs(seq) - 1] : Extent{kSentinelBlock, 0};
+    WakeFor(num_credit_ + want - std::min(want, mine), Index(last.start) + last.num_blocks);
+  }
   if (want > free_runs_.num_free()) Evict(want);
   while (want > 0) {
     const Extent last =
@@ -223,6 +234,7 @@ void Pager::Release(SeqId seq) noexcept {
   placement_.Ended(seq);
   sequence.open = sequence.resuming = false;
   --num_open_;
+  EvictBeyond();
 }
 
 void Pager::Shelve(SeqId seq, SeqId shelf) noexcept {
@@ -364,6 +376,8 @@ void Pager::Retired(StepId step) noexcept {
     FreeBlocks(blocks);
     first = next;
   }
+  EvictBeyond();
+  if (slabs_.is_elastic() && retired_ - last_wake_ >= kDrowsyEpochs) SleepOne();
 }
 
 void Pager::SetPlanned(const Extent& blocks, bool planned) noexcept {
@@ -415,15 +429,16 @@ bool Pager::is_still(const Extent& blocks) const noexcept {
 }
 
 std::uint64_t Pager::reserved_bytes() const noexcept {
-  return free_runs_.reserved_bytes() + placement_.reserved_bytes() + index_.reserved_bytes() +
-         blocks_.size() * sizeof(Block) + sequences_.size() * sizeof(Sequence) +
-         num_runs_.size() * sizeof(num_runs_[0]) + last_epoch_.size() * sizeof(last_epoch_[0]) +
+  return free_runs_.reserved_bytes() + slabs_.reserved_bytes() + placement_.reserved_bytes() +
+         index_.reserved_bytes() + blocks_.size() * sizeof(Block) +
+         sequences_.size() * sizeof(Sequence) + num_runs_.size() * sizeof(num_runs_[0]) +
+         last_epoch_.size() * sizeof(last_epoch_[0]) +
          (runs_.size() + scratch_runs_.size()) * sizeof(Extent);
 }
 
 std::uint32_t Pager::num_spare() const noexcept {
   // A planted bug is the one way to owe more than there is.
-  const std::uint32_t there = free_runs_.num_free() + num_cached();
+  const std::uint32_t there = num_free() + num_cached();
   return there - std::min(num_credit_, there);
 }
 
@@ -513,6 +528,7 @@ void Pager::DropTail(SeqId seq, std::uint32_t keep_blocks) noexcept {
 void Pager::Hold(const Extent& blocks) noexcept {
   free_runs_.Take(blocks);  // P3
   placement_.Taken(blocks);
+  slabs_.Taken(blocks);
   for (std::uint32_t b = Index(blocks.start); b < Index(blocks.start) + blocks.num_blocks; ++b) {
     Block& block = blocks_[b];
     CHECK(block.state == BlockState::kFree && block.refs == 0);  // P1, P2
@@ -523,6 +539,7 @@ void Pager::Hold(const Extent& blocks) noexcept {
     ++block.generation;
   }
   num_held_ += blocks.num_blocks;
+  most_held_ = std::max(most_held_, num_held_);
 }
 
 // One holder fewer, last block first, so that the prefix cache forgets prefixes from their ends.
@@ -584,15 +601,17 @@ void Pager::FreeBlocks(const Extent& blocks) noexcept {
       continue;
     }
     index_.GiveUp(BlockId{b});
-    if (num_free > 0) {
-      free_runs_.Free({BlockId{b + 1}, num_free});  // P3
-      placement_.Freed({BlockId{b + 1}, num_free});
-    }
+    if (num_free > 0) Free({BlockId{b + 1}, num_free});
     num_free = 0;
   }
-  if (num_free == 0) return;
-  free_runs_.Free({blocks.start, num_free});  // P3
-  placement_.Freed({blocks.start, num_free});
+  if (num_free > 0) Free({blocks.start, num_free});
+}
+
+// Of blocks that are kFree and awake: everybody may choose them from now on.
+void Pager::Free(const Extent& blocks) noexcept {
+  free_runs_.Free(blocks);  // P3
+  placement_.Freed(blocks);
+  slabs_.Freed(blocks);
 }
 
 // Requires: kHeld.

@@ -66,7 +66,7 @@
 // Invariants (checked where they matter, and all of them by CheckInvariants):
 //   P1  Every block is in one state, and free + held + cached + limbo == num_blocks - 1 (K1, I2).
 //   P2  refs > 0 if and only if the block is kHeld; refs == runs that name it (K2, I1).
-//   P3  The index of free runs holds exactly the kFree blocks (K3).
+//   P3  The index of free runs holds exactly the kFree blocks whose slab is awake (K3, E1).
 //   P4  A block in limbo waits for an epoch in (retired, committed + 1] and leaves it when that one
 //       retires, not before (K4).
 //   P5  The sum of all credits <= free + cached: Extend within its credit cannot fail (I5).
@@ -84,6 +84,11 @@
 //   P14  A block is published only when all of its tokens were computed over a history without
 //       holes: keys and values of deeper layers depend on what was attended, not on tokens alone.
 //   P15  What lies on a shelf is written by no step to come, and has no credit.
+//
+// Slabs. Blocks of a sleeping slab (kv/slabs.h) are free as any others in every count, and nothing
+// else knows of them. Grow wakes what it needs before it evicts anything; who opens a sequence or
+// raises its credit wakes what that is worth. Retired puts one slab a step to sleep while more is
+// free than credits and a part of what is held may want.
 //
 // Shelves. A history that is parked (kv/host_tier.h) keeps the blocks that were not copied yet, and
 // its length, under an identity beyond those of sequences: shelf i is identity max_seqs + i. What
@@ -105,6 +110,7 @@
 #include "kv/kv_cache.h"
 #include "kv/placement.h"
 #include "kv/prefix_index.h"
+#include "kv/slabs.h"
 #include "step/ids.h"
 #include "step/step.h"
 
@@ -128,6 +134,8 @@ struct PagerOptions {
   // OpenCached takes over no more runs than this: shared blocks are not moved together.
   std::uint32_t max_shared_runs = ~std::uint32_t{0};
   std::uint32_t max_shelves = 0;
+  SlabOptions slabs = {};                        // without a device every block has memory
+  std::uint32_t max_cached = ~std::uint32_t{0};  // as KvCacheOptions::max_cached_blocks
 };
 
 // What a history looked like before it was parked, and how it may be found in the prefix cache.
@@ -175,7 +183,11 @@ class Pager {
                                            std::uint32_t reserve_tokens) noexcept;
   void Loaded(SeqId seq) noexcept;
 
-  void SetTogether(bool together) noexcept { placement_.SetTogether(together); }
+  void SetTogether(bool together) noexcept;
+  // Wakes slabs for so many blocks more, the first ones that sleep. False when none does.
+  bool WakeMore(std::uint32_t num_blocks) noexcept;
+  // Nothing runs: all that Retired would put to sleep by and by goes at once.
+  void Rest() noexcept;
 
   // The step under construction reads (and may write) the sequence's blocks.
   void Name(SeqId seq) noexcept;
@@ -240,6 +252,9 @@ class Pager {
 
   StepId next() const noexcept { return StepId{committed_ + 1}; }
   const FreeRuns& free_runs() const noexcept { return free_runs_; }
+  // Sleeping ones included.
+  std::uint32_t num_free() const noexcept { return free_runs_.num_free() + slabs_.num_asleep(); }
+  const Slabs& slabs() const noexcept { return slabs_; }
   // Free and cached blocks that no credit speaks for.
   std::uint32_t num_spare() const noexcept;
   std::uint32_t num_crowded() const noexcept { return num_crowded_; }
@@ -333,6 +348,16 @@ class Pager {
     const bool waits = block.shared_until > retired_ && !IsMutant(Mutant::kOwnTooEarly);
     return waits || block.planned > 0;
   }
+  // The epochs without a wake after which slabs may fall asleep, and the part of the held blocks
+  // that may stand free beside credits.
+  static constexpr std::uint64_t kDrowsyEpochs = 32;
+  static constexpr std::uint32_t kSpareShare = 16;
+  void Wake(std::uint32_t slab, bool populate) noexcept;
+  void WakeFor(std::uint32_t num_free, std::uint32_t next_block) noexcept;
+  void WakeForCredit() noexcept;
+  bool SleepOne() noexcept;
+  void EvictBeyond() noexcept;
+  void Free(const Extent& blocks) noexcept;
   void Grow(SeqId seq, std::uint32_t want) noexcept;
   void DropTail(SeqId seq, std::uint32_t keep_blocks) noexcept;
   bool CanRewrite(SeqId seq, std::uint32_t first) const noexcept;
@@ -342,7 +367,8 @@ class Pager {
   void Drop(const Extent& blocks, std::uint64_t epoch) noexcept;
   void Bury(const Extent& blocks, std::uint64_t epoch) noexcept;
   void FreeBlocks(const Extent& blocks) noexcept;
-  void Evict(std::uint32_t num_free) noexcept;
+  void Evict(std::uint32_t num_free, std::uint32_t ahead) noexcept;
+  void Evict(std::uint32_t num_free) noexcept { Evict(num_free, options_.num_blocks / 64); }
   void SetFilled(BlockId block, std::uint32_t filled) noexcept;
   bool AnyPlanned(const Extent& blocks) const noexcept;
   // Replaces blocks [first_block, first_block + target.num_blocks) in the list of runs.
@@ -353,6 +379,7 @@ class Pager {
 
   const PagerOptions options_;
   FreeRuns free_runs_;
+  Slabs slabs_;
   Placement placement_;
   PrefixIndex index_;
   std::vector<Block> blocks_;
@@ -368,6 +395,8 @@ class Pager {
   std::uint64_t build_ = 1;  // one more at each commit and each abandoned step
   std::uint32_t num_open_ = 0;
   std::uint32_t num_held_ = 0;
+  std::uint32_t most_held_ = 0;
+  std::uint64_t last_wake_ = 0;  // the epoch that had retired
   std::uint32_t num_limbo_ = 0;
   std::uint32_t num_shared_ = 0;
   std::uint32_t num_credit_ = 0;
@@ -448,6 +477,7 @@ void Pager::CopyShared(SeqId seq, CopyFn copy) noexcept {
   const BlockId source = BlockAt(seq, number);
   ForgetCopy(sequence);
   if (blocks_[Index(source)].refs == 1) return OwnInPlace(seq, source);
+  if (free_runs_.num_free() == 0) WakeFor(1, 0);
   if (free_runs_.num_free() == 0) Evict(1);
   const BlockId before = number > 0 ? BlockAt(seq, number - 1) : kSentinelBlock;
   const Extent target =

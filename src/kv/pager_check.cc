@@ -13,6 +13,7 @@ void Pager::CheckInvariants() const {
   CheckSequences(refs);
   CheckLimbo();
   index_.CheckInvariants();
+  slabs_.CheckInvariants();
 
   std::uint32_t num_free = 0;
   std::uint32_t num_held = 0;
@@ -24,10 +25,13 @@ void Pager::CheckInvariants() const {
   std::uint64_t num_live_tokens = 0;
   for (std::uint32_t b = 1; b < options_.num_blocks; ++b) {
     const Block& block = blocks_[b];
-    CHECK(block.refs == refs[b]);                                                // P2
-    CHECK((block.refs > 0) == (block.state == BlockState::kHeld));               // P2
-    CHECK((block.state == BlockState::kFree) == free_runs_.IsFree(BlockId{b}));  // P3
-    CHECK(block.planned == 0 || block.state != BlockState::kFree);               // P9
+    CHECK(block.refs == refs[b]);                                   // P2
+    CHECK((block.refs > 0) == (block.state == BlockState::kHeld));  // P2
+    const bool sleeps = slabs_.IsAsleep(b);
+    CHECK(!sleeps || block.state == BlockState::kFree);  // E1
+    const bool is_there = block.state == BlockState::kFree && !sleeps;
+    CHECK(is_there == free_runs_.IsFree(BlockId{b}));               // P3
+    CHECK(block.planned == 0 || block.state != BlockState::kFree);  // P9
     const bool is_listed = index_.IsListed(BlockId{b});
     CHECK(!is_listed || block.filled == options_.block_tokens);    // P11
     CHECK(block.state != BlockState::kCached || is_listed);        // P11
@@ -38,10 +42,10 @@ void Pager::CheckInvariants() const {
     num_shared += block.refs > 1 ? 1u : 0u;
     num_live_tokens += block.state == BlockState::kHeld ? block.filled : 0u;
     num_planned += block.planned > 0 ? 1u : 0u;
-    hole = block.state == BlockState::kFree ? hole + 1 : 0;
+    hole = is_there ? hole + 1 : 0;
     longest = std::max(longest, hole);
   }
-  CHECK(num_free == free_runs_.num_free() && num_held == num_held_);                // P1
+  CHECK(num_free == this->num_free() && num_held == num_held_);                     // P1
   CHECK(num_cached == index_.num_idle());                                           // P11
   CHECK(num_free + num_held + num_cached + num_limbo_ == options_.num_blocks - 1);  // P1
   CHECK(num_shared == num_shared_);                                                 // P2
@@ -83,8 +87,8 @@ void Pager::CheckSequences(std::vector<std::uint32_t>& refs) const {
     num_copy_waits += sequence.waits_for_copy ? 1u : 0u;
     CHECK(sequence.copy_credit <= 1);
   }
-  CHECK(num_credit == num_credit_);                                // P5
-  CHECK(num_credit <= free_runs_.num_free() + index_.num_idle());  // P5
+  CHECK(num_credit == num_credit_);                     // P5
+  CHECK(num_credit <= num_free() + index_.num_idle());  // P5
   CHECK(num_crowded == num_crowded_ && num_copy_waits == num_copy_waits_);
 }
 
@@ -131,6 +135,10 @@ std::uint64_t Pager::StateHash() const {
     return epoch > retired_ ? epoch - retired_ : 0;
   };
   mix(committed_ - retired_);
+  for (std::uint32_t slab = 0; slab < slabs_.num_slabs(); ++slab)
+    mix(slabs_.IsAsleep(slab * slabs_.slab_blocks()) ? 1 : 0);
+  if (slabs_.is_elastic()) mix(std::min(retired_ - last_wake_, kDrowsyEpochs));
+  if (options_.max_cached == kCachedAsHeld) mix(most_held_);
   for (const Block& block : blocks_) {
     mix(static_cast<std::uint64_t>(block.state) << 32 | block.refs);
     mix(std::uint64_t{block.filled} << 32 | block.planned);

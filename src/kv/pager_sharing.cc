@@ -231,10 +231,9 @@ void Pager::Share(BlockId id) noexcept {
   if (++block.refs == 2) ++num_shared_;
 }
 
-// Forgets cached blocks until so many are free, and a few more: neighbours given up together make
+// Forgets cached blocks until so many are free, and `ahead` more: neighbours given up together make
 // one hole.
-void Pager::Evict(std::uint32_t num_free) noexcept {
-  const std::uint32_t ahead = options_.num_blocks / 64;
+void Pager::Evict(std::uint32_t num_free, std::uint32_t ahead) noexcept {
   std::uint32_t num_evicted = 0;
   while (num_cached() > 0 && (free_runs_.num_free() < num_free || num_evicted < ahead)) {
     const BlockId block = index_.Oldest();
@@ -243,8 +242,7 @@ void Pager::Evict(std::uint32_t num_free) noexcept {
     CHECK(blocks_[Index(block)].state == BlockState::kCached || IsMutant(Mutant::kEvictHeld));
     blocks_[Index(block)].state = BlockState::kFree;
     blocks_[Index(block)].filled = 0;
-    free_runs_.Free({block, 1});  // P3
-    placement_.Freed({block, 1});
+    Free({block, 1});
     ++num_evicted;
   }
   num_evictions_ += num_evicted;

@@ -72,6 +72,7 @@ class Placement {
   // From now on new blocks go behind the sequence's last one, else to the left end of the longest
   // hole, whatever the policy (not kLanes): a sequence alone in an empty pool is one run.
   void SetTogether(bool together) noexcept { together_ = together; }
+  bool is_together() const noexcept { return together_; }
 
   // kLanes: whether the sequence's next `want` blocks are free.
   bool LaneIsFree(const FreeRuns& free, SeqId seq, std::uint32_t num_held,

@@ -330,24 +330,33 @@ class Pattern {
   std::span<std::byte> data_;
 };
 
-// Addresses for the image; memory only where something is written.
+// Addresses for the image; memory only where something is written. It is a file, so that its pages
+// can leave the process and come back, as those of a model's file do.
 class Image {
  public:
   explicit Image(std::uint64_t bytes) {
-    void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    file_ = memfd_create("kvrm-dummy-image", MFD_CLOEXEC);
+    void* memory = MAP_FAILED;
+    if (file_ >= 0 && ftruncate(file_, static_cast<off_t>(bytes)) == 0)
+      memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file_, 0);
     if (memory == MAP_FAILED) {
+      const int error = errno;
+      if (file_ >= 0) close(file_);
       throw StartError("--dummy: cannot reserve " + std::to_string(bytes) +
-                       " bytes of addresses: " + std::strerror(errno));
+                       " bytes of addresses: " + std::strerror(error));
     }
     bytes_ = {static_cast<std::byte*>(memory), bytes};
   }
-  ~Image() { CHECK(munmap(bytes_.data(), bytes_.size()) == 0); }
+  ~Image() {
+    CHECK(munmap(bytes_.data(), bytes_.size()) == 0);
+    CHECK(close(file_) == 0);
+  }
   Image(const Image&) = delete;
   Image& operator=(const Image&) = delete;
   std::span<std::byte> bytes() const { return bytes_; }
 
  private:
+  int file_ = -1;
   std::span<std::byte> bytes_;
 };
 
@@ -416,7 +425,8 @@ DummyModel::DummyModel(std::string_view spec, const DummyOptions& options)
                        " bytes of random blocks: " + std::strerror(errno));
     }
   }
-  parts_->model = OrThrow(Model::FromGgufBytes(bytes, "dummy " + std::string(spec)));
+  parts_->model =
+      OrThrow(Model::FromGgufBytes(bytes, "dummy " + std::string(spec), /*is_mapped=*/true));
 }
 
 DummyModel::~DummyModel() = default;

@@ -73,7 +73,9 @@ class GgufFile {
   std::uint32_t version() const { return version_; }
   const std::string& name() const { return name_; }
   std::uint64_t file_bytes() const { return bytes_.size(); }
-  bool is_mapped() const { return file_.has_value(); }
+  bool is_mapped() const { return file_.has_value() || is_mapped_; }
+  // Parsed memory is a mapping of a file as well.
+  void SetMapped() { is_mapped_ = true; }
 
   // Metadata in file order, for inspection.
   const std::vector<std::pair<std::string_view, GgufValue>>& metadata() const { return metadata_; }
@@ -104,6 +106,7 @@ class GgufFile {
   Error WrongType(std::string_view key, const GgufValue& value, const char* expected) const;
 
   std::optional<MappedFile> file_;
+  bool is_mapped_ = false;
   std::span<const std::byte> bytes_;
   std::string name_;
   std::uint32_t version_ = 0;

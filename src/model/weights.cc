@@ -262,9 +262,11 @@ std::span<const std::byte> DemoModelBytes() {
   return {kvrm_demo_model_begin, kvrm_demo_model_end};
 }
 
-Result<Model> Model::FromGgufBytes(std::span<const std::byte> bytes, const std::string& name) {
+Result<Model> Model::FromGgufBytes(std::span<const std::byte> bytes, const std::string& name,
+                                   bool is_mapped) {
   Result<GgufFile> gguf = GgufFile::Parse(bytes, name);
   if (!gguf) return gguf.error();
+  if (is_mapped) gguf.value().SetMapped();
   return FromGgufFile(std::move(gguf).value());
 }
 

@@ -68,8 +68,9 @@ class Model {
   static Result<Model> Load(const std::string& path);
   // The demo model inside the program.
   static Result<Model> LoadDemo();
-  // A GGUF image in memory that outlives the model.
-  static Result<Model> FromGgufBytes(std::span<const std::byte> bytes, const std::string& name);
+  // A GGUF image in memory that outlives the model; `is_mapped` as in WeightTensor.
+  static Result<Model> FromGgufBytes(std::span<const std::byte> bytes, const std::string& name,
+                                     bool is_mapped = false);
 
   Model(Model&&) noexcept;
   Model& operator=(Model&&) noexcept;

@@ -53,7 +53,10 @@ std::string OneLine(std::string text) {
 bool ParseLedger(std::string_view body, MemoryRecord* memory, std::uint64_t* pool_tokens) {
   const Result<json::value> value = ParseJson(body);
   if (!value || Find(*value, "/tiers/0/reserved_bytes") == nullptr) return false;
-  memory->reserved_bytes = NumberAt(*value, "/tiers/0/reserved_bytes");
+  // What has memory, where a server tells that from mere addresses.
+  const bool has_committed = Find(*value, "/tiers/0/committed_bytes") != nullptr;
+  memory->reserved_bytes =
+      NumberAt(*value, has_committed ? "/tiers/0/committed_bytes" : "/tiers/0/reserved_bytes");
   memory->mapped_bytes = NumberAt(*value, "/tiers/0/mapped_bytes");
   memory->live_bytes = NumberAt(*value, "/tiers/0/live_bytes");
   const std::uint64_t block_tokens = NumberAt(*value, "/tiers/0/block_tokens");

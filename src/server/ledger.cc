@@ -17,9 +17,10 @@ std::uint64_t BlockBytes(const KvStats& kv) {
   return kv.pool_bytes / (std::uint64_t{kv.num_blocks} + 1);
 }
 
-// Free bytes that are not in the longest hole: there, and of no use to a run as long as the whole.
+// Free bytes with memory that are not in the longest hole: there, and of no use to a run as long as
+// the whole.
 std::uint64_t ExternalFragmentation(const KvStats& kv) {
-  return (std::uint64_t{kv.num_free} - kv.longest_hole) * BlockBytes(kv);
+  return (std::uint64_t{kv.num_free} - kv.num_asleep - kv.longest_hole) * BlockBytes(kv);
 }
 
 // The sentinel: reserved, and for rows of padding only.
@@ -38,7 +39,9 @@ json::object TierObject(const KvStats& kv) {
   return {{"tier", "ram"},
           {"block_bytes", BlockBytes(kv)},
           {"reserved_bytes", kv.reserved_bytes},
+          {"committed_bytes", kv.committed_bytes},
           {"mapped_bytes", kv.mapped_bytes},
+          {"cached_bytes", kv.cached_bytes},
           {"live_bytes", kv.live_bytes},
           {"padding_bytes", PaddingBytes(kv)},
           {"internal_fragmentation_bytes", kv.fragmented_bytes},
@@ -49,6 +52,7 @@ json::object TierObject(const KvStats& kv) {
           {"window_address_bytes", kv.window_address_bytes},
           {"blocks", json::object{{"total", kv.num_blocks},
                                   {"free", kv.num_free},
+                                  {"asleep", kv.num_asleep},
                                   {"held", kv.num_held},
                                   {"cached", kv.num_cached},
                                   {"limbo", kv.num_limbo},
@@ -97,6 +101,8 @@ json::object MovementObject(const KvStats& kv) {
           {"resumes", kv.num_resumes},
           {"parked_blocks", kv.num_parked_blocks},
           {"resumed_blocks", kv.num_resumed_blocks},
+          {"slab_wakes", kv.num_wakes},
+          {"slab_sleeps", kv.num_sleeps},
           {"stalls", kv.num_stalls},
           {"most_runs", kv.max_runs_seen}};
 }
@@ -188,7 +194,9 @@ void AddMemory(const EngineLedger& ledger, MetricLines* lines) {
     lines->Gauge("kv_bytes", value, "tier=\"ram\",state=\"" + std::string(state) + '"');
   };
   kv_bytes("reserved", kv.reserved_bytes);
+  kv_bytes("committed", kv.committed_bytes);
   kv_bytes("mapped", kv.mapped_bytes);
+  kv_bytes("cached", kv.cached_bytes);
   kv_bytes("live", kv.live_bytes);
   kv_bytes("padding", PaddingBytes(kv));
   kv_bytes("internal_fragmentation", kv.fragmented_bytes);
@@ -203,6 +211,7 @@ void AddMemory(const EngineLedger& ledger, MetricLines* lines) {
     lines->Gauge("kv_blocks", value, "tier=\"ram\",state=\"" + std::string(state) + '"');
   };
   blocks("free", kv.num_free);
+  blocks("asleep", kv.num_asleep);
   blocks("held", kv.num_held);
   blocks("cached", kv.num_cached);
   blocks("limbo", kv.num_limbo);
@@ -285,6 +294,8 @@ std::string MetricsText(const EngineLedger& ledger, const MetricsNames& names) {
   lines.Counter("num_preemptions_total", engine.num_preemptions);
   AddMemory(ledger, &lines);
   AddHostTier(kv, &lines);
+  lines.Counter("slab_wakes_total", kv.num_wakes);
+  lines.Counter("slab_sleeps_total", kv.num_sleeps);
   lines.Counter("moved_blocks_total", kv.num_moved_blocks);
   lines.Counter("transfer_groups_total", kv.num_groups);
   lines.Counter("mappings_total", kv.num_maps);

@@ -63,6 +63,7 @@ constexpr std::array kNames = {
     "wrong-tier",
     "park-forgets-tail",
     "discard-keeps-room",
+    "give-back-shared",
     "mirror-missing",
     "staged-survives-open",
     "staged-beyond-budget",

@@ -11,7 +11,7 @@
 
 namespace kvrm {
 
-inline constexpr std::uint32_t kNumMutants = 53;  // kNone not counted
+inline constexpr std::uint32_t kNumMutants = 54;  // kNone not counted
 const char* MutantName(Mutant mutant);
 std::optional<Mutant> FindMutant(std::string_view name);
 

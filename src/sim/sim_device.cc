@@ -23,6 +23,10 @@ PoolMemory SimDevice::ReservePool(std::size_t pool_bytes, std::size_t window_byt
   return {memory.first(pool_bytes), memory.subspan(pool_bytes)};
 }
 
+void SimDevice::GiveBack(std::span<std::byte> units) noexcept {
+  std::memset(units.data(), 0xa7, units.size());
+}
+
 FlightId SimDevice::Submit(std::span<const CopyOp> copies) noexcept {
   const FlightId flight{++num_flights_};
   for (const CopyOp& copy : copies) {

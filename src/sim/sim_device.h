@@ -25,11 +25,13 @@ struct SimDeviceOptions {
   std::uint32_t late_percent = 0;    // of the calls of Landed that hide the truth
   std::uint32_t refuse_percent = 0;  // of the calls of Map
   std::size_t piece_bytes = 256;     // a copy lands in pieces of so many bytes
+  std::size_t elastic_unit = 0;
 };
 
 class SimDevice final : public Device {
  public:
-  explicit SimDevice(const SimDeviceOptions& options) : options_(options) {}
+  explicit SimDevice(const SimDeviceOptions& options)
+      : options_(options), unit_bytes_(options.elastic_unit) {}
 
   // Where the next decisions come from. Outlives its use.
   void Use(Rng* rng) { rng_ = rng; }
@@ -41,6 +43,9 @@ class SimDevice final : public Device {
   std::span<std::byte> Reserve(std::size_t bytes, const char* owner) override;
   PoolMemory ReservePool(std::size_t pool_bytes, std::size_t window_bytes, bool mapped,
                          std::size_t map_unit) override;
+  std::size_t elastic_unit() const noexcept override { return unit_bytes_; }
+  // What was in the memory is lost at once.
+  void GiveBack(std::span<std::byte> units) noexcept override;
   FlightId Submit(std::span<const CopyOp> copies) noexcept override;
   bool Landed(FlightId flight) noexcept override;
   void Wait(FlightId flight) noexcept override;
@@ -67,6 +72,7 @@ class SimDevice final : public Device {
   void Land(std::size_t which);
 
   SimDeviceOptions options_;
+  const std::size_t unit_bytes_;
   Rng* rng_ = nullptr;
   std::vector<std::vector<std::uint64_t>> memory_;
   std::vector<Piece> waiting_;
