@@ -266,7 +266,7 @@ TEST(AttentionInvariance, WhoeverComputesAUnitTheBitsAreTheSame) {
 // What a token attends ends at itself, also where its value, its scales or its keys are not finite.
 void CheckTokensOfAPass(const CpuKernels& table, DType dtype, Rng& rng) {
   const std::uint32_t dims[] = {8, 18, 32, 64, 96, 128};
-  const std::uint32_t dim = dtype == DType::kQ8_0 ? 32 << rng.Below(3) : dims[rng.Below(6)];
+  const std::uint32_t dim = dtype == DType::kQ8_0 ? 32u << rng.Below(3) : dims[rng.Below(6)];
   const auto group = static_cast<std::uint32_t>(1 + rng.Below(table.attention_heads / 2));
   const std::uint32_t most = table.attention_heads / group;
   const auto num_tokens = static_cast<std::uint32_t>(2 + rng.Below(most - 1));
