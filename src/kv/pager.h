@@ -352,6 +352,7 @@ class Pager {
   // that may stand free beside credits.
   static constexpr std::uint64_t kDrowsyEpochs = 32;
   static constexpr std::uint32_t kSpareShare = 16;
+  static constexpr std::uint32_t kMaxPopulated = 4;  // slabs that one call has memory made for
   void Wake(std::uint32_t slab, bool populate) noexcept;
   void WakeFor(std::uint32_t num_free, std::uint32_t next_block) noexcept;
   void WakeForCredit() noexcept;

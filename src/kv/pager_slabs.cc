@@ -14,10 +14,13 @@ void Pager::Wake(std::uint32_t slab, bool populate) noexcept {
 }
 
 // Until so many blocks are free and awake, or none sleeps: first what lies from `next_block` on.
+// HAZARD: memory that the system must find first takes up to 7 ms a unit, and everybody waits. So a
+// long prompt has its first slabs populated, and touches the rest itself, chunk by chunk.
 void Pager::WakeFor(std::uint32_t num_free, std::uint32_t next_block) noexcept {
+  std::uint32_t num_woken = 0;
   while (free_runs_.num_free() < num_free && slabs_.num_asleep() > 0) {
     const std::uint32_t slab = slabs_.NextToWake(next_block);
-    Wake(slab, /*populate=*/true);
+    Wake(slab, /*populate=*/num_woken++ < kMaxPopulated);
     next_block = (slab + 1) * slabs_.slab_blocks();
   }
 }

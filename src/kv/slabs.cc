@@ -52,7 +52,7 @@ std::uint32_t Slabs::NextToWake(std::uint32_t block) const noexcept {
 }
 
 std::uint32_t Slabs::NextToSleep() const noexcept {
-  std::uint32_t slab = num_slabs();
+  std::uint32_t slab = awake_end_;
   while (slab > 1) {
     --slab;
     if (is_awake_[slab] && num_free_[slab] == BlocksOf(slab).num_blocks) return slab;
@@ -63,6 +63,7 @@ std::uint32_t Slabs::NextToSleep() const noexcept {
 void Slabs::Wake(std::uint32_t slab, bool populate) noexcept {
   CHECK(!is_awake_[slab]);
   is_awake_[slab] = true;
+  awake_end_ = std::max(awake_end_, slab + 1);
   num_free_[slab] = 0;
   num_asleep_ -= BlocksOf(slab).num_blocks;
   ++num_wakes_;
@@ -76,6 +77,8 @@ void Slabs::Wake(std::uint32_t slab, bool populate) noexcept {
 void Slabs::Sleep(std::uint32_t slab) noexcept {
   CHECK(slab > 0 && is_awake_[slab] && num_free_[slab] == BlocksOf(slab).num_blocks);  // E3
   is_awake_[slab] = false;
+  while (!is_awake_[awake_end_ - 1])  // E4
+    --awake_end_;
   num_free_[slab] = 0;
   num_asleep_ += BlocksOf(slab).num_blocks;
   ++num_sleeps_;
@@ -113,6 +116,8 @@ void Slabs::CheckInvariants() const {
     for (std::uint64_t unit = FirstUnit(slab); is_awake_[slab] && unit < EndUnit(slab); ++unit)
       ++users[unit];
   }
+  CHECK(awake_end_ > 0 && is_awake_[awake_end_ - 1]);
+  CHECK(std::find(is_awake_.begin() + awake_end_, is_awake_.end(), true) == is_awake_.end());
   std::uint64_t committed = 0;
   for (std::uint64_t unit = 0; unit < users.size(); ++unit)
     committed += users[unit] > 0 ? Unit(unit).size() : 0;

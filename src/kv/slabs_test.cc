@@ -142,6 +142,14 @@ TEST(Slabs, MemoryComesAtAdmissionAndNotAtExtend) {
   EXPECT_EQ(world.device.num_populated, populated);
 }
 
+TEST(Slabs, AnAdmissionWaitsForFewUnits) {
+  World world(96);
+  const std::uint64_t populated = world.device.num_populated;
+  ASSERT_TRUE(world.pager.Open(SeqId{0}, 16 * 64));
+  EXPECT_GE(world.pager.slabs().committed_bytes(), 64u * kBlockBytes);
+  EXPECT_EQ(world.device.num_populated - populated, 4u);
+}
+
 TEST(Slabs, LowAddressesFirst) {
   World world(96);
   ASSERT_TRUE(world.pager.Open(SeqId{0}, 16 * 40));
