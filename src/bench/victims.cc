@@ -11,6 +11,7 @@
 #include "base/result.h"
 #include "base/rng.h"
 #include "base/thread_cpu.h"
+#include "engine/random_request.h"
 
 namespace kvrm {
 namespace {
@@ -133,12 +134,8 @@ class VictimsRun {
   }
 
   RequestId Submit(std::uint32_t num_prompt, std::uint32_t num_output) {
-    Request request;
-    for (std::uint32_t i = 0; i < num_prompt; ++i)
-      request.prompt.push_back(static_cast<std::int32_t>(rng_.Below(vocab_size_)));
-    request.max_tokens = num_output;
-    request.sampling.temperature = 0;
-    const RequestId id = OrThrow(engine_.Submit(std::move(request)));
+    const RequestId id =
+        OrThrow(engine_.Submit(RandomRequest(rng_, vocab_size_, num_prompt, num_output)));
     Record& record = records_[id];
     record.submitted_ns = clock_.NowNs();
     record.num_prompt = num_prompt;

@@ -13,6 +13,7 @@
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "cli/replay_flags.h"
+#include "engine/step_loop.h"
 #include "replay/compare.h"
 #include "replay/record.h"
 
@@ -57,10 +58,9 @@ std::vector<ComparedChoice> ChoicesOf(const CompareFlags& flags) {
   std::vector<ComparedChoice> choices;
   for (const std::uint64_t memory : flags.memories) {
     for (const KvView view : flags.views) {
-      const bool is_static = std::string(KvViewName(view)).starts_with("static");
       for (const PlacementPolicy placement : flags.placements) {
         // A static view has a place of its own for everyone.
-        if (is_static && placement != flags.placements.front()) continue;
+        if (IsStaticView(view) && placement != flags.placements.front()) continue;
         choices.push_back({view, placement, memory});
       }
     }

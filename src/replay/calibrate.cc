@@ -12,6 +12,7 @@
 #include "base/check.h"
 #include "base/result.h"
 #include "base/rng.h"
+#include "engine/random_request.h"
 #include "replay/engine_target.h"
 
 namespace kvrm {
@@ -119,12 +120,7 @@ class Calibration {
   };
 
   void Submit(std::uint32_t num_prompt, std::uint32_t num_output) {
-    Request request;
-    for (std::uint32_t i = 0; i < num_prompt; ++i)
-      request.prompt.push_back(static_cast<std::int32_t>(rng_.Below(vocab_size_)));
-    request.max_tokens = num_output;
-    request.sampling.temperature = 0.0f;
-    OrThrow(engine_.Submit(std::move(request)));
+    OrThrow(engine_.Submit(RandomRequest(rng_, vocab_size_, num_prompt, num_output)));
     ++num_running_;
   }
 

@@ -8,18 +8,13 @@
 
 #include "base/json.h"
 #include "base/result.h"
+#include "engine/step_loop.h"
+#include "replay/text.h"
 
 namespace kvrm {
 namespace {
 
 constexpr double kMib = 1024.0 * 1024.0;
-
-template <typename... Values>
-std::string Format(const char* format, Values... values) {
-  char text[256];
-  std::snprintf(text, sizeof(text), format, values...);
-  return text;
-}
 
 std::string Config(const Record& record, std::string_view name) {
   for (const auto& [key, value] : record.header.config) {
@@ -34,8 +29,8 @@ double BoundBytes(const Metrics& metrics, const Record& record) {
   const std::string text = Config(record, "rows");
   double rows = 0.0;
   std::from_chars(text.data(), text.data() + text.size(), rows);
-  if (!Config(record, "view").starts_with("static") || rows <= 0.0)
-    return metrics.memory.mapped_mean;
+  const auto view = FindKvView(Config(record, "view"));
+  if (!view || !IsStaticView(*view) || rows <= 0.0) return metrics.memory.mapped_mean;
   double weights = 0.0, bound = 0.0;
   for (std::size_t i = 0; i + 1 < record.steps.size(); ++i) {
     const StepRecord& step = record.steps[i];
@@ -157,13 +152,6 @@ json::object ConfigJson(const ComparedConfig& config, const ComparedConfig* base
           {"commands", std::move(commands)}};
 }
 
-std::string Escaped(const std::string& text) {
-  std::string escaped;
-  for (const char c : text)
-    escaped += c == '&' ? "&amp;" : c == '<' ? "&lt;" : std::string(1, c);
-  return escaped;
-}
-
 // Tokens that a row's window takes beside the pool.
 std::uint64_t WindowTokens(KvView view, std::uint64_t context, std::uint32_t num_layers) {
   if (view == KvView::kStagedWindows) return context;
@@ -198,9 +186,8 @@ void SizeForMemory(const ComparedChoice& choice, std::uint32_t num_layers, Engin
   // The sentinel is one block of it.
   const std::uint64_t memory =
       choice.memory_tokens / block * block - std::min<std::uint64_t>(block, choice.memory_tokens);
-  const std::string name = KvViewName(choice.view);
   std::uint64_t rows = options->max_rows;
-  if (name.starts_with("static")) {
+  if (IsStaticView(choice.view)) {
     rows = std::min(rows, memory / context);
     options->kv_tokens = 0;
   } else {
@@ -213,8 +200,8 @@ void SizeForMemory(const ComparedChoice& choice, std::uint32_t num_layers, Engin
     if (options->kv_tokens < context) rows = 0;
   }
   if (rows == 0)
-    throw StartError("the view '" + name + "' has no room for one context of " +
-                     std::to_string(context) + " tokens in " +
+    throw StartError("the view '" + std::string(KvViewName(choice.view)) +
+                     "' has no room for one context of " + std::to_string(context) + " tokens in " +
                      std::to_string(choice.memory_tokens) + " tokens of memory");
   options->max_rows = static_cast<std::uint32_t>(rows);
 }
@@ -259,8 +246,8 @@ std::string CompareJson(const Comparison& comparison) {
 
 std::string CompareHtml(const Comparison& comparison) {
   const ComparedConfig* baseline = Baseline(comparison);
-  std::string html = "<h2>Comparison</h2><p>" + Escaped(comparison.workload) + " on " +
-                     Escaped(comparison.target) +
+  std::string html = "<h2>Comparison</h2><p>" + EscapedHtml(comparison.workload) + " on " +
+                     EscapedHtml(comparison.target) +
                      "; means of repetitions and intervals of 95 % (Student's t); the charts show "
                      "the first repetition.</p><div class=\"scroll\"><table><tr><th>configuration"
                      "</th><th>out tok/s over the first</th>";
@@ -268,10 +255,10 @@ std::string CompareHtml(const Comparison& comparison) {
     html += std::string("<th>") + measure.title + "</th>";
   html += "</tr>";
   for (const ComparedConfig& config : comparison.configs) {
-    html += "<tr><td>" + Escaped(config.name) + "</td>";
+    html += "<tr><td>" + EscapedHtml(config.name) + "</td>";
     if (config.runs.empty()) {
       html += Format("<td colspan=\"%zu\">not run: ", std::size(kMeasures) + 1) +
-              Escaped(config.refused) + "</td></tr>";
+              EscapedHtml(config.refused) + "</td></tr>";
       continue;
     }
     html += "<td>" + RatioText(Ratio(config, *baseline, 0)) + "</td>";
@@ -279,7 +266,7 @@ std::string CompareHtml(const Comparison& comparison) {
       html += "<td>" + ValueText(EstimateMean(Column(config, i))) + "</td>";
     html += "</tr>";
   }
-  return html + "</table></div><pre>" + Escaped(comparison.command) + "</pre>";
+  return html + "</table></div><pre>" + EscapedHtml(comparison.command) + "</pre>";
 }
 
 }  // namespace kvrm

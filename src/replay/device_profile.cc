@@ -175,7 +175,8 @@ double TokensUs(const DeviceProfile& profile, double tokens) {
 
 std::optional<DeviceProfile> FindDeviceProfile(std::string_view name) {
   // Llama-3.1-8B in 16 bits on one device: 16.06 GB of weights, 131,072 bytes of KV a token.
-  // Bandwidth and arithmetic at 80 % and 60 % of what the data sheets say.
+  // Bandwidth and arithmetic at 80 % and 60 % of what NVIDIA's data sheets say (A100 80 GB SXM,
+  // H200 SXM, GH200 with HBM3; dense BF16). The shares, map_us and all of the npu are assumptions.
   const auto device = [name](double gb_per_s, double tflops) {
     const double byte_ns = 1.0 / (0.8 * gb_per_s);
     const double flop_us = 1e-6 / (0.6 * tflops);

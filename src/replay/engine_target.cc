@@ -166,7 +166,7 @@ class EngineTarget::Session {
     step.num_tokens = probe.num_tokens;
     step.num_groups = probe.num_groups;
     step.moved_bytes = probe.moved_bytes * scale;
-    step.reserved_bytes = kv.reserved_bytes * scale;
+    step.reserved_bytes = kv.committed_bytes * scale;
     step.mapped_bytes = kv.mapped_bytes * scale;
     step.live_bytes = kv.live_bytes * scale;
     run_.OnStep(step);

@@ -6,16 +6,10 @@
 #include <cstdio>
 
 #include "base/json.h"
+#include "replay/text.h"
 
 namespace kvrm {
 namespace {
-
-template <typename... Values>
-std::string Format(const char* format, Values... values) {
-  char text[512];
-  std::snprintf(text, sizeof(text), format, values...);
-  return text;
-}
 
 std::string CountLine(const char* name, std::uint64_t value) {
   return Format("  %-34s %12llu\n", name, static_cast<unsigned long long>(value));

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "replay/report.h"
+#include "replay/text.h"
 
 namespace kvrm {
 namespace {
@@ -49,29 +50,6 @@ overflow-x:auto;font-size:13px;white-space:pre-wrap;overflow-wrap:anywhere}
 .axes line{stroke:var(--line)}
 @media(max-width:700px){svg text{font-size:18px}}
 )";
-
-template <typename... Values>
-std::string Format(const char* format, Values... values) {
-  char text[256];
-  std::snprintf(text, sizeof(text), format, values...);
-  return text;
-}
-
-std::string Escaped(const std::string& text) {
-  std::string escaped;
-  for (const char c : text) {
-    if (c == '&') {
-      escaped += "&amp;";
-    } else if (c == '<') {
-      escaped += "&lt;";
-    } else if (c == '"') {
-      escaped += "&quot;";
-    } else {
-      escaped += c;
-    }
-  }
-  return escaped;
-}
 
 std::string Color(std::size_t i) {
   return Format("var(--c%zu)", i % kNumColors);
@@ -195,9 +173,9 @@ std::string ChartSvg(const Chart& chart) {
       std::ranges::all_of(chart.series, [](const Series& series) { return series.points.empty(); });
   if (empty) return "";
   const Axes axes(chart);
-  std::string svg = "<figure><h3>" + Escaped(chart.title) + " <small>(" + chart.y_unit +
+  std::string svg = "<figure><h3>" + EscapedHtml(chart.title) + " <small>(" + chart.y_unit +
                     ")</small></h3><svg viewBox=\"0 0 640 260\" role=\"img\" aria-label=\"" +
-                    Escaped(chart.title) + "\">" + axes.Svg();
+                    EscapedHtml(chart.title) + "\">" + axes.Svg();
   for (const Series& series : chart.series) {
     if (series.points.empty()) continue;
     svg += "<path fill=\"none\" stroke=\"" + Color(series.color) + "\" stroke-width=\"1.6\"" +
@@ -207,7 +185,7 @@ std::string ChartSvg(const Chart& chart) {
       svg += Format("%c%.1f %.1f", op, axes.X(x), axes.Y(y));
       op = 'L';
     }
-    svg += "\"><title>" + Escaped(series.name) + "</title></path>";
+    svg += "\"><title>" + EscapedHtml(series.name) + "</title></path>";
   }
   return svg + "</svg></figure>\n";
 }
@@ -342,7 +320,7 @@ std::string Table(std::span<const ReportedRecord> reported) {
   for (const ReportedRecord& each : reported) {
     const Metrics& m = each.metrics;
     html +=
-        "<tr><td>" + Escaped(each.name) + "</td>" +
+        "<tr><td>" + EscapedHtml(each.name) + "</td>" +
         Format("<td>%llu</td><td>%llu</td>", static_cast<unsigned long long>(m.completed),
                static_cast<unsigned long long>(m.failed)) +
         Cell(m.request_throughput) + Cell(m.output_throughput) + Cell(m.ttft_ms.p50) +
@@ -358,12 +336,12 @@ std::string Table(std::span<const ReportedRecord> reported) {
 
 std::string PhaseTable(const ReportedRecord& reported) {
   if (reported.metrics.phases.empty()) return "";
-  std::string html = "<h2>Victims of " + Escaped(reported.name) +
+  std::string html = "<h2>Victims of " + EscapedHtml(reported.name) +
                      "</h2><div class=\"scroll\"><table><tr><th>phase</th><th>gaps</th>"
                      "<th>p50</th><th>p99</th><th>p99.9</th><th>max</th><th>p99.9 / quiet</th>"
                      "<th>max / quiet</th></tr>";
   for (const PhaseMetrics& phase : reported.metrics.phases) {
-    html += "<tr><td>" + Escaped(phase.name) + "</td>" +
+    html += "<tr><td>" + EscapedHtml(phase.name) + "</td>" +
             Format("<td>%llu</td>", static_cast<unsigned long long>(phase.itl.count)) +
             Cell(phase.itl.p50) + Cell(phase.itl.p99) + Cell(phase.itl.p999) + Cell(phase.itl.max) +
             Cell(phase.p999_ratio) + Cell(phase.max_ratio) + "</tr>";
@@ -375,13 +353,13 @@ std::string Configurations(std::span<const ReportedRecord> reported) {
   std::string html = "<h2>Configurations and commands</h2>";
   for (const ReportedRecord& each : reported) {
     const RecordHeader& header = each.record->header;
-    html += "<h3>" + Escaped(each.name) + "</h3><p>" + Escaped(header.workload) + " on " +
-            Escaped(header.target) + ", " + Escaped(header.clock) + " time, seed " +
+    html += "<h3>" + EscapedHtml(each.name) + "</h3><p>" + EscapedHtml(header.workload) + " on " +
+            EscapedHtml(header.target) + ", " + EscapedHtml(header.clock) + " time, seed " +
             Format("%llu", static_cast<unsigned long long>(header.seed));
     for (const auto& [name, value] : header.config)
-      html += ", " + Escaped(name) + " " + Escaped(value);
+      html += ", " + EscapedHtml(name) + " " + EscapedHtml(value);
     html += each.record->complete ? "</p>" : "; the record was cut short</p>";
-    html += "<pre>" + Escaped(header.command) + "</pre>";
+    html += "<pre>" + EscapedHtml(header.command) + "</pre>";
   }
   return html;
 }
@@ -396,7 +374,7 @@ std::string ReportHtml(std::span<const ReportedRecord> reported, const std::stri
       std::string(kStyle) + "</style></head><body><main><h1>KVRM replay report</h1>" + lead +
       "<div class=\"legend\">";
   for (std::size_t i = 0; i < reported.size(); ++i)
-    html += "<span><i style=\"background:" + Color(i) + "\"></i>" + Escaped(reported[i].name) +
+    html += "<span><i style=\"background:" + Color(i) + "\"></i>" + EscapedHtml(reported[i].name) +
             "</span>";
   html += "</div>" + Table(reported);
   for (const ReportedRecord& each : reported)
