@@ -428,11 +428,10 @@ struct CpuExecutor::State {
     const std::uint32_t num_heads = options.layout.num_kv_heads;
     AttentionPiece piece;
     for (std::uint32_t n = 0; split.Piece(worker, n, &piece); ++n) {
-      AttentionArgs args = ArgsOf(i, worker, piece.item);
       const std::uint32_t num_tokens = TokensOfPass(worker, n, piece);
       if (num_tokens > 1) {
         for (std::uint32_t head = 0; head < num_heads; ++head) {
-          args = ArgsOf(i, worker, piece.item + head);
+          AttentionArgs args = ArgsOf(i, worker, piece.item + head);
           args.end += num_tokens - 1;
           args.num_tokens = num_tokens;
           args.q_stride = i.in_stride;
@@ -442,6 +441,7 @@ struct CpuExecutor::State {
         n += num_tokens * num_heads - 1;
         continue;
       }
+      const AttentionArgs args = ArgsOf(i, worker, piece.item);
       if (piece.slot == kWholeItem) {
         if (step.header->padded_tokens != 0) AttendPadding(args, step.header->padded_tokens);
         options.kernels->attention(args);

@@ -59,10 +59,7 @@ class Cache {
   std::vector<float> Attend(const CpuKernels& table, const std::vector<float>& q,
                             std::uint32_t group, std::uint32_t head, std::uint32_t begin,
                             std::uint32_t end) const {
-    std::vector<AttentionRun> runs;
-    for (const auto& block : blocks_)
-      runs.push_back({block.data(), 1});
-    return AttendRuns(table, q, group, head, begin, end, runs);
+    return AttendRuns(table, q, group, head, begin, end, RunsOfBlocks());
   }
 
   std::vector<float> AttendRuns(const CpuKernels& table, const std::vector<float>& q,
@@ -71,21 +68,10 @@ class Cache {
     const std::uint32_t dim = layout_.head_dim;
     std::vector<float> out(std::size_t{group} * dim);
     std::vector<float> scratch(AttentionScratchFloats(group, dim));
-    const AttentionArgs args = {.q = q.data(),
-                                .out = out.data(),
-                                .runs = runs.data(),
-                                .scratch = scratch.data(),
-                                .block_bytes = layout_.block_bytes(),
-                                .k_offset = layout_.k_offset(1, head),
-                                .v_offset = layout_.v_offset(1, head),
-                                .num_runs = static_cast<std::uint32_t>(runs.size()),
-                                .group = group,
-                                .head_dim = dim,
-                                .block_tokens = layout_.block_tokens,
-                                .begin = begin,
-                                .end = end,
-                                .scale = Scale(dim),
-                                .dtype = layout_.dtype};
+    AttentionArgs args = ArgsOf(head, group, begin, end, runs);
+    args.q = q.data();
+    args.out = out.data();
+    args.scratch = scratch.data();
     if (pieces_.empty()) {
       table.attention(args);
     } else {
@@ -102,31 +88,18 @@ class Cache {
     const std::uint32_t dim = layout_.head_dim;
     const std::size_t width = std::size_t{group} * dim;
     const std::size_t stride = width + 5;
-    std::vector<AttentionRun> runs;
-    for (const auto& block : blocks_)
-      runs.push_back({block.data(), 1});
+    const std::vector<AttentionRun> runs = RunsOfBlocks();
     std::vector<float> apart(num_tokens * stride, NAN), out(num_tokens * stride), packed;
     for (std::size_t t = 0; t < num_tokens; ++t)
       std::copy_n(&q[t * width], width, &apart[t * stride]);
     std::vector<float> scratch(AttentionScratchFloats(group * num_tokens, dim));
-    table.attention({.q = apart.data(),
-                     .out = out.data(),
-                     .runs = runs.data(),
-                     .scratch = scratch.data(),
-                     .block_bytes = layout_.block_bytes(),
-                     .k_offset = layout_.k_offset(1, 0),
-                     .v_offset = layout_.v_offset(1, 0),
-                     .num_runs = static_cast<std::uint32_t>(runs.size()),
-                     .group = group,
-                     .head_dim = dim,
-                     .block_tokens = layout_.block_tokens,
-                     .begin = begin,
-                     .end = end,
-                     .scale = Scale(dim),
-                     .dtype = layout_.dtype,
-                     .num_tokens = num_tokens,
-                     .q_stride = stride,
-                     .out_stride = stride});
+    AttentionArgs args = ArgsOf(0, group, begin, end, runs);
+    args.q = apart.data();
+    args.out = out.data();
+    args.scratch = scratch.data();
+    args.num_tokens = num_tokens;
+    args.q_stride = args.out_stride = stride;
+    table.attention(args);
     for (std::size_t t = 0; t < num_tokens; ++t)
       packed.insert(packed.end(), &out[t * stride], &out[t * stride] + width);
     return packed;
@@ -152,6 +125,33 @@ class Cache {
   const std::vector<std::uint8_t>& block(std::uint32_t i) const { return blocks_[i]; }
 
  private:
+  std::vector<AttentionRun> RunsOfBlocks() const {
+    std::vector<AttentionRun> runs;
+    for (const auto& block : blocks_)
+      runs.push_back({block.data(), 1});
+    return runs;
+  }
+
+  // Without q, out and scratch. `runs` outlives the result.
+  AttentionArgs ArgsOf(std::uint32_t head, std::uint32_t group, std::uint32_t begin,
+                       std::uint32_t end, const std::vector<AttentionRun>& runs) const {
+    return {.q = nullptr,
+            .out = nullptr,
+            .runs = runs.data(),
+            .scratch = nullptr,
+            .block_bytes = layout_.block_bytes(),
+            .k_offset = layout_.k_offset(1, head),
+            .v_offset = layout_.v_offset(1, head),
+            .num_runs = static_cast<std::uint32_t>(runs.size()),
+            .group = group,
+            .head_dim = layout_.head_dim,
+            .block_tokens = layout_.block_tokens,
+            .begin = begin,
+            .end = end,
+            .scale = Scale(layout_.head_dim),
+            .dtype = layout_.dtype};
+  }
+
   void AttendInPieces(const CpuKernels& table, AttentionArgs args) const {
     const std::size_t size = AttentionPartialFloats(args.group, args.head_dim);
     std::vector<float> partials(pieces_.back() * size);

@@ -7,17 +7,13 @@
 
 #include "device/host_device.h"
 #include "kv/kv_cache.h"
+#include "kv/kv_model.h"
 #include "step/step_builder.h"
 
 namespace kvrm {
 
-inline constexpr std::uint32_t kBlockTokens = 16;
-// 16 tokens of 8 bytes: one stamp per slot.
-inline constexpr KvLayout kLayout = {.num_layers = 1,
-                                     .num_kv_heads = 1,
-                                     .head_dim = 1,
-                                     .block_tokens = kBlockTokens,
-                                     .dtype = DType::kF32};
+inline constexpr std::uint32_t kBlockTokens = KvModel::kBlockTokens;
+inline constexpr KvLayout kLayout = KvModel::kLayout;
 
 inline constexpr SeqId kA{0};
 inline constexpr SeqId kB{1};

@@ -8,12 +8,11 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
-#include <cstdlib>
 #include <functional>
 #include <memory>
-#include <new>
 
 #include "base/log.h"
+#include "failing_new.h"
 #include "server/api.h"
 #include "server/fakes_for_test.h"
 
@@ -22,61 +21,12 @@ namespace {
 std::atomic<std::int64_t> countdown{-1};  // calls until one fails; below 0: none does
 thread_local bool is_exempt = false;
 
-void* Allocate(std::size_t bytes) {
-  if (!is_exempt && countdown.load(std::memory_order_relaxed) >= 0 &&
-      countdown.fetch_sub(1, std::memory_order_relaxed) == 0) {
-    throw std::bad_alloc();
-  }
-  void* memory = std::malloc(bytes == 0 ? 1 : bytes);
-  if (memory == nullptr) std::abort();
-  return memory;
-}
-
-void* AllocateAligned(std::size_t bytes, std::align_val_t alignment) {
-  const auto unit = static_cast<std::size_t>(alignment);
-  void* memory = std::aligned_alloc(unit, (bytes + unit - 1) / unit * unit);
-  if (memory == nullptr) std::abort();
-  return memory;
+bool FailsNow() {
+  return !is_exempt && countdown.load(std::memory_order_relaxed) >= 0 &&
+         countdown.fetch_sub(1, std::memory_order_relaxed) == 0;
 }
 
 }  // namespace
-
-void* operator new(std::size_t bytes) {
-  return Allocate(bytes);
-}
-void* operator new[](std::size_t bytes) {
-  return Allocate(bytes);
-}
-void* operator new(std::size_t bytes, std::align_val_t alignment) {
-  return AllocateAligned(bytes, alignment);
-}
-void* operator new[](std::size_t bytes, std::align_val_t alignment) {
-  return AllocateAligned(bytes, alignment);
-}
-void operator delete(void* memory) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, std::align_val_t) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory, std::align_val_t) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept {
-  std::free(memory);
-}
 
 namespace kvrm {
 namespace {

@@ -4,6 +4,8 @@
 // From SIGUSR2 to the next one, an allocation of any thread but main's fails with a chance of one
 // in KVRM_FAIL_ONE_IN (of the environment; without it none does). Which ones fail is a function of
 // the number of allocations so far, so of the threads' schedule as well.
+#include "failing_new.h"
+
 #include <signal.h>
 #include <unistd.h>
 
@@ -11,7 +13,6 @@
 #include <charconv>
 #include <cstdint>
 #include <cstdlib>
-#include <new>
 #include <string_view>
 
 namespace {
@@ -43,54 +44,9 @@ std::uint64_t Mix(std::uint64_t x) {
   if (one_in != 0) ::sigaction(SIGUSR2, &action, nullptr);
 }
 
-void* Allocate(std::size_t bytes, std::size_t alignment) {
-  if (fails.load(std::memory_order_relaxed) && ::gettid() != ::getpid() &&
-      Mix(num_allocations.fetch_add(1, std::memory_order_relaxed)) % one_in == 0) {
-    throw std::bad_alloc();
-  }
-  void* const memory =
-      alignment <= __STDCPP_DEFAULT_NEW_ALIGNMENT__
-          ? std::malloc(bytes == 0 ? 1 : bytes)
-          : std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
+bool FailsNow() {
+  return fails.load(std::memory_order_relaxed) && ::gettid() != ::getpid() &&
+         Mix(num_allocations.fetch_add(1, std::memory_order_relaxed)) % one_in == 0;
 }
 
 }  // namespace
-
-void* operator new(std::size_t bytes) {
-  return Allocate(bytes, 1);
-}
-void* operator new[](std::size_t bytes) {
-  return Allocate(bytes, 1);
-}
-void* operator new(std::size_t bytes, std::align_val_t alignment) {
-  return Allocate(bytes, static_cast<std::size_t>(alignment));
-}
-void* operator new[](std::size_t bytes, std::align_val_t alignment) {
-  return Allocate(bytes, static_cast<std::size_t>(alignment));
-}
-void operator delete(void* memory) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, std::align_val_t) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory, std::align_val_t) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept {
-  std::free(memory);
-}
