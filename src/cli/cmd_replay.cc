@@ -28,6 +28,7 @@
 #include "replay/engine_target.h"
 #include "replay/record.h"
 #include "replay/report.h"
+#include "replay/text.h"
 #include "replay/url_target.h"
 #include "trace/generate.h"
 #include "trace/trace_file.h"
@@ -194,6 +195,11 @@ void RunUrl(const ReplayFlags& flags) {
           [&clock, begin_ns] { return clock.NowNs() - begin_ns; });
 }
 
+std::string PaceText(const StepPaceOptions& pace) {
+  if (pace.max_step_seconds > 0) return Format("%g ms", pace.max_step_seconds * 1e3);
+  return pace.itl_factor > 0 ? Format("%g quiet steps", pace.itl_factor) : "none";
+}
+
 // What tells one configuration of an engine from another.
 std::vector<std::pair<std::string, std::string>> ConfigOf(const Engine& engine) {
   const EngineOptions& options = engine.options();
@@ -204,6 +210,7 @@ std::vector<std::pair<std::string, std::string>> ConfigOf(const Engine& engine) 
           {"rows", std::to_string(options.max_rows)},
           {"context", std::to_string(engine.max_context())},
           {"step tokens", std::to_string(options.max_step_tokens)},
+          {"pace", PaceText(options.pace)},
           {"block tokens", std::to_string(options.block_tokens)},
           {"blocks", std::to_string(kv.num_blocks)},
           {"max runs", std::to_string(options.max_runs)},
@@ -437,6 +444,7 @@ void AddReplayEngineFlags(CLI::App& command, ReplayFlags* flags) {
       .add_option("--max-wait-ms", engine.max_wait_ms,
                   "in the queue, then a request fails; 0: for ever")
       ->capture_default_str();
+  AddPaceFlags(command, &engine.pace);
   AddKvFlags(command, &engine);
 }
 

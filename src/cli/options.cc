@@ -115,6 +115,22 @@ void AddHostTierFlags(CLI::App& command, EngineOptions* engine) {
       ->excludes(mib);
 }
 
+void AddPaceFlags(CLI::App& command, StepPaceOptions* pace) {
+  command
+      .add_option("--itl-factor", pace->itl_factor,
+                  "a step with prompts takes at most so many times a step without; 0: no limit")
+      ->capture_default_str();
+  command
+      .add_option_function<double>(
+          "--max-step-ms", [pace](const double& ms) { pace->max_step_seconds = ms / 1000; },
+          "the same as a time, in place of --itl-factor")
+      ->check(CLI::Range(0.0, 3'600'000.0));
+  command
+      .add_option("--min-step-prompt-tokens", pace->min_prompt_tokens,
+                  "prompt tokens that a step takes at least")
+      ->capture_default_str();
+}
+
 void AddKvFlags(CLI::App& command, EngineOptions* engine) {
   std::string views;
   for (int v = 0; v < kNumKvViews; ++v)

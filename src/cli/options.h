@@ -42,6 +42,9 @@ class LoadedModel {
 // Adds the flags of the KV cache and of the memory: --kv-view, --memory-budget and their kin.
 void AddKvFlags(CLI::App& command, EngineOptions* engine);
 
+// Adds what bounds a step: --itl-factor, --max-step-ms, --min-step-prompt-tokens.
+void AddPaceFlags(CLI::App& command, StepPaceOptions* pace);
+
 // Adds --kv-dtype alone.
 void AddKvDTypeFlag(CLI::App& command, DType* type);
 

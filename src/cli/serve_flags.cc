@@ -106,32 +106,6 @@ void AddLimitsGroup(CLI::App& command, ServeFlags* flags) {
   Group(command, "Limits");
 }
 
-void AddPaceFlags(CLI::App& command, EngineOptions& engine) {
-  command
-      .add_option_function<double>(
-          "--queue-timeout",
-          [&engine](const double& seconds) {
-            engine.max_wait_ms = static_cast<std::uint32_t>(seconds * 1000);
-          },
-          "seconds a request may wait for its first step; 0: for ever")
-      ->check(CLI::Range(0, 86400))
-      ->default_str("60");
-  command
-      .add_option("--itl-factor", engine.pace.itl_factor,
-                  "a step with prompts takes at most so many times a step without; 0: no limit")
-      ->capture_default_str();
-  command
-      .add_option_function<double>(
-          "--max-step-ms",
-          [&engine](const double& ms) { engine.pace.max_step_seconds = ms / 1000; },
-          "the same as a time, in place of --itl-factor")
-      ->check(CLI::Range(0.0, 3'600'000.0));
-  command
-      .add_option("--min-step-prompt-tokens", engine.pace.min_prompt_tokens,
-                  "prompt tokens that a step takes at least")
-      ->capture_default_str();
-}
-
 void AddEngineGroup(CLI::App& command, EngineOptions* engine) {
   command.add_option("-c,--ctx-size,--max-model-len", engine->max_context,
                      "tokens of context; 0: the model's");
@@ -150,7 +124,16 @@ void AddEngineGroup(CLI::App& command, EngineOptions* engine) {
       .add_option("--max-num-queued-tokens", engine->max_queued_tokens,
                   "tokens of prompts that may wait")
       ->capture_default_str();
-  AddPaceFlags(command, *engine);
+  command
+      .add_option_function<double>(
+          "--queue-timeout",
+          [engine](const double& seconds) {
+            engine->max_wait_ms = static_cast<std::uint32_t>(seconds * 1000);
+          },
+          "seconds a request may wait for its first step; 0: for ever")
+      ->check(CLI::Range(0, 86400))
+      ->default_str("60");
+  AddPaceFlags(command, &engine->pace);
   command.add_option("--kernels", engine->kernels,
                      "a table of kernels by name; the best otherwise");
   Group(command, "Engine");

@@ -125,14 +125,25 @@ json::object EstimateJson(const Estimate& estimate) {
           {"high", estimate.high}};
 }
 
-json::object ConfigJson(const ComparedConfig& config, const ComparedConfig* baseline) {
-  json::object measures, ratios;
+// Of every measure, over every other configuration that ran.
+json::object RatiosJson(const ComparedConfig& config, const Comparison& comparison) {
+  json::object ratios;
+  for (const ComparedConfig& baseline : comparison.configs) {
+    if (&baseline == &config || config.runs.empty() || baseline.runs.empty()) continue;
+    json::object over;
+    for (std::size_t i = 0; i < std::size(kMeasures); ++i)
+      over[kMeasures[i].name] = EstimateJson(Ratio(config, baseline, i));
+    ratios[baseline.name] = std::move(over);
+  }
+  return ratios;
+}
+
+json::object ConfigJson(const ComparedConfig& config, const Comparison& comparison) {
+  json::object measures;
   json::array records, commands;
   if (!config.runs.empty()) {
-    for (std::size_t i = 0; i < std::size(kMeasures); ++i) {
+    for (std::size_t i = 0; i < std::size(kMeasures); ++i)
       measures[kMeasures[i].name] = EstimateJson(EstimateMean(Column(config, i)));
-      ratios[kMeasures[i].name] = EstimateJson(Ratio(config, *baseline, i));
-    }
   }
   for (const std::string& record : config.records)
     records.emplace_back(record);
@@ -146,7 +157,7 @@ json::object ConfigJson(const ComparedConfig& config, const ComparedConfig* base
           {"rows", config.max_rows},
           {"pool_tokens", config.pool_tokens},
           {"measures", std::move(measures)},
-          {"ratios", std::move(ratios)},
+          {"ratios", RatiosJson(config, comparison)},
           {"runs", std::move(runs)},
           {"records", std::move(records)},
           {"commands", std::move(commands)}};
@@ -229,10 +240,9 @@ std::string CompareText(const Comparison& comparison) {
 }
 
 std::string CompareJson(const Comparison& comparison) {
-  const ComparedConfig* baseline = Baseline(comparison);
   json::array configs, measures;
   for (const ComparedConfig& config : comparison.configs)
-    configs.push_back(ConfigJson(config, baseline));
+    configs.push_back(ConfigJson(config, comparison));
   for (const ComparedMeasure& measure : kMeasures)
     measures.emplace_back(measure.name);
   return json::serialize(json::object{{"workload", comparison.workload},

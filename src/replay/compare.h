@@ -58,10 +58,11 @@ struct Comparison {
   std::string workload = {};
   std::string target;
   std::string command;
-  std::vector<ComparedConfig> configs = {};  // the first that ran is the baseline of ratios
+  std::vector<ComparedConfig> configs = {};  // the first that ran is the baseline of text and page
 };
 
 std::string CompareText(const Comparison& comparison);
+// Has the ratios over every other configuration.
 std::string CompareJson(const Comparison& comparison);
 // A part of a page, for ReportHtml.
 std::string CompareHtml(const Comparison& comparison);

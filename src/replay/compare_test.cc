@@ -126,7 +126,11 @@ TEST(Compare, TheBaselineIsTheFirstThatRan) {
   const json::array& configs = value.at("configs").as_array();
   EXPECT_EQ(configs[0].at("refused").as_string(), "no room");
   EXPECT_TRUE(configs[0].at("ratios").as_object().empty());
-  EXPECT_NEAR(configs[2].at("ratios").at("output_throughput").at("mean").as_double(), 1.5, 1e-9);
+  const json::value& over_paged = configs[2].at("ratios").at("paged").at("output_throughput");
+  EXPECT_NEAR(over_paged.at("mean").as_double(), 1.5, 1e-9);
+  const json::value& over_extents = configs[1].at("ratios").at("extents").at("output_throughput");
+  EXPECT_NEAR(over_extents.at("mean").as_double(), 1 / 1.5, 1e-9);
+  EXPECT_EQ(configs[2].at("ratios").as_object().size(), 1u);
   EXPECT_NEAR(configs[2].at("measures").at("output_throughput").at("mean").as_double(), 225, 1e-9);
   EXPECT_NE(CompareText(comparison).find("1.500 [1.500, 1.500]"), std::string::npos);
   EXPECT_NE(CompareText(comparison).find("not run: no room"), std::string::npos);
