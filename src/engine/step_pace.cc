@@ -17,6 +17,7 @@ void StepPace::Observe(const StepLoad& load, double seconds, double now_s) noexc
   cost_.Observe(load, seconds);
   ++num_steps_;
   if (load.rows <= 0) return;
+  num_mixed_ = load.prompt_tokens > 0 ? num_mixed_ + 1 : 0;
   if (now_s - last_decoded_s_ > kIdleSeconds) num_usual_ = 0;
   last_decoded_s_ = now_s;
   if (num_usual_ < kColdSteps) {
@@ -59,6 +60,7 @@ double StepPace::Bound(const StepLoad& load) const noexcept {
 std::uint32_t StepPace::PromptTokens(const StepLoad& load, std::uint32_t num_before,
                                      std::uint32_t most, bool shared) const noexcept {
   if (load.rows <= 0 || !is_on()) return most;
+  if (load.prompt_tokens <= 0 && num_mixed_ >= kQuietEverySteps) return 0;
   double seconds = Bound(load);
   if (shared) {
     const double present = cost_.Predict(load);

@@ -18,6 +18,10 @@
 // rationed while there are few rows, in the first kColdSteps steps after nobody streamed, and for
 // who has waited kJoinWaitSteps steps or kJoinWaitSeconds: one of these in kJoinEverySteps.
 //
+// What a quiet step takes cannot be learnt from steps with prompts: where every step has some, what
+// is its own and what is theirs are one sum, and a prompt that is thought dear gets the minimum for
+// ever. So after kQuietEverySteps of those, and once at the very start, prompts sit one step out.
+//
 // Time is counted in steps, for that is what streams are made of: ten thousand tokens are three
 // seconds of the demo model's and a quarter of an hour of a large one's.
 //
@@ -47,6 +51,8 @@ class StepPace {
   static constexpr double kJoinWaitSeconds = 10;
   static constexpr std::uint64_t kJoinEverySteps = 50;
 
+  static constexpr std::uint32_t kQuietEverySteps = 64;
+
   // How long a sequence has waited.
   struct Wait {
     std::uint64_t steps = 0;
@@ -58,7 +64,8 @@ class StepPace {
   // A step has ended at `now_s`; it has taken `seconds`.
   void Observe(const StepLoad& load, double seconds, double now_s) noexcept;
   // Tokens of a prompt, `num_before` of whose are computed, for a step that has `load` already; of
-  // `most`, and not more than half the step's room where another prompt waits (`shared`).
+  // `most`, and not more than half the step's room where another prompt waits (`shared`). 0 where
+  // the step's room is used up, or the quiet step is to be measured.
   std::uint32_t PromptTokens(const StepLoad& load, std::uint32_t num_before, std::uint32_t most,
                              bool shared) const noexcept;
   // Whether one more sequence of `length` tokens may run beside those that do; `running` counts
@@ -80,6 +87,7 @@ class StepPace {
   StepCost cost_;
   StepLoad usual_;               // rows and context
   std::uint32_t num_usual_ = 0;  // steps with decoding rows, at most kColdSteps
+  std::uint32_t num_mixed_ = kQuietEverySteps;  // steps of both since one that only decoded
   double last_decoded_s_ = 0;
   std::uint64_t num_steps_ = 0;
   std::uint64_t last_joined_ = 0;     // step in which one came in for having waited

@@ -70,6 +70,33 @@ TEST(StepPace, HasNoBoundWhileNothingDecodes) {
   EXPECT_EQ(off.PromptTokens(Rows(8), 0, 256, false), 256u);
 }
 
+// A large device: weights take 10 ms, a prompt's token 0.1 ms, and there is a prompt in every step
+// that may have one.
+TEST(StepPace, LearnsTheQuietStepWherePromptsNeverEnd) {
+  StepPace pace({.itl_factor = 1.5});
+  double now_s = 100;
+  const auto observe = [&](const StepLoad& load) {
+    const double seconds = 10e-3 + 0.1e-3 * load.prompt_tokens;
+    now_s += seconds;
+    pace.Observe(load, seconds, now_s);
+  };
+  StepLoad first;
+  first.AddPrompt(0, 256);
+  observe(first);
+  int num_quiet = 0;
+  double tokens = 0;
+  for (int step = 0; step < 1000; ++step) {
+    StepLoad load = Rows(8);
+    const std::uint32_t count = pace.PromptTokens(load, 0, 256, false);
+    if (count > 0) load.AddPrompt(0, count);
+    num_quiet += count == 0 ? 1 : 0;
+    tokens += step >= 500 ? count : 0;
+    observe(load);
+  }
+  EXPECT_NEAR(tokens / 500, 50, 5);  // half of 10 ms
+  EXPECT_NEAR(num_quiet, 1000.0 / StepPace::kQuietEverySteps, 1);
+}
+
 TEST(StepPace, ATimeTakesThePlaceOfTheFactor) {
   Pacing p({.itl_factor = 1.5, .max_step_seconds = 0.5});
   p.Decode(8, 100);
