@@ -21,6 +21,7 @@ constexpr double kDeviation = 2.0;  // of a prior, and the ceiling
 constexpr double kDrift = 0.02;
 constexpr double kNoise = 0.2;
 constexpr double kMaxError = 0.5;
+constexpr double kFarTooHigh = 1.25;
 
 }  // namespace
 
@@ -46,20 +47,44 @@ void StepCost::Group::Seed(double unit) noexcept {
   }
 }
 
+// A coefficient that would fall below its least value is put there and left out, and the others are
+// corrected for what is then still missing. (Clipping it alone would leave the others with the rise
+// that was to make up for its fall: the prediction would move away from what was seen.)
 void StepCost::Group::Update(const Terms& x, double total, double error) noexcept {
-  Terms px = {};  // covariance * x / total
-  double spread = kNoise * kNoise;
-  for (std::size_t i = 0; i < kMaxTerms; ++i) {
-    for (std::size_t j = 0; j < kMaxTerms; ++j)
-      px[i] += covariance[i][j] * x[j] / total;
-    spread += px[i] * x[i] / total;
-  }
   const double unit = Sum(x) / ShapeSum(x);
+  Terms free = x;
+  Terms px = {};  // covariance * free / total
+  double spread = 0;
+  for (std::size_t round = 0; round <= kMaxTerms; ++round) {
+    spread = kNoise * kNoise;
+    px = {};
+    for (std::size_t i = 0; i < kMaxTerms; ++i) {
+      for (std::size_t j = 0; j < kMaxTerms; ++j)
+        px[i] += covariance[i][j] * free[j] / total;
+      spread += px[i] * free[i] / total;
+    }
+    std::size_t i = 0;
+    while (i < kMaxTerms &&
+           (free[i] <= 0 || theta[i] + px[i] / spread * error >= kLeastShare * shape[i] * unit))
+      ++i;
+    if (i == kMaxTerms) break;
+    const double least = kLeastShare * shape[i] * unit;
+    error += (theta[i] - least) * x[i] / total;
+    theta[i] = least;
+    free[i] = 0;
+    for (std::size_t j = 0; j < kMaxTerms; ++j) {
+      if (j != i) covariance[i][j] = covariance[j][i] = 0;
+    }
+  }
   for (std::size_t i = 0; i < kMaxTerms; ++i) {
     theta[i] = std::max(theta[i] + px[i] / spread * error, kLeastShare * shape[i] * unit);
     for (std::size_t j = 0; j < kMaxTerms; ++j)
       covariance[i][j] -= px[i] * px[j] / spread;
   }
+  Drift(unit);
+}
+
+void StepCost::Group::Drift(double unit) noexcept {
   for (std::size_t i = 0; i < kMaxTerms; ++i) {
     const double scale = shape[i] * unit;
     covariance[i][i] = std::max(covariance[i][i], 0.0) + kDrift * scale * kDrift * scale;
@@ -112,6 +137,9 @@ void StepCost::Observe(const StepLoad& load, double seconds) noexcept {
   const double total = before + (has_prompt ? prompt_.Sum(prompt) : 0);
   const double error = std::clamp((seconds - total) / total, -kMaxError, kMaxError);
   if (has_prompt) return prompt_.Update(prompt, total, error);
+  // Steps are slow by chance, not fast: the prediction was wrong, and with it what it left to
+  // prompts.
+  if (total > kFarTooHigh * seconds) prompt_.is_seeded = false;
   decode_.Update(decode, total, error);
 }
 

@@ -9,6 +9,9 @@
 // sum, so each group is a Kalman filter whose coefficients drift a little and whose uncertainty has
 // a ceiling: what is not excited neither moves nor winds up.
 //
+// Where the first group turns out to be far too high, the second has been learnt from too little
+// and begins anew.
+//
 // Guards: every coefficient stays above a share of its prior, so a prediction grows with each
 // field of the load. One observation counts as at most half a prediction too long or too short, so
 // a step that lost its core for a while moves a settled model by a few per cent. Costs that are
@@ -72,6 +75,7 @@ class StepCost {
     void Seed(double unit) noexcept;
     // `error` in units of `total`, the prediction of the whole step.
     void Update(const Terms& x, double total, double error) noexcept;
+    void Drift(double unit) noexcept;
   };
 
   static Terms DecodeTerms(const StepLoad& load) noexcept {

@@ -160,6 +160,39 @@ TEST(StepCost, StaysMonotoneOnNonsense) {
   }
 }
 
+// Weights that take 10 ms and rows that take next to nothing: the priors are 90 times too high for
+// rows and history, so that their coefficients fall to the least, where they must not push the
+// first one up. With prompts in between, that have been learnt beside the wrong prediction.
+TEST(StepCost, ComesDownFromPriorsThatAreFarTooHigh) {
+  const TrueCost truth = [](const StepLoad& load) {
+    return 10'000 + 12.0 * load.rows + 0.08 * (load.context + load.prompt_context) +
+           85 * load.prompt_tokens + 0.003 * load.attended;
+  };
+  StepCost cost;
+  StepLoad first;
+  first.AddPrompt(0, 512);
+  cost.Observe(first, truth(first));
+  cost.Observe(DecodeLoad(1, 500), truth(DecodeLoad(1, 500)));
+  double before = cost.Predict(DecodeLoad(92, 900));
+  ASSERT_GT(before, 10 * truth(DecodeLoad(92, 900)));
+  for (int round = 0; round < 8; ++round) {
+    for (int i = 0; i < 8; ++i) {
+      StepLoad mixed = DecodeLoad(92, 900);
+      mixed.AddPrompt(256, 100);
+      cost.Observe(mixed, truth(mixed));
+    }
+    const StepLoad quiet = DecodeLoad(92, 900);
+    cost.Observe(quiet, truth(quiet));
+    const double after = cost.Predict(quiet);
+    EXPECT_LE(after, std::max(before, 1.1 * truth(quiet))) << "round " << round;
+    before = after;
+  }
+  EXPECT_NEAR(before / truth(DecodeLoad(92, 900)), 1, 0.1);
+  StepLoad mixed = DecodeLoad(92, 900);
+  mixed.AddPrompt(256, 100);
+  EXPECT_NEAR(cost.Predict(mixed) / truth(mixed), 1, 0.1);
+}
+
 TEST(StepCost, TokensWithinATimeAreTheMostThatFit) {
   StepCost cost;
   Teach(cost, Middle, 400, 1);

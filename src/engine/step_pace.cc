@@ -2,6 +2,7 @@
 #include "engine/step_pace.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 namespace kvrm {
@@ -10,14 +11,22 @@ namespace {
 // While nobody is used to anything, prompts come first: those that arrive together at an idle
 // engine would otherwise wait for one another's streams.
 constexpr double kColdFactor = 4;
+// Of its time: a quiet step that was predicted so well.
+constexpr double kKnown = 0.25;
 
 }  // namespace
 
 void StepPace::Observe(const StepLoad& load, double seconds, double now_s) noexcept {
+  const double predicted = cost_.Predict(load);
   cost_.Observe(load, seconds);
   ++num_steps_;
   if (load.rows <= 0) return;
-  num_mixed_ = load.prompt_tokens > 0 ? num_mixed_ + 1 : 0;
+  if (load.prompt_tokens <= 0) {
+    const bool is_known = std::abs(predicted - seconds) <= kKnown * seconds;
+    quiet_due_ = is_known ? kQuietEverySteps : kQuietSoonSteps;
+  } else if (quiet_due_ > 0) {
+    --quiet_due_;
+  }
   if (now_s - last_decoded_s_ > kIdleSeconds) num_usual_ = 0;
   last_decoded_s_ = now_s;
   if (num_usual_ < kColdSteps) {
@@ -60,7 +69,7 @@ double StepPace::Bound(const StepLoad& load) const noexcept {
 std::uint32_t StepPace::PromptTokens(const StepLoad& load, std::uint32_t num_before,
                                      std::uint32_t most, bool shared) const noexcept {
   if (load.rows <= 0 || !is_on()) return most;
-  if (load.prompt_tokens <= 0 && num_mixed_ >= kQuietEverySteps) return 0;
+  if (load.prompt_tokens <= 0 && quiet_due_ == 0) return 0;
   double seconds = Bound(load);
   if (shared) {
     const double present = cost_.Predict(load);

@@ -20,7 +20,8 @@
 //
 // What a quiet step takes cannot be learnt from steps with prompts: where every step has some, what
 // is its own and what is theirs are one sum, and a prompt that is thought dear gets the minimum for
-// ever. So after kQuietEverySteps of those, and once at the very start, prompts sit one step out.
+// ever. So after kQuietEverySteps of those prompts sit one step out; at the very start, and after
+// kQuietSoonSteps where the last quiet step was predicted badly.
 //
 // Time is counted in steps, for that is what streams are made of: ten thousand tokens are three
 // seconds of the demo model's and a quarter of an hour of a large one's.
@@ -52,6 +53,7 @@ class StepPace {
   static constexpr std::uint64_t kJoinEverySteps = 50;
 
   static constexpr std::uint32_t kQuietEverySteps = 64;
+  static constexpr std::uint32_t kQuietSoonSteps = 8;
 
   // How long a sequence has waited.
   struct Wait {
@@ -87,7 +89,7 @@ class StepPace {
   StepCost cost_;
   StepLoad usual_;               // rows and context
   std::uint32_t num_usual_ = 0;  // steps with decoding rows, at most kColdSteps
-  std::uint32_t num_mixed_ = kQuietEverySteps;  // steps of both since one that only decoded
+  std::uint32_t quiet_due_ = 0;  // so many steps of both until one only decodes
   double last_decoded_s_ = 0;
   std::uint64_t num_steps_ = 0;
   std::uint64_t last_joined_ = 0;     // step in which one came in for having waited
