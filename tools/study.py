@@ -5,9 +5,9 @@
     study.py KVRM [--full] [--only NAME,..] [--traces FOLDER] [-o FOLDER]
 
 An experiment is one `kvrm compare`; its folder keeps every record, so that each number can be
-derived again. An experiment that already has its compare.json is not run again. Questions and what
-would refute them are in docs/study/README.md; the rules below say the same in code. Every interval
-comes from `kvrm compare`. Standard library only.
+derived again. What was run with the same flags is not run again: after a change of the program, remove
+the folder. Questions and what would refute them are in docs/study/README.md; the rules below say the
+same in code. Every interval comes from `kvrm compare`. Standard library only.
 """
 
 import argparse
@@ -44,6 +44,11 @@ class Experiment:
     section: str = "Simulated A100, closed loop of 128 clients, no pace"
     real: bool = False
     full_only: bool = False
+
+
+def read(path):
+    with open(path, encoding="utf-8") as stream:
+        return stream.read()
 
 
 def simulated(profile):
@@ -117,7 +122,9 @@ class Study:
             if not self.traces or not os.path.exists(path):
                 raise LookupError(f"{TRACES[experiment.trace][0]} is not there (--traces FOLDER)")
             flags += ["--trace", path]
-        requests = str(experiment.requests[1 if self.full else 0])
+        requests = experiment.requests[1 if self.full else 0]
+        # Else most of the run is the last of its outputs, with few rows.
+        requests = str(4 * requests if "long-tail" in flags else requests)
         # A repetition takes the next part of a trace, or its own seed.
         return flags + (["--max-requests", requests] if experiment.trace else ["--requests", requests])
 
@@ -135,14 +142,16 @@ class Study:
         return LOAD * sum(served) / len(served)
 
     def compare(self, flags, folder):
-        path = os.path.join(folder, "compare.json")
-        if not os.path.exists(path):
+        path, asked = (os.path.join(folder, name) for name in ("compare.json", "flags.txt"))
+        text = " ".join(flags) + "\n"
+        if not (os.path.exists(path) and os.path.exists(asked) and read(asked) == text):
             os.makedirs(folder, exist_ok=True)
             command = [self.kvrm, "compare", *flags]
             print("$ " + " ".join(command), file=sys.stderr, flush=True)
             subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
-        with open(path, encoding="utf-8") as stream:
-            return json.load(stream)
+            with open(asked, "w", encoding="utf-8") as stream:
+                stream.write(text)
+        return json.loads(read(path))
 
     def run(self, experiment):
         folder = os.path.join(self.folder, experiment.name)
