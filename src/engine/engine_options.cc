@@ -16,6 +16,10 @@ namespace {
 // otherwise reserve sixteen times the memory of a chat.
 constexpr std::uint32_t kDefaultContextMax = 32768;
 constexpr std::uint32_t kMaxEdits = 65536;
+// Histories that may be parked, in rows. Whoever comes before the parked ones in order takes rows
+// while those wait, and may be parked as well; a place costs 16 bytes for each block of the longest
+// context.
+constexpr std::uint32_t kParkedPerRow = 4;
 
 std::uint64_t PhysicalMemoryBytes() {
   return static_cast<std::uint64_t>(::sysconf(_SC_PHYS_PAGES)) *
@@ -121,6 +125,7 @@ std::uint32_t MaxCachedBlocks(const EngineOptions& options) {
 
 StepLoopOptions LoopOptions(const EngineOptions& options, KvLayout layout, bool only_reserve) {
   layout.block_tokens = options.block_tokens;
+  const auto host_blocks = static_cast<std::uint32_t>(options.host_kv_bytes / layout.block_bytes());
   return {.limits = {.max_rows = options.max_rows,
                      .max_tokens = options.max_step_tokens,
                      .max_runs = options.max_runs,
@@ -130,7 +135,9 @@ StepLoopOptions LoopOptions(const EngineOptions& options, KvLayout layout, bool 
           .max_seqs = options.max_rows,
           .max_context = options.max_context,
           .kv_tokens = options.kv_tokens,
-          .host_blocks = static_cast<std::uint32_t>(options.host_kv_bytes / layout.block_bytes()),
+          .host_blocks = host_blocks,
+          // Each holds a block at least.
+          .max_parked = std::min(host_blocks, kParkedPerRow * options.max_rows),
           .max_move_bytes_per_step = options.max_move_bytes_per_step,
           .layered_move_bytes = options.layered_move_bytes,
           .view = options.view,

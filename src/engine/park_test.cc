@@ -3,6 +3,7 @@
 // token twice while the host tier has room, and nobody's output tells.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <vector>
 
@@ -10,6 +11,7 @@
 #include "base/rng.h"
 #include "engine/engine.h"
 #include "engine/outputs_for_test.h"
+#include "engine/random_request.h"
 #include "model/weights.h"
 
 namespace kvrm {
@@ -66,6 +68,14 @@ std::vector<Output> Serve(Engine& engine) {
   return outputs;
 }
 
+void RunToEnd(Engine& engine) {
+  TokenEvent event;
+  while (engine.Step() || engine.stats().num_running + engine.stats().num_waiting > 0) {
+    while (engine.Poll({&event, 1}) == 1) {
+    }
+  }
+}
+
 TEST(Park, AnOversubscribedPoolComputesNothingTwiceWhileTheHostHasRoom) {
   EngineOptions ample = Options(0);
   ample.kv_tokens = 0;
@@ -89,6 +99,55 @@ TEST(Park, AnOversubscribedPoolComputesNothingTwiceWhileTheHostHasRoom) {
   Engine without(Demo(), Options(0), kClock);
   EXPECT_EQ(Serve(without), expected);
   EXPECT_GT(without.stats().num_recomputed_tokens, 0u);
+}
+
+// Samples share their prompt's blocks in the pool; in the tier each history has its own.
+TEST(Park, SamplesAreComputedOnceWhileTheHostHasRoom) {
+  std::uint64_t num_parks = 0;
+  for (std::uint64_t seed = 1; seed <= 4; ++seed) {
+    SCOPED_TRACE(seed);
+    EngineOptions options = Options(std::uint64_t{1} << 26);
+    options.prefix_cache = seed % 2 == 0;
+    options.max_queued = 256;
+    Engine engine(Demo(), options, kClock);
+    Rng rng(seed, "samples");
+    for (int i = 0; i < 24; ++i) {
+      Request request = RandomRequest(rng, Demo().config().vocab_size,
+                                      static_cast<std::uint32_t>(20 + rng.Below(40)),
+                                      static_cast<std::uint32_t>(20 + rng.Below(40)));
+      request.num_samples = static_cast<std::uint32_t>(1 + rng.Below(4));
+      OrThrow(engine.Submit(std::move(request)));
+      for (std::uint64_t steps = rng.Below(20); steps > 0; --steps)
+        engine.Step();
+    }
+    RunToEnd(engine);
+    EXPECT_EQ(engine.kv_stats().num_park_refusals, 0u);
+    EXPECT_EQ(engine.stats().num_recomputed_tokens, 0u);
+    num_parks += engine.kv_stats().num_parks;
+  }
+  EXPECT_GT(num_parks, 10u);
+}
+
+// Each that comes is more urgent than those before it and is taken in before what is parked.
+TEST(Park, MoreThanThereAreRowsMayBeParked) {
+  EngineOptions options = Options(std::uint64_t{1} << 26);
+  options.max_rows = 2;
+  options.kv_tokens = 160;
+  Engine engine(Demo(), options, kClock);
+  Rng rng(3, "urgent");
+  std::uint32_t most_parked = 0;
+  for (std::int32_t i = 0; i < 8; ++i) {
+    Request request = RandomRequest(rng, Demo().config().vocab_size, 40, 60);
+    request.priority = -i;
+    OrThrow(engine.Submit(std::move(request)));
+    for (int step = 0; step < 40; ++step)
+      engine.Step();
+    most_parked = std::max(most_parked, engine.kv_stats().num_parked);
+  }
+  RunToEnd(engine);
+  EXPECT_GT(most_parked, 2u);
+  EXPECT_EQ(engine.kv_stats().num_park_refusals, 0u);
+  EXPECT_EQ(engine.stats().num_recomputed_tokens, 0u);
 }
 
 TEST(Park, WhatFindsNoRoomIsRecomputedAndCounted) {

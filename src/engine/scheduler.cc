@@ -93,11 +93,12 @@ std::span<const PlannedRow> Scheduler::Pass(std::uint32_t max_new, std::int64_t 
   load_ = {};
   budget_ = options_.max_step_tokens;
   samples_ = options_.prompt_samples;
+  max_new_ = max_new;
   if (options_.preempt_seed != 0 && running_.size() > 1 && rng_.Below(8) == 0) PreemptYoungest();
   PlanRunning();
   PlanPrompts();
   ParkAhead();
-  Admit(max_new);
+  Admit();
   TopUp();
   return rows_;
 }
@@ -257,11 +258,11 @@ bool Scheduler::PreemptYoungest() noexcept {
 // New sequences, in order, with credit for all tokens they know and one more: enough to come out of
 // the prompt without preempting anyone. One for whom there are no blocks holds up those behind it;
 // one that waits for the sake of streams does not.
-void Scheduler::Admit(std::uint32_t max_new) noexcept {
+void Scheduler::Admit() noexcept {
   if (cache_.is_parking()) return;
   const Sequence* last = nullptr;
   for (int tries = 0; tries < kMaxTries;) {
-    if (max_new == 0 || running_.size() >= options_.max_rows || budget_ == 0) return;
+    if (max_new_ == 0 || running_.size() >= options_.max_rows || budget_ == 0) return;
     if (pace_.PromptTokens(load_, 0, budget_, /*shared=*/false) == 0) return;
     const std::size_t i = NextWaiting(last);
     if (i == waiting_.size()) return;
@@ -273,7 +274,6 @@ void Scheduler::Admit(std::uint32_t max_new) noexcept {
       continue;
     }
     if (!(next.parked ? Resume(next) : Open(next))) return;
-    --max_new;
     Run(i, free_seqs_.back());
     Plan(next, /*shared=*/false);
   }
@@ -300,13 +300,17 @@ bool Scheduler::MayJoin(const Sequence& sequence) noexcept {
                         .seconds = Seconds(now_ns_ - sequence.queued_ns)});
 }
 
+// Beside the headroom. One that would be alone may have it all.
+bool Scheduler::HasRoom(std::uint64_t num_tokens) const noexcept {
+  return running_.empty() || cache_.num_available_tokens() >= options_.headroom_tokens + num_tokens;
+}
+
 // What it might find in the prefix cache is left out of the account. Who was parked counts in whole
 // blocks, and is not taken back for what others would want at once.
 bool Scheduler::HasRoomFor(const Sequence& sequence) const noexcept {
-  if (running_.empty()) return true;
-  const std::uint64_t available = cache_.num_available_tokens();
   const std::uint64_t length = sequence.length();
-  if (!sequence.parked) return available >= options_.headroom_tokens + length;
+  if (!sequence.parked || running_.empty()) return HasRoom(length);
+  const std::uint64_t available = cache_.num_available_tokens();
   const std::uint64_t block_tokens = cache_.options().layout.block_tokens;
   const std::uint64_t headroom_blocks = options_.headroom_tokens / block_tokens + 1;
   return available / block_tokens > length / block_tokens + 2 * headroom_blocks;
@@ -342,7 +346,8 @@ bool Scheduler::Open(Sequence& sequence) noexcept {
 }
 
 void Scheduler::Run(std::size_t waiting_idx, SeqId seq) noexcept {
-  CHECK(free_seqs_.back() == seq);
+  CHECK(free_seqs_.back() == seq && max_new_ > 0);
+  --max_new_;
   free_seqs_.pop_back();
   Sequence& sequence = *waiting_[waiting_idx];
   sequence.seq = seq;
@@ -387,12 +392,18 @@ bool Scheduler::WaitsForParent(const Sequence& sequence) const noexcept {
   return parent != nullptr && parent->num_output_tokens() == 0;
 }
 
+// Beside what it shares a sample needs one block at once: behind the prompt, or a copy of its last.
+bool Scheduler::MayFork(const Sequence& child) noexcept {
+  if (cache_.is_parking() || max_new_ == 0 || running_.size() == options_.max_rows) return false;
+  return HasRoom(cache_.options().layout.block_tokens) && MayJoin(child);
+}
+
 Sequence* Scheduler::Fork(const Sequence& parent) noexcept {
   for (std::size_t i = 0; i < waiting_.size(); ++i) {
     Sequence& child = *waiting_[i];
     if (child.sample_of != parent.id) continue;
     child.sample_of = {};
-    if (running_.size() == options_.max_rows) continue;
+    if (!MayFork(child)) continue;
     const std::uint32_t reserve = std::min(child.length() + 1, child.max_length);
     if (!cache_.Fork(free_seqs_.back(), parent.seq, parent.num_computed, reserve)) continue;
     if (options_.log != nullptr) {

@@ -15,6 +15,10 @@
 // has for prompts; what is left goes to those with the fewest tokens to go, so that a short prompt
 // does not wait for a long one.
 //
+// The samples of a request begin with its first one's first token, sharing its prompt, as far as
+// they might come in as newcomers: beside those streams, and with that headroom. The others wait
+// like anybody else, and find the prompt in the prefix cache.
+//
 // When the pool is full the running sequence of the highest priority value, of these the youngest,
 // gives its blocks back and waits again at its place. It is parked in the host tier and resumed
 // later, or, when there is no room, recomputed. The first in order of rank (lowest value, oldest)
@@ -81,12 +85,12 @@ class Scheduler {
 
   // Requires: fewer than max_waiting + max_rows sequences in all.
   void Add(std::unique_ptr<Sequence> sequence) noexcept;
-  // Of the sequences that wait for `parent`'s prompt, the first; it runs now, and shares all that
-  // `parent` has computed. The others wait like anybody else when there is no room for them. Null:
-  // no more. Requires: `parent` is running and nothing of it is planned.
+  // Of the sequences that wait for `parent`'s prompt, the first that may run; it runs now, and
+  // shares all that `parent` has computed. Those before it wait like anybody else from now on.
+  // Null: no more. Requires: `parent` is running and nothing of it is planned.
   Sequence* Fork(const Sequence& parent) noexcept;
   // Plans one step; every planned row has its slots. Valid until the next call of any method.
-  // At most `max_new` new sequences are taken in.
+  // At most `max_new` new sequences are taken in, by it and by Fork until the next.
   std::span<const PlannedRow> Pass(std::uint32_t max_new, std::int64_t now_ns) noexcept;
   // What these rows compute. Before their results are taken.
   static StepLoad LoadOf(std::span<const PlannedRow> rows) noexcept;
@@ -137,7 +141,9 @@ class Scheduler {
   std::size_t NextWaiting(const Sequence* last) const noexcept;
   bool MayJoin(const Sequence& sequence) noexcept;
   void Dequeue(Sequence& sequence) noexcept;
-  void Admit(std::uint32_t max_new) noexcept;
+  bool MayFork(const Sequence& child) noexcept;
+  void Admit() noexcept;
+  bool HasRoom(std::uint64_t num_tokens) const noexcept;
   bool HasRoomFor(const Sequence& sequence) const noexcept;
   bool Open(Sequence& sequence) noexcept;
   bool Resume(Sequence& sequence) noexcept;
@@ -164,6 +170,7 @@ class Scheduler {
   std::int64_t now_ns_ = 0;    // of the pass
   std::uint32_t budget_ = 0;   // tokens left in the step being planned
   std::uint32_t samples_ = 0;  // prompt_samples left in it
+  std::uint32_t max_new_ = 0;  // newcomers that may still come in until the next pass
   std::int64_t next_deadline_ns_ = std::numeric_limits<std::int64_t>::max();
   std::uint64_t num_dequeued_tokens_ = 0;
   std::uint64_t num_preemptions_ = 0;

@@ -119,6 +119,20 @@ TEST_P(Victims, OfThirtyAtOnceKeepTheirPace) {
   EXPECT_LE(ratios.worst, 3.0);
 }
 
+// Their prompts are few tokens; what is felt is who decodes beside the streams.
+TEST_P(Victims, OfManySamplesKeepTheirPace) {
+  const Ratios ratios = Disturb(Options(), GetParam().cost, [](TimedWorld& w) {
+    for (std::uint64_t i = 0; i < 3; ++i) {
+      Request request = TimedWorld::MakeRequest(128, 64, 1000 + i);
+      request.num_samples = 10;
+      w.Submit(std::move(request));
+    }
+  });
+  EXPECT_EQ(ratios.num_served, 30);
+  EXPECT_LE(ratios.p999, 2.0);
+  EXPECT_LE(ratios.worst, 3.0);
+}
+
 // The control: without a pace the same traffic is felt, or these tests would show nothing.
 TEST_P(Victims, SufferWithoutAPace) {
   EngineOptions options = Options();
@@ -244,6 +258,30 @@ TEST(Turns, ThePoolIsTakenFromTheHighestPriorityValueFirst) {
   // The oldest has the highest value: it is the one that gave way.
   EXPECT_LT(world.record(ids[1]).ended_ns, world.record(ids[0]).ended_ns);
   EXPECT_LT(world.record(ids[2]).ended_ns, world.record(ids[0]).ended_ns);
+}
+
+// Samples leave the headroom to those who run, as newcomers do: a pool of 99 blocks, 80 of them
+// taken by one stream and the prompt, and more samples than there are blocks.
+TEST(Turns, SamplesDoNotTakeTheHeadroom) {
+  EngineOptions options = Options();
+  options.max_context = 1584;
+  options.kv_tokens = 1584;
+  options.pace.itl_factor = 0;
+  TimedWorld world(options, MiddleModelSeconds);
+  const RequestId stream = world.Submit(1096, 60);
+  while (world.record(stream).token_ns.empty())
+    world.Step();
+  Request request = TimedWorld::MakeRequest(160, 16, 2);
+  request.num_samples = 24;
+  world.Submit(std::move(request));
+  std::uint32_t most_running = 0;
+  while (world.Step())
+    most_running = std::max(most_running, world.engine().stats().num_running);
+  EXPECT_GE(most_running, 12u);  // as many as there is room for begin together
+  EXPECT_EQ(world.engine().stats().num_preemptions, 0u);
+  EXPECT_EQ(world.records().size(), 25u);
+  for (const auto& [id, record] : world.records())
+    EXPECT_EQ(record.finish, FinishReason::kLength);
 }
 
 TEST(Deadlines, EndRequestsOnceWithTheirReason) {

@@ -63,7 +63,8 @@ KvCacheOptions CacheOptions(const EngineParts& parts, const StepLoopOptions& opt
       .elastic = options.elastic,
       .max_cached_blocks = options.max_cached_blocks,
       .prefix_cache = options.prefix_cache,
-      .host_blocks = options.host_blocks};
+      .host_blocks = options.host_blocks,
+      .max_parked = options.max_parked};
 }
 
 StepLimits RaisedLimits(StepLimits limits, const KvCacheOptions& cache_options) {

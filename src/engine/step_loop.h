@@ -26,6 +26,7 @@ struct StepLoopOptions {
   // Pool size, rounded up to blocks. A static view takes exactly what it needs, and 0 will do.
   std::uint64_t kv_tokens = 0;
   std::uint32_t host_blocks = 0;  // of the host tier
+  std::uint32_t max_parked = 0;   // histories there; 0: max_seqs
   std::uint64_t max_move_bytes_per_step = 0;
   std::uint64_t layered_move_bytes = KvCacheOptions{}.layered_move_bytes;
   KvView view = KvView::kExtents;

@@ -48,6 +48,10 @@ ApiError Refusal(int status, std::string message) {
   return {.status = status, .message = std::move(message)};
 }
 
+HttpResponse ShuttingDown(const std::string& request_id) {
+  return ErrorResponse(Refusal(503, "the server is shutting down"), request_id);
+}
+
 JobKind JobKindOf(RouteId route) {
   switch (route) {
     case RouteId::kChat:
@@ -118,7 +122,6 @@ struct Server::State {
   Rng seeds;
   std::unordered_map<std::uint64_t, bool> preparing;  // by exchange; false: the client has gone
   std::unordered_map<std::uint64_t, ReplyUsage> used_tokens;  // by exchange, until it is done
-  bool waiting_aborted = false;
   std::uint64_t num_rejected = 0;
   std::uint64_t num_dropped = 0;
 
@@ -238,7 +241,7 @@ std::optional<HttpResponse> Server::State::OnHead(const HttpRequest& request) {
     return ErrorResponse(Refusal(401, "Invalid API Key"), request_id);
   }
   if (!route->is_post) return std::nullopt;
-  if (draining) return ErrorResponse(Refusal(503, "the server is shutting down"), request_id);
+  if (draining) return ShuttingDown(request_id);
   if (preparing.size() >= options.max_preparing) {
     ++num_rejected;
     return ErrorResponse(Refusal(429, "the server is busy, try again later"), request_id);
@@ -250,6 +253,10 @@ void Server::State::OnRequest(ExchangeId exchange, HttpRequest request) {
   const Route* route = FindRoute(PathOf(request.path));
   CHECK(route != nullptr);  // OnHead let it pass
   if (!route->is_post) return Answer(exchange, *route, request);
+  if (draining) {  // Its head came before, its body did not.
+    http.Respond(exchange, ShuttingDown(request.request_id));
+    return;
+  }
   Enqueue(exchange, JobKindOf(route->id), std::move(request));
 }
 
@@ -259,8 +266,7 @@ void Server::State::Answer(ExchangeId exchange, const Route& route, const HttpRe
   switch (route.id) {
     case RouteId::kHealth:
       if (draining) {
-        http.Respond(exchange,
-                     ErrorResponse(Refusal(503, "the server is shutting down"), request_id));
+        http.Respond(exchange, ShuttingDown(request_id));
         return;
       }
       body = R"({"status":"ok"})";
@@ -374,7 +380,6 @@ void Server::State::OnWake() {
     OrFail(exchange, [&] { TakePrepared(std::move((*ticket)->prepared)); });
   }
   if (TakeEvents()) http.Wake();
-  if (draining && !std::exchange(waiting_aborted, true)) generations.AbortWaiting();
   if (abort_wanted) generations.AbortAll();
 }
 
@@ -398,8 +403,6 @@ void Server::State::TakePrepared(Prepared prepared) {
     ++num_dropped;
     return;
   }
-  // Once draining, what had not reached the engine's queue does not enter it any more.
-  if (draining) prepared.outcome = Refusal(503, "the server is shutting down");
   if (auto* plan = std::get_if<GenerationPlan>(&prepared.outcome)) {
     generations.Start(prepared.exchange, prepared.request_id, std::move(*plan));
   } else if (auto* body = std::get_if<std::string>(&prepared.outcome)) {

@@ -59,8 +59,8 @@ class Server {
   // Requires: Listen has returned.
   void Start();
 
-  // No new connections or generations, /health says so. Generations whose first token has not come
-  // are answered with 503; what has begun goes on.
+  // No new connections or requests, /health says so. Requests that have been read whole go on,
+  // those that wait among them.
   void BeginDrain();
   // What still runs is cancelled in the engine and answered with an error.
   void AbortAll();

@@ -479,15 +479,6 @@ void Generations::OnGone(ExchangeId exchange) {
   Release(*found->second);
 }
 
-void Generations::AbortWaiting() {
-  std::vector<Generation*> waiting;
-  for (const auto& entry : generations_) {
-    if (entry.second->usage.num_output_tokens == 0) waiting.push_back(entry.second.get());
-  }
-  for (Generation* generation : waiting)
-    Fail(*generation, {.status = 503, .message = "the server is shutting down"});
-}
-
 void Generations::AbortAll() {
   while (!generations_.empty()) {
     Fail(*generations_.begin()->second, {.status = 503, .message = "the server is shutting down"});

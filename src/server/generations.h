@@ -66,9 +66,6 @@ class Generations {
   void OnLogprobs(const TopLogprobs& logprobs);
   void OnEmbedding(Embedding embedding);
   void OnGone(ExchangeId exchange);
-  // As AbortAll, but only of those whose first token has not come: their clients have seen nothing
-  // and may ask another server.
-  void AbortWaiting();
   // Cancels everything and answers with 503.
   void AbortAll();
 

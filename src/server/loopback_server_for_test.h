@@ -21,7 +21,7 @@ class LoopbackServer : public testing::Test {
   void Start(ServerOptions options = {}) {
     options.port = 0;
     options.http.tick_ms = 2;
-    server_ = std::make_unique<Server>(engine_.Port(), FakeModel(), options, clock_);
+    server_ = std::make_unique<Server>(engine_.Port(), model_, options, clock_);
     port_ = server_->Listen();
     server_->Start();
   }
@@ -40,6 +40,7 @@ class LoopbackServer : public testing::Test {
 
   FakeClock clock_;
   FakeEngine engine_;
+  ModelPort model_ = FakeModel();
   std::unique_ptr<Server> server_;
   std::uint16_t port_ = 0;
 };

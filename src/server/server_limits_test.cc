@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 
 #include <array>
+#include <atomic>
 
 #include "server/loopback_server_for_test.h"
 #include "server/request_json.h"
@@ -276,7 +277,8 @@ TEST_F(ServerLimitsTest, AClientThatLeavesIsCountedAs499) {
   }));
 }
 
-TEST_F(ServerLimitsTest, DrainAnswersWhatHasNotBegun) {
+// Whatever has been read whole is answered, its first token come or not; what has not, is refused.
+TEST_F(ServerLimitsTest, DrainFinishesWhatWasAccepted) {
   Start();
   TestClient running(port_);
   running.Send(PostText("/v1/completions", kCompletion));
@@ -285,17 +287,55 @@ TEST_F(ServerLimitsTest, DrainAnswersWhatHasNotBegun) {
   TestClient queued(port_);
   queued.Send(PostText("/v1/completions", kCompletionStream));
   EXPECT_TRUE(WaitFor([&] { return engine_.num_submitted() == 2; }));
-  EXPECT_EQ(Ask(GetText("/health")).status, 200);  // the first token has been taken
+  const std::string late_text = PostText("/v1/completions", kCompletion);
+  TestClient late(port_);
+  late.Send(late_text.substr(0, late_text.size() - 1));
+  EXPECT_EQ(Ask(GetText("/health")).status, 200);  // the head of it has been taken
   server_->BeginDrain();
-  const ClientResponse refused = queued.ReadResponse();
+  late.Send(late_text.substr(late_text.size() - 1));
+  const ClientResponse refused = late.ReadResponse();
   EXPECT_EQ(refused.status, 503);
   EXPECT_TRUE(Has(refused, "Retry-After: 1"));
-  EXPECT_TRUE(WaitFor([&] { return engine_.cancelled(FakeEngine::IdOf(1)); }));
-  EXPECT_FALSE(engine_.cancelled(FakeEngine::IdOf(0)));
-  engine_.Send(FakeEngine::IdOf(0), kFakeEos, FinishReason::kStop);
+  EXPECT_FALSE(server_->drained());
+  for (std::size_t i = 0; i < 2; ++i) {
+    EXPECT_FALSE(engine_.cancelled(FakeEngine::IdOf(i)));
+    engine_.SendText(FakeEngine::IdOf(i), "b");
+    engine_.Send(FakeEngine::IdOf(i), kFakeEos, FinishReason::kStop);
+  }
   EXPECT_EQ(running.ReadResponse().status, 200);
-  running.Close();
-  queued.Close();
+  const ClientResponse waited = queued.ReadResponse();
+  EXPECT_EQ(waited.status, 200);
+  EXPECT_NE(waited.body.find("data: [DONE]"), std::string::npos);
+  for (TestClient* client : {&running, &queued, &late})
+    client->Close();
+  EXPECT_TRUE(WaitFor([&] { return server_->drained(); }));
+  EXPECT_EQ(engine_.num_submitted(), 2u);
+}
+
+// It is being tokenized, or waits for that, when the drain begins.
+TEST_F(ServerLimitsTest, DrainFinishesWhatIsBeingPrepared) {
+  std::atomic<int> num_begun{0};
+  std::atomic<bool> go_on{false};
+  model_.encode = [&, encode = model_.encode](std::string_view text, const EncodeOptions& options) {
+    ++num_begun;
+    EXPECT_TRUE(WaitFor([&] { return go_on.load(); }));
+    return encode(text, options);
+  };
+  engine_.SetReply("abc", FinishReason::kStop);
+  Start();
+  TestClient prepared(port_);
+  prepared.Send(PostText("/v1/completions", kCompletion));
+  EXPECT_TRUE(WaitFor([&] { return num_begun == 1; }));
+  TestClient behind(port_);
+  behind.Send(PostText("/v1/completions", kCompletion));
+  EXPECT_EQ(Ask(GetText("/health")).status, 200);  // that one has been taken, too
+  server_->BeginDrain();
+  EXPECT_EQ(engine_.num_submitted(), 0u);
+  go_on = true;
+  for (TestClient* client : {&prepared, &behind}) {
+    EXPECT_EQ(client->ReadResponse().status, 200);
+    client->Close();
+  }
   EXPECT_TRUE(WaitFor([&] { return server_->drained(); }));
 }
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Load on the real server over a mock engine with a fixed step: the scenarios L1 to L5, L8 and L9 of
-docs/load.md, as one table with what was asked for and what was reached.
+docs/load.md, as one table with what was asked for and what was reached. L6 and L7 (overload.py) are about
+the scheduler and take the demo model.
 
     run.py BUILD_FOLDER [--seconds S] [--only L1,L3] [--short]
 
@@ -15,6 +16,7 @@ import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "ops"))
+from overload import l6, l7  # noqa: E402
 from server_process import ServerProcess  # noqa: E402
 import subprocess  # noqa: E402
 
@@ -153,14 +155,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder")
     parser.add_argument("--seconds", type=int, default=10)
-    parser.add_argument("--only", default="l1,l2,streams,l9")
+    parser.add_argument("--only", default="l1,l2,streams,l6,l7,l9")
     parser.add_argument("--short", action="store_true")
     arguments = parser.parse_args()
     bench = Bench(arguments.folder, 1 if arguments.short else arguments.seconds,
                   20 if arguments.short else 1)
     print("| | load | goal | reached |\n| --- | --- | --- | --- |")
     for name in arguments.only.split(","):
-        {"l1": l1, "l2": l2, "streams": streams, "l9": l9}[name](bench)
+        {"l1": l1, "l2": l2, "streams": streams, "l6": l6, "l7": l7, "l9": l9}[name](bench)
     for failure in bench.failures:
         print("FAILED:", failure)
     return 1 if bench.failures else 0

@@ -5,7 +5,8 @@
 Each run starts the server, sends streams and queued requests, and a SIGTERM at a random moment,
 from before the model is loaded on. Then: the process ends with 0 within its limit; nobody can
 connect any more at once; every client that had an answer got all of it, or an error and [DONE],
-or 503; nobody gets half an answer.
+or 503; nobody gets half an answer. What was accepted before the signal is answered, also while it
+waits or its prompt is computed.
 
     signals.py BINARY [--runs N] [--kills N] [--seed N]
 """
@@ -57,7 +58,9 @@ def ask(server, body, results):
 
 
 def one_run(binary, rng, totals):
-    arguments = ["--no-access-log", "--shutdown-timeout", str(DRAIN_SECONDS), "--parallel", "4"]
+    # With little or no time to finish, some get an error.
+    limit = rng.choice([0, 1, DRAIN_SECONDS])
+    arguments = ["--no-access-log", "--shutdown-timeout", str(limit), "--parallel", "4"]
     with ServerProcess(binary, arguments) as server:
         if rng.random() < 0.1:  # while it starts
             time.sleep(rng.random() * 0.3)
@@ -112,6 +115,28 @@ def closed_at_once(binary, totals):
         stream.close()
 
 
+def accepted_are_answered(binary):
+    """One that runs and two that wait for its row, one with a long prompt, when the signal comes."""
+    with ServerProcess(binary, ["--no-access-log", "--parallel", "1"]).wait_listening() as server:
+        results = []
+        bodies = [{"prompt": "Once upon a time", "max_tokens": 1000, "stream": True},
+                  {"prompt": "Once upon a time " * 200, "max_tokens": 4},
+                  {"prompt": "Once", "max_tokens": 4, "stream": True}]
+        threads = []
+        for i, body in enumerate(bodies):
+            threads.append(threading.Thread(
+                target=ask, args=(server, {**body, "ignore_eos": True}, results)))
+            threads[-1].start()
+            while sum(server.metric(f"kvrm:num_requests_{state}")
+                      for state in ("running", "waiting")) <= i:
+                assert threads[0].is_alive(), "the first ended before the others waited"
+        assert server.metric("kvrm:num_requests_waiting") == 2
+        assert server.terminate(60) == 0
+        for thread in threads:
+            thread.join(30)
+        assert results == ["whole"] * len(bodies), results
+
+
 def killed(binary, rng, want):
     """kill -9 under load; the next server answers as the one before."""
     with ServerProcess(binary, ["--no-access-log"]).wait_listening() as server:
@@ -143,6 +168,7 @@ def main():
     rng = random.Random(arguments.seed)
     totals = {}
     closed_at_once(arguments.binary, totals)
+    accepted_are_answered(arguments.binary)
     for _ in range(arguments.runs):
         one_run(arguments.binary, rng, totals)
     want = None
