@@ -15,6 +15,7 @@ import sys
 from bisect import bisect_right
 
 TOLERANCE = 1e-9
+BUCKET_BITS = 8  # of a summarised record's histograms (docs/formats.md)
 
 
 def percentile(values, share):
@@ -35,14 +36,91 @@ def distribution(values):
             "max": ordered[-1]}
 
 
+def bucket_middle(bucket):
+    if bucket < 1 << BUCKET_BITS:
+        return bucket
+    shift = (bucket >> BUCKET_BITS) - 1
+    first = ((1 << BUCKET_BITS) + bucket % (1 << BUCKET_BITS)) << shift
+    return first + ((1 << shift) - 1) / 2
+
+
+class Histogram:
+    """Of ns; what is said of it is in ms."""
+
+    def __init__(self, line):
+        pairs = list(zip(line["counts"][::2], line["counts"][1::2]))
+        self.values = [(min(bucket_middle(b), line["max"]) / 1e6, n) for b, n in pairs]
+        self.count = sum(n for _, n in pairs)
+        self.sum, self.squares, self.max = line["sum"], line["squares"], line["max"]
+
+    def at(self, rank):
+        for value, count in self.values:
+            if rank < count:
+                return value
+            rank -= count
+        raise IndexError(rank)
+
+    def percentile(self, share):
+        place = share * (self.count - 1)
+        low = self.at(math.floor(place))
+        return low + (self.at(min(math.floor(place) + 1, self.count - 1)) - low) * (place % 1)
+
+    def distribution(self):
+        if not self.count:
+            return distribution([])
+        return {"count": self.count, "mean": self.sum / self.count / 1e6, "max": self.max / 1e6,
+                "p50": self.percentile(0.5), "p90": self.percentile(0.9),
+                "p99": self.percentile(0.99), "p99.9": self.percentile(0.999)}
+
+
 def read(path):
+    """Header, requests, steps, memory; of a summarised record what is summed, by its key, as well."""
     with open(path, encoding="utf-8") as stream:
         lines = [json.loads(line) for line in stream]
     header = lines[0]
     requests = [line for line in lines if "request" in line]
     steps = [line["step"] for line in lines if "step" in line]
     memory = [line["memory"] for line in lines if "memory" in line]
-    return header, requests, steps, memory
+    summary = {line["histogram"]: Histogram(line) for line in lines if "histogram" in line}
+    summary["replicas"] = [line for line in lines if "replica" in line and "request" not in line]
+    if header["kvrm_record"] == 2:
+        for request in requests:
+            count, first, last = request["outputs"]
+            # The first output and what is left: sums and ends are those of all gaps.
+            request["gaps"] = [first, last - first][:count]
+    return header, requests, steps, memory, summary
+
+
+def summed_steps(histogram, replicas):
+    if not histogram.count:
+        return {"count": 0}
+    columns = list(zip(*(replica["replica"] for replica in replicas)))
+    mean, ms = histogram.sum / histogram.count, histogram.distribution()
+    spikes = [(value, count) for value, count in histogram.values if value > 3 * ms["p50"]]
+    return {"count": sum(columns[1]), "ms": ms, "mean_rows": sum(columns[2]) / histogram.count,
+            "moved_bytes": sum(columns[4]), "groups": sum(columns[5]),
+            "cv": math.sqrt(max(histogram.squares / histogram.count - mean ** 2, 0)) / mean,
+            "spikes": sum(count for _, count in spikes),
+            "spike_area": sum((value - ms["p50"]) * count for value, count in spikes)
+            / (histogram.sum / 1e6)}
+
+
+def summed_memory(replicas):
+    found = {"samples": sum(replica["replica"][1] for replica in replicas), "resident_max": 0}
+    for column, name in enumerate(["reserved", "mapped", "live"], start=9):
+        found[name + "_max"] = sum(replica["replica"][column] for replica in replicas)
+        found[name + "_mean"] = sum(
+            replica[name] / (replica["replica"][8] - replica["replica"][7])
+            for replica in replicas if replica["replica"][8] > replica["replica"][7])
+    return found
+
+
+def shares(header, requests):
+    replicas = range(header["replicas"])
+    each = [[r["output"] for r in requests if r["replica"] == i] for i in replicas]
+    return {"count": len(each), "min_requests": min(map(len, each)),
+            "max_requests": max(map(len, each)), "min_output_tokens": min(map(sum, each)),
+            "max_output_tokens": max(map(sum, each))}
 
 
 def request_metrics(requests):
@@ -144,10 +222,14 @@ def differences(mine, theirs, path=""):
 
 
 def check(kvrm, path):
-    header, requests, steps, memory = read(path)
+    header, requests, steps, memory, summary = read(path)
     mine = request_metrics(requests) | {"steps": step_metrics(steps),
                                         "memory": memory_metrics(steps, memory),
                                         "phases": phase_metrics(header, requests)}
+    if header["kvrm_record"] == 2:
+        mine |= {"steps": summed_steps(summary["step"], summary["replicas"]),
+                 "memory": summed_memory(summary["replicas"]),
+                 "itl_ms": summary["itl"].distribution(), "replicas": shares(header, requests)}
     answer = subprocess.run([kvrm, "report", "--json", path], capture_output=True, check=True)
     found = list(differences(mine, json.loads(answer.stdout)[0]))
     for each in found:

@@ -84,6 +84,10 @@ def main(kvrm):
             for folder in (first, second):
                 with open(os.path.join(folder, name), "w", encoding="utf-8") as stream:
                     stream.write(text)
+        fleet = ["--trace", "mooncake.jsonl", "--copies", "4", "--time-scale", "0.1"]
+        runs["one summarised"] = fleet + ["--summary"]
+        for route in ("least-outstanding", "round-robin", "prefix"):
+            runs[route] = fleet + ["--replicas", "5", "--route", route]
         for name, what in runs.items():
             paths = [replay(kvrm, folder, name, what) for folder in (first, second)]
             with open(paths[0], "rb") as a, open(paths[1], "rb") as b:

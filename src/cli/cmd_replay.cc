@@ -26,6 +26,7 @@
 #include "replay/device_profile.h"
 #include "replay/driver.h"
 #include "replay/engine_target.h"
+#include "replay/fleet_target.h"
 #include "replay/record.h"
 #include "replay/report.h"
 #include "replay/text.h"
@@ -61,6 +62,7 @@ Workload WorkloadOf(const ReplayFlags& flags) {
       std::fprintf(stderr, "%llu requests without a prompt or an output are left out\n",
                    static_cast<unsigned long long>(trace.num_left_out));
     workload = std::move(trace.workload);
+    OrThrow(Overlay(flags.num_copies, &workload));
     workload.seed = flags.generate.seed;
   } else {
     GenerateOptions generate = flags.generate;
@@ -86,6 +88,7 @@ class Replay {
   Replay(const ReplayFlags& flags, RecordHeader header)
       : flags_(flags), header_(std::move(header)) {
     header_.command = flags.command;
+    header_.num_replicas = flags.summary || flags.num_replicas > 1 ? flags.num_replicas : 0;
     options_.warmup_requests = flags.warmup;
     options_.stop_ns = static_cast<std::int64_t>(std::llround(flags.stop_s * 1e9));
     options_.stop = &stop_asked;
@@ -281,23 +284,49 @@ void ReplayOnModel(const ReplayFlags& flags, const Model& model) {
                         {"threads", std::to_string(options.num_threads)}}});
 }
 
+namespace {
+
+// The step's budget of bytes is one of the device's.
+EngineOptions ProfileEngineOptions(const EngineOptions& asked, const DeviceProfile& profile) {
+  EngineOptions options = asked;
+  options.kernels = "scalar";  // The sampler's: the same on every machine.
+  options.max_move_bytes_per_step =
+      std::max(options.max_move_bytes_per_step / ProfileBytesScale(profile), std::uint64_t{1});
+  return options;
+}
+
+void ReplayOnFleet(const ReplayFlags& flags, const DeviceProfile& profile) {
+  const Workload workload = WorkloadOf(flags);
+  FleetTarget fleet(profile, {.num_replicas = flags.num_replicas,
+                              .route = flags.route,
+                              .engine = ProfileEngineOptions(flags.engine, profile)});
+  RecordHeader header = {.target = "sim", .clock = "virtual"};
+  header.config = {{"profile", profile.name},
+                   {"replicas", std::to_string(flags.num_replicas)},
+                   {"route", RoutePolicyName(flags.route)}};
+  for (auto& each : ConfigOf(fleet.engine()))
+    header.config.push_back(std::move(each));
+  Replay(flags, std::move(header))
+      .Run(
+          workload, [&fleet](ReplayRun& run) { fleet.Run(run); },
+          [&fleet] { return fleet.now_ns(); });
+}
+
+}  // namespace
+
 void ReplayOnProfile(const ReplayFlags& flags, const DeviceProfile& profile) {
   if (!CanShow(profile, flags.engine.view))
     throw StartError(profile.name + " reads contiguous windows only: it has no view '" +
                      KvViewName(flags.engine.view) + "'");
+  if (flags.num_replicas > 1) return ReplayOnFleet(flags, profile);
   SimClock clock;
   CostDevice device;
   StepProbe probe;
-  EngineOptions options = flags.engine;
-  options.kernels = "scalar";  // The sampler's: the same on every machine.
-  const std::uint64_t scale = ProfileBytesScale(profile);
-  // The budget is one of the device's bytes.
-  options.max_move_bytes_per_step =
-      std::max(options.max_move_bytes_per_step / scale, std::uint64_t{1});
-  Engine engine(ProfileParts(profile, device, &probe, &clock), options, clock);
+  Engine engine(ProfileParts(profile, device, &probe, &clock),
+                ProfileEngineOptions(flags.engine, profile), clock);
   const EngineTargetOptions target = {
       .vocab = {.first_id = 0, .vocab_size = kProfileVocab},
-      .bytes_scale = scale,
+      .bytes_scale = ProfileBytesScale(profile),
       .wait = [&clock](std::int64_t now_ns, std::int64_t until_ns) {
         if (until_ns != kNever) clock.Advance(std::max<std::int64_t>(until_ns - now_ns, 0));
       }};
@@ -308,6 +337,14 @@ void ReplayOnProfile(const ReplayFlags& flags, const DeviceProfile& profile) {
 namespace {
 
 void RunReplay(const ReplayFlags& flags) {
+  if (flags.num_replicas > 1 && flags.profile.empty())
+    throw StartError("--replicas is for described devices: give --profile");
+  if (flags.victims && (flags.num_replicas > 1 || flags.summary))
+    throw StartError(
+        "--victims asks when every token of one engine came: without --replicas and "
+        "--summary");
+  if (flags.num_copies > 1 && flags.trace.empty())
+    throw StartError("--copies is for traces: give --trace, or --requests and --rate");
   StopReplayOnInterrupt();
   if (!flags.url.empty()) return RunUrl(flags);
   if (!flags.profile.empty()) return ReplayOnProfile(flags, LoadDeviceProfile(flags.profile));
@@ -373,6 +410,10 @@ void AddShapeFlags(CLI::App& command, ReplayFlags* flags) {
   command.add_option("--max-requests", shape.max_requests, "and at the end; 0: none");
   command.add_option("--begin", shape.begin_s, "seconds of the trace's own time left out");
   command.add_option("--duration", shape.duration_s, "seconds of it that are kept; 0: all");
+  command
+      .add_option("--copies", flags->num_copies,
+                  "of a trace: so many laid over one another, each turned by a share of its time")
+      ->check(CLI::Range(1u, 100000u));
   command.add_option("--time-scale", shape.time_scale, "0.5: twice as fast")
       ->check(CLI::PositiveNumber);
   command.add_option("--max-prompt", shape.max_prompt, "longer prompts are cut");
@@ -470,6 +511,17 @@ void AddReplayCommand(CLI::App& app) {
   AddReplayEngineFlags(*command, flags.get());
   AddReplayWorkloadFlags(*command, flags.get());
   AddVictimFlags(*command, flags.get());
+  command
+      ->add_option("--replicas", flags->num_replicas,
+                   "so many engines behind a router, with --profile; the record is summarised")
+      ->check(CLI::Range(1u, kMaxReplicas))
+      ->capture_default_str();
+  AddName<RoutePolicy>(*command, "--route", "which of them a request goes to",
+                       Names(kNumRoutePolicies, RoutePolicyName), FindRoutePolicy,
+                       [flags](RoutePolicy policy) { flags->route = policy; });
+  command->add_flag("--summary", flags->summary,
+                    "a summarised record: of every request the first and the last output, of all "
+                    "else histograms and sums");
   command->add_option("-o,--record", flags->record, "file for the record, for kvrm report");
   command->add_option("--goodput", flags->goodput,
                       "limits a good request keeps, like ttft:500 tpot:100 e2el:10000, in ms");

@@ -10,6 +10,7 @@
 #include "cli/options.h"
 #include "engine/engine.h"
 #include "replay/device_profile.h"
+#include "replay/router.h"
 #include "replay/url_target.h"
 #include "trace/generate.h"
 
@@ -18,6 +19,7 @@ namespace kvrm {
 struct ReplayFlags {
   std::string trace;
   std::string format;
+  std::uint32_t num_copies = 1;  // of the trace
   GenerateOptions generate;
   bool has_arrivals = false;
   std::uint32_t num_clients = 0;
@@ -29,6 +31,9 @@ struct ReplayFlags {
   std::string url;
   UrlTargetOptions target;
   std::string profile;
+  std::uint32_t num_replicas = 1;
+  RoutePolicy route = RoutePolicy::kLeastOutstanding;
+  bool summary = false;  // a summarised record
   ModelFlags model;
   EngineOptions engine = {.max_queued = 4096};
   std::string record;

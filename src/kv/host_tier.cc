@@ -2,6 +2,7 @@
 #include "kv/host_tier.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/check.h"
 #include "base/mutant.h"
@@ -72,7 +73,7 @@ bool HostTier::CanPark(SeqId seq) const noexcept {
 std::optional<ParkedId> HostTier::Park(SeqId seq) noexcept {
   if (const std::uint32_t h = resuming_[Index(seq)]; h != kNobody) {
     // All of it is in the tier still.
-    histories_[h].state = State::kParked;
+    SetState(h, State::kParked);
     std::erase(on_the_way_, h);
     resuming_[Index(seq)] = kNobody;
     pager_.Release(seq);
@@ -85,7 +86,8 @@ std::optional<ParkedId> HostTier::Park(SeqId seq) noexcept {
   const std::uint32_t h = FreePlace();
   const std::uint32_t end = pager_.BlocksFor(pager_.length(seq));
   pager_.Shelve(seq, Shelf(h));
-  histories_[h] = {.state = State::kParking, .end = end};
+  histories_[h] = {.end = end};
+  SetState(h, State::kParking);
   TakeRoom(h);
   on_the_way_.push_back(h);
   ++num_parks_;
@@ -158,6 +160,7 @@ void HostTier::Forget(std::uint32_t h) noexcept {
   std::erase(on_the_way_, h);
   pager_.ClearShelf(Shelf(h));
   GiveUpRoom(h);
+  SetState(h, State::kNone);
   history = {};
 }
 
@@ -176,7 +179,7 @@ bool HostTier::Resume(ParkedId parked, SeqId seq, std::span<const std::int32_t> 
   const auto found = pager_.OpenShelved(
       seq, Shelf(h), {.runs = HostRuns(h), .tokens = tokens, .keys = keys}, reserve_tokens);
   if (!found) return false;
-  history.state = State::kResuming;
+  SetState(h, State::kResuming);
   history.seq = seq;
   history.begin = *found;
   resuming_[Index(seq)] = h;
@@ -260,7 +263,7 @@ void HostTier::PlanPark(std::uint32_t h, Transport& transport) noexcept {
     history.end = piece.first;
     history.last_epoch = Index(pager_.next());
   }
-  history.state = State::kParked;
+  SetState(h, State::kParked);
 }
 
 void HostTier::PlanResumes(Transport& transport) noexcept {
@@ -305,13 +308,15 @@ void HostTier::Retired(StepId step) noexcept {
   waiting_.resize(kept);
 }
 
-std::uint32_t HostTier::Count(State state) const noexcept {
-  return static_cast<std::uint32_t>(std::ranges::count(histories_, state, &History::state));
+void HostTier::SetState(std::uint32_t h, State state) noexcept {
+  --num_in_state_[static_cast<std::size_t>(histories_[h].state)];
+  ++num_in_state_[static_cast<std::size_t>(state)];
+  histories_[h].state = state;
 }
 
 std::uint32_t HostTier::num_leaving() const noexcept {
   std::uint32_t sum = 0;
-  for (std::uint32_t h = 0; h < options_.max_parked; ++h) {
+  for (const std::uint32_t h : on_the_way_) {
     if (histories_[h].state != State::kParking) continue;
     for (const Extent& run : pager_.runs(Shelf(h)))
       sum += run.start == kSentinelBlock ? 0 : run.num_blocks;
@@ -321,8 +326,12 @@ std::uint32_t HostTier::num_leaving() const noexcept {
 
 std::uint64_t HostTier::num_parked_tokens() const noexcept {
   std::uint64_t sum = 0;
-  for (std::uint32_t h = 0; h < options_.max_parked; ++h)
-    sum += histories_[h].state == State::kNone ? 0 : pager_.length(Shelf(h));
+  std::uint32_t num_left = options_.max_parked - Count(State::kNone);
+  for (std::uint32_t h = 0; num_left > 0; ++h) {
+    if (histories_[h].state == State::kNone) continue;
+    sum += pager_.length(Shelf(h));
+    --num_left;
+  }
   return sum;
 }
 
@@ -358,6 +367,8 @@ void HostTier::CheckInvariants() const {
     }
     const bool moves = history.state == State::kParking || history.state == State::kResuming;
     CHECK(std::ranges::count(on_the_way_, h) == (moves ? 1 : 0));
+    CHECK(std::cmp_equal(Count(history.state),
+                         std::ranges::count(histories_, history.state, &History::state)));
     if (history.state == State::kNone) continue;
     CHECK(number == pager_.BlocksFor(pager_.length(Shelf(h))));  // Y2
     const bool comes_back = history.state == State::kResuming;

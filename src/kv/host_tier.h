@@ -42,6 +42,7 @@
 // Threading: engine thread only. Memory: everything is reserved by the constructor.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -135,7 +136,10 @@ class HostTier {
     return {&runs_[std::size_t{h} * options_.max_blocks_per_seq], histories_[h].num_runs};
   }
   SeqId Shelf(std::uint32_t h) const noexcept { return SeqId{options_.max_seqs + h}; }
-  std::uint32_t Count(State state) const noexcept;
+  std::uint32_t Count(State state) const noexcept {
+    return num_in_state_[static_cast<std::size_t>(state)];
+  }
+  void SetState(std::uint32_t h, State state) noexcept;
   std::uint32_t BlocksOf(SeqId seq) const noexcept;
   std::uint32_t FreePlace() const noexcept;
   void PushRun(std::uint32_t h, const Extent& blocks) noexcept;
@@ -156,6 +160,8 @@ class HostTier {
   std::vector<std::uint32_t> resuming_;    // [max_seqs] the history that comes back, or kNobody
   std::vector<std::uint32_t> on_the_way_;  // histories that park or resume, in order of the call
   std::vector<Waiting> waiting_;
+  // Every step asks for them.
+  std::array<std::uint32_t, 4> num_in_state_ = {options_.max_parked, 0, 0, 0};
   std::uint32_t num_held_ = 0;
   std::uint32_t num_limbo_ = 0;
   std::uint64_t num_parks_ = 0;

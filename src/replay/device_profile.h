@@ -26,8 +26,9 @@
 
 #include "base/result.h"
 #include "device/device.h"
+#include "engine/engine.h"
 #include "engine/parts.h"
-#include "replay/engine_target.h"
+#include "replay/step_probe.h"
 #include "sim/sim_clock.h"
 
 namespace kvrm {
@@ -77,7 +78,8 @@ bool CanShow(const DeviceProfile& profile, KvView view);
 std::int64_t StepCostNs(const DeviceProfile& profile, const StepProbe& step,
                         std::uint64_t bytes_scale);
 
-inline constexpr std::uint32_t kProfileVocab = 1024;
+// As small as the sampler's statistics are: 16 of its ids are 112 bits, and nobody looks at logits.
+inline constexpr std::uint32_t kProfileVocab = 128;
 // How many bytes of the device one byte of the simulated pool stands for.
 std::uint64_t ProfileBytesScale(const DeviceProfile& profile);
 // The arguments outlive the engine that is made of them. The device keeps the small pool.

@@ -2,6 +2,7 @@
 #include "replay/driver.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/check.h"
 
@@ -18,6 +19,7 @@ ReplayRun::ReplayRun(const Workload& workload, const ReplayOptions& options, Rec
       writer_(writer),
       next_(workload.requests.size(), kNone),
       due_ns_(workload.requests.size(), 0),
+      place_(workload.requests.size(), kNone),
       num_pending_(workload.requests.size()) {
   for (std::uint32_t i = 0; i < workload.requests.size(); ++i) {
     const TraceRequest& request = workload.requests[i];
@@ -72,7 +74,7 @@ std::optional<std::size_t> ReplayRun::TakeDue(std::int64_t now_ns) {
     --num_pending_;
     if (request.arrival == Arrival::kClosed && due.at_ns >= closed_until) continue;
     due_ns_[due.request] = due.at_ns;
-    Live& live = live_[due.request];
+    Live& live = Begin(due.request);
     live.last_ns = due.at_ns;
     RequestRecord& record = live.record;
     record.request = due.request;
@@ -96,24 +98,52 @@ std::int64_t ReplayRun::due_ns(std::size_t request) const {
   return due_ns_[request];
 }
 
+ReplayRun::Live& ReplayRun::Begin(std::uint32_t request) {
+  if (free_places_.empty()) {
+    free_places_.push_back(static_cast<std::uint32_t>(live_.size()));
+    live_.emplace_back();
+  }
+  place_[request] = free_places_.back();
+  free_places_.pop_back();
+  ++num_live_;
+  return live_[place_[request]];
+}
+
+ReplayRun::Live& ReplayRun::LiveOf(std::size_t request) {
+  CHECK(place_[request] != kNone);
+  return live_[place_[request]];
+}
+
+void ReplayRun::OnRouted(std::size_t request, std::uint32_t replica) {
+  LiveOf(request).record.replica = replica;
+}
+
 void ReplayRun::OnSent(std::size_t request, std::int64_t now_ns) {
-  Live& live = live_.at(request);
+  Live& live = LiveOf(request);
   live.record.sent_ns = std::max(now_ns, live.record.arrival_ns);
   live.last_ns = live.record.sent_ns;
 }
 
 void ReplayRun::OnOutput(std::size_t request, std::int64_t now_ns) {
-  Live& live = live_.at(request);
+  Live& live = LiveOf(request);
   CHECK(now_ns >= live.last_ns);
-  live.record.gaps_ns.push_back(now_ns - live.last_ns);
+  const std::int64_t gap_ns = now_ns - live.last_ns;
   live.last_ns = now_ns;
+  if (writer_.is_summary()) {
+    OutputSpan& outputs = live.record.summary;
+    if (outputs.count++ == 0)
+      outputs.first_ns = gap_ns;
+    else if (!live.record.warmup)
+      writer_.AddGap(gap_ns);
+    outputs.last_ns = now_ns - live.record.sent_ns;
+  } else {
+    live.record.gaps_ns.push_back(gap_ns);
+  }
   ++progress_.num_outputs;
 }
 
 void ReplayRun::OnEnd(std::size_t request, std::int64_t now_ns, const End& end) {
-  const auto found = live_.find(request);
-  CHECK(found != live_.end());
-  RequestRecord& record = found->second.record;
+  RequestRecord& record = LiveOf(request).record;
   record.end_ns = std::max(now_ns, record.sent_ns);
   record.finish = end.finish;
   record.error = end.error;
@@ -123,7 +153,7 @@ void ReplayRun::OnEnd(std::size_t request, std::int64_t now_ns, const End& end) 
   progress_.num_failed += record.failed() ? 1u : 0u;
   ++progress_.num_ended;
   writer_.Add(record);
-  live_.erase(found);
+  Release(request);
   if (workload_.requests[request].arrival == Arrival::kClosed) {
     PushNextClosed(now_ns);
     return;
@@ -134,16 +164,24 @@ void ReplayRun::OnEnd(std::size_t request, std::int64_t now_ns, const End& end) 
     queue_.push({now_ns + workload_.requests[next].arrival_ns, next});
 }
 
+void ReplayRun::Release(std::size_t request) {
+  free_places_.push_back(place_[request]);
+  live_[std::exchange(place_[request], kNone)] = {};
+  --num_live_;
+}
+
 bool ReplayRun::ShouldCancel(std::int64_t now_ns) const {
-  if (live_.empty()) return false;
+  if (num_live_ == 0) return false;
   if (IsOver(now_ns)) return true;
   return workload_.closed_until_ns > 0 && now_ns >= workload_.closed_until_ns && num_open_ == 0;
 }
 
 std::vector<std::size_t> ReplayRun::running() const {
   std::vector<std::size_t> all;
-  for (const auto& [request, live] : live_)
-    all.push_back(request);
+  for (std::uint32_t place = 0; place < live_.size(); ++place) {
+    const std::uint64_t request = live_[place].record.request;
+    if (place_[request] == place) all.push_back(request);
+  }
   std::ranges::sort(all);
   return all;
 }
@@ -151,7 +189,7 @@ std::vector<std::size_t> ReplayRun::running() const {
 void ReplayRun::ShowProgress(std::int64_t now_ns) {
   if (!options_.progress) return;
   progress_.now_ns = now_ns;
-  progress_.num_running = live_.size();
+  progress_.num_running = num_live_;
   progress_.phase = {};
   for (const Phase& phase : workload_.phases) {
     if (phase.begin_ns <= now_ns) progress_.phase = phase.name;

@@ -15,7 +15,6 @@
 #include <optional>
 #include <queue>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "replay/record.h"
@@ -54,6 +53,8 @@ class ReplayRun {
   std::int64_t NextDue() const;
   std::int64_t due_ns(std::size_t request) const;
 
+  // Which engine of several serves it.
+  void OnRouted(std::size_t request, std::uint32_t replica);
   // When it went out, if not when it was due.
   void OnSent(std::size_t request, std::int64_t now_ns);
   // Output of a running request: a token, or a chunk of them.
@@ -74,7 +75,7 @@ class ReplayRun {
   // up, or everything. The target cancels running() and ends each with "cancelled".
   bool ShouldCancel(std::int64_t now_ns) const;
   std::vector<std::size_t> running() const;  // ascending
-  bool done() const { return live_.empty() && num_pending_ == 0; }
+  bool done() const { return num_live_ == 0 && num_pending_ == 0; }
 
   void ShowProgress(std::int64_t now_ns);
   const Workload& workload() const { return workload_; }
@@ -101,11 +102,20 @@ class ReplayRun {
   std::vector<std::uint32_t> closed_;  // in order
   std::vector<std::int64_t> due_ns_;   // of requests taken
   std::size_t next_closed_ = 0;
+  // A request that runs.
   struct Live {
     RequestRecord record;
     std::int64_t last_ns = 0;
   };
-  std::unordered_map<std::size_t, Live> live_;
+  Live& Begin(std::uint32_t request);
+  Live& LiveOf(std::size_t request);
+  void Release(std::size_t request);
+  // A place in live_ for every request that runs, kNone for the others: who asks for one asks once
+  // a token.
+  std::vector<std::uint32_t> place_;
+  std::vector<Live> live_;
+  std::vector<std::uint32_t> free_places_;
+  std::size_t num_live_ = 0;
   std::uint64_t num_open_ = 0;     // timed and kAfter requests that have not ended
   std::uint64_t num_pending_ = 0;  // requests that have not been taken
   bool closed_over_ = false;

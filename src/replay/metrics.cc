@@ -27,13 +27,11 @@ struct Latencies {
 
 Latencies LatenciesOf(const RequestRecord& request) {
   Latencies latencies;
-  std::int64_t sum = 0;
-  for (const std::int64_t gap : request.gaps_ns)
-    sum += gap;
-  latencies.ttft_ms = Ms(request.gaps_ns.front());
-  latencies.e2el_ms = Ms(sum);
+  const OutputSpan outputs = request.outputs();
+  latencies.ttft_ms = Ms(outputs.first_ns);
+  latencies.e2el_ms = Ms(outputs.last_ns);
   if (request.output_tokens > 1)
-    latencies.tpot_ms = Ms(sum - request.gaps_ns.front()) / (request.output_tokens - 1);
+    latencies.tpot_ms = Ms(outputs.last_ns - outputs.first_ns) / (request.output_tokens - 1);
   return latencies;
 }
 
@@ -56,7 +54,7 @@ void MeasureRequests(const Record& record, const GoodputLimits& limits, Metrics*
     begin_ns = std::min(begin_ns, request.sent_ns);
     end_ns = std::max(end_ns, request.end_ns);
     lag.push_back(Ms(request.sent_ns - request.arrival_ns));
-    if (request.failed() || (request.gaps_ns.empty() && request.finish != "cancelled")) {
+    if (request.failed() || (request.outputs().count == 0 && request.finish != "cancelled")) {
       ++metrics->failed;
       continue;
     }
@@ -78,7 +76,8 @@ void MeasureRequests(const Record& record, const GoodputLimits& limits, Metrics*
   }
   metrics->ttft_ms = Distribute(std::move(ttft));
   metrics->tpot_ms = Distribute(std::move(tpot));
-  metrics->itl_ms = Distribute(std::move(itl));
+  metrics->itl_ms =
+      record.summary ? Distribute(record.summary->itl_ns) : Distribute(std::move(itl));
   metrics->e2el_ms = Distribute(std::move(e2el));
   metrics->send_lag_ms = Distribute(std::move(lag));
   if (end_ns <= begin_ns) return;
@@ -118,6 +117,35 @@ void MeasureSteps(const Record& record, StepMetrics* metrics) {
   metrics->spike_area = beyond / sum;
 }
 
+void MeasureSteps(const RecordSummary& summary, StepMetrics* metrics) {
+  const LogHistogram& ns = summary.step_ns;
+  metrics->count = ns.count();
+  if (ns.count() == 0) return;
+  double rows = 0.0;
+  for (const ReplicaSummary& replica : summary.replicas) {
+    rows += static_cast<double>(replica.num_rows);
+    metrics->moved_bytes += replica.moved_bytes;
+    metrics->num_groups += replica.num_groups;
+    metrics->max_moved_bytes =
+        std::max(metrics->max_moved_bytes, static_cast<double>(replica.max_moved_bytes));
+  }
+  const double count = static_cast<double>(ns.count());
+  metrics->mean_rows = rows / count;
+  metrics->ms = Distribute(ns);
+  const double median_ns = metrics->ms.p50 * kNsPerMs;
+  double beyond_ns = 0.0;
+  for (std::uint32_t bucket = 0; bucket < ns.counts().size(); ++bucket) {
+    const double middle = std::min(LogHistogram::Middle(bucket), static_cast<double>(ns.max()));
+    if (middle <= kSpikeFactor * median_ns) continue;
+    metrics->num_spikes += ns.counts()[bucket];
+    beyond_ns += static_cast<double>(ns.counts()[bucket]) * (middle - median_ns);
+  }
+  if (ns.sum() <= 0.0) return;
+  const double mean_ns = ns.sum() / count;
+  metrics->cv = std::sqrt(std::max(ns.squares() / count - mean_ns * mean_ns, 0.0)) / mean_ns;
+  metrics->spike_area = beyond_ns / ns.sum();
+}
+
 // Of steps where they are known, else of samples.
 std::vector<MemoryRecord> MemoryOf(const Record& record) {
   if (record.steps.empty()) return record.memory;
@@ -155,6 +183,37 @@ void MeasureMemory(const Record& record, MemoryMetrics* metrics) {
   if (live <= 0.0) return;
   metrics->reserved_over_live = reserved / live;
   metrics->mapped_over_live = mapped / live;
+}
+
+void MeasureMemory(const RecordSummary& summary, MemoryMetrics* metrics) {
+  for (const ReplicaSummary& replica : summary.replicas) {
+    metrics->num_samples += replica.num_steps;
+    metrics->reserved_max += replica.reserved.max;
+    metrics->mapped_max += replica.mapped.max;
+    metrics->live_max += replica.live.max;
+    const double ns = static_cast<double>(replica.last_end_ns - replica.first_end_ns);
+    if (ns <= 0.0) continue;
+    metrics->reserved_mean += replica.reserved.byte_ns / ns;
+    metrics->mapped_mean += replica.mapped.byte_ns / ns;
+    metrics->live_mean += replica.live.byte_ns / ns;
+  }
+  if (metrics->live_mean <= 0.0) return;
+  metrics->reserved_over_live = metrics->reserved_mean / metrics->live_mean;
+  metrics->mapped_over_live = metrics->mapped_mean / metrics->live_mean;
+}
+
+void MeasureReplicas(const Record& record, ReplicaMetrics* metrics) {
+  metrics->count = record.header.num_replicas;
+  std::vector<std::uint64_t> requests(metrics->count, 0);
+  std::vector<std::uint64_t> outputs(metrics->count, 0);
+  for (const RequestRecord& request : record.requests) {
+    ++requests[request.replica];
+    outputs[request.replica] += request.output_tokens;
+  }
+  metrics->min_requests = *std::ranges::min_element(requests);
+  metrics->max_requests = *std::ranges::max_element(requests);
+  metrics->min_output_tokens = *std::ranges::min_element(outputs);
+  metrics->max_output_tokens = *std::ranges::max_element(outputs);
 }
 
 void MeasurePhases(const Record& record, std::vector<PhaseMetrics>* phases) {
@@ -213,6 +272,17 @@ Distribution Distribute(std::vector<double> values) {
   return distribution;
 }
 
+Distribution Distribute(const LogHistogram& ns) {
+  if (ns.count() == 0) return {};
+  return {.count = ns.count(),
+          .mean = ns.sum() / static_cast<double>(ns.count()) / kNsPerMs,
+          .p50 = ns.Quantile(0.5) / kNsPerMs,
+          .p90 = ns.Quantile(0.9) / kNsPerMs,
+          .p99 = ns.Quantile(0.99) / kNsPerMs,
+          .p999 = ns.Quantile(0.999) / kNsPerMs,
+          .max = static_cast<double>(ns.max()) / kNsPerMs};
+}
+
 GoodputLimits ParseGoodput(std::span<const std::string> words) {
   GoodputLimits limits;
   for (const std::string& word : words) {
@@ -236,8 +306,14 @@ Metrics Measure(const Record& record, const GoodputLimits& limits) {
   Metrics metrics;
   metrics.offered_rps = record.header.offered_rps;
   MeasureRequests(record, limits, &metrics);
-  MeasureSteps(record, &metrics.steps);
-  MeasureMemory(record, &metrics.memory);
+  if (record.header.is_summary()) MeasureReplicas(record, &metrics.replicas);
+  if (record.summary) {
+    MeasureSteps(*record.summary, &metrics.steps);
+    MeasureMemory(*record.summary, &metrics.memory);
+  } else {
+    MeasureSteps(record, &metrics.steps);
+    MeasureMemory(record, &metrics.memory);
+  }
   MeasurePhases(record, &metrics.phases);
   return metrics;
 }

@@ -13,8 +13,11 @@
 //   step time   CV = standard deviation / mean; a spike is a step of more than 3 times the median;
 //               spike area is the time of spikes beyond the median, as a share of all step time
 //   memory      time-weighted means of the samples, from the first to the last; a step's is as of
-//   its
-//               end
+//               its end
+//
+// Of a summarised record the percentiles of ITL and of step times, spikes and spike area are those
+// of its histograms, all else is exact; memory is summed over the replicas, of which each has means
+// and peaks of its own.
 //
 // tools/metrics_check.py computes the same on its own. Threading: pure functions.
 #pragma once
@@ -40,6 +43,8 @@ struct Distribution {
   double max = 0.0;
 };
 Distribution Distribute(std::vector<double> values);
+// Of values in ns; percentiles as LogHistogram has them.
+Distribution Distribute(const LogHistogram& ns);
 // Of sorted values; 0 <= share <= 1. Requires: not empty.
 double Percentile(std::span<const double> sorted, double share);
 
@@ -90,6 +95,15 @@ struct StepMetrics {
   double max_moved_bytes = 0.0;  // of one step
 };
 
+// How evenly the router has shared the requests, of a summarised record of several engines.
+struct ReplicaMetrics {
+  std::uint64_t count = 0;
+  std::uint64_t min_requests = 0;
+  std::uint64_t max_requests = 0;
+  std::uint64_t min_output_tokens = 0;
+  std::uint64_t max_output_tokens = 0;
+};
+
 struct Metrics {
   std::uint64_t completed = 0;
   std::uint64_t failed = 0;
@@ -108,6 +122,7 @@ struct Metrics {
   Distribution send_lag_ms;  // sent - arrival: how late the replay itself was
   StepMetrics steps;
   MemoryMetrics memory;
+  ReplicaMetrics replicas;
   std::vector<PhaseMetrics> phases;
 };
 Metrics Measure(const Record& record, const GoodputLimits& limits);

@@ -19,7 +19,8 @@
 namespace kvrm {
 namespace {
 
-constexpr std::int64_t kVersion = 1;
+constexpr std::uint64_t kVersion = 1;
+constexpr std::uint64_t kSummaryVersion = 2;
 constexpr std::size_t kBufferBytes = 1u << 16;
 constexpr std::size_t kMaxLineBytes = 64u << 20;
 
@@ -75,6 +76,16 @@ class LineFields {
       numbers.push_back(Checked(each, name, kMaxNumber));
     return numbers;
   }
+  double Sum(const char* name) {
+    const json::value* value = object_.if_contains(name);
+    boost::system::error_code code;
+    const double number =
+        value != nullptr && value->is_number() ? value->to_number<double>(code) : -1.0;
+    if (!code && number >= 0.0 && number <= kMaxSum && !(number > 0.0 && number < 1.0))
+      return number;
+    Fail(name, "is no sum of whole numbers up to 1e60");
+    return 0.0;
+  }
   const json::array* Objects(const char* name) {
     const json::value* value = object_.if_contains(name);
     const json::array* array = value == nullptr ? nullptr : value->if_array();
@@ -93,6 +104,7 @@ class LineFields {
 
  private:
   static constexpr std::uint64_t kMaxNumber = std::uint64_t{1} << 62;
+  static constexpr double kMaxSum = 1e60;
 
   std::uint64_t Checked(const json::value& value, const char* name, std::uint64_t limit) {
     if (value.is_int64() && value.get_int64() >= 0 &&
@@ -127,8 +139,14 @@ void ParsePhases(LineFields& fields, RecordHeader* header) {
 
 Status ParseHeader(const json::object& object, RecordHeader* header) {
   LineFields fields(object, 1);
-  if (fields.Number("kvrm_record") != static_cast<std::uint64_t>(kVersion))
-    fields.Fail("kvrm_record", "is not version " + std::to_string(kVersion));
+  const std::uint64_t version = fields.Number("kvrm_record");
+  if (version != kVersion && version != kSummaryVersion)
+    fields.Fail("kvrm_record", "is not version " + std::to_string(kVersion) + " or " +
+                                   std::to_string(kSummaryVersion));
+  if (version == kSummaryVersion) {
+    header->num_replicas = static_cast<std::uint32_t>(fields.Number("replicas", kMaxReplicas));
+    if (header->num_replicas == 0) fields.Fail("replicas", "is 0");
+  }
   header->target = fields.Text("target");
   header->clock = fields.Text("clock");
   header->command = fields.Text("command");
@@ -160,6 +178,23 @@ Status ParseHeader(const json::object& object, RecordHeader* header) {
   return fields.status();
 }
 
+void ParseGaps(LineFields& fields, RequestRecord* request) {
+  std::uint64_t sum = static_cast<std::uint64_t>(request->sent_ns);
+  for (const std::uint64_t gap : fields.Numbers("gaps", 0)) {
+    if (gap > (std::uint64_t{1} << 62) - std::min(sum, std::uint64_t{1} << 62))
+      fields.Fail("gaps", "sum up to more than 2^62 ns");
+    sum += gap;
+    request->gaps_ns.push_back(static_cast<std::int64_t>(gap));
+  }
+}
+
+void ParseOutputs(LineFields& fields, std::uint32_t num_replicas, RequestRecord* request) {
+  request->replica = static_cast<std::uint32_t>(fields.Number("replica", num_replicas - 1));
+  const std::vector<std::uint64_t> n = fields.Numbers("outputs", 3);
+  if (n[1] > n[2]) fields.Fail("outputs", "has its last output before its first one");
+  request->summary = {n[0], static_cast<std::int64_t>(n[1]), static_cast<std::int64_t>(n[2])};
+}
+
 Status ParseRequest(LineFields fields, Record* record) {
   RequestRecord request;
   request.request = fields.Number("request");
@@ -174,16 +209,71 @@ Status ParseRequest(LineFields fields, Record* record) {
   request.cached_tokens = fields.Small("cached");
   request.finish = fields.Text("finish");
   request.error = fields.Text("error");
-  std::uint64_t sum = static_cast<std::uint64_t>(request.sent_ns);
-  for (const std::uint64_t gap : fields.Numbers("gaps", 0)) {
-    if (gap > (std::uint64_t{1} << 62) - std::min(sum, std::uint64_t{1} << 62))
-      fields.Fail("gaps", "sum up to more than 2^62 ns");
-    sum += gap;
-    request.gaps_ns.push_back(static_cast<std::int64_t>(gap));
-  }
+  if (record->header.is_summary())
+    ParseOutputs(fields, record->header.num_replicas, &request);
+  else
+    ParseGaps(fields, &request);
   if (fields.error()) return fields.status();
   record->requests.push_back(std::move(request));
   return Done{};
+}
+
+// [bucket, count, ..] in order of buckets.
+std::vector<std::uint64_t> ParseCounts(LineFields& fields) {
+  std::vector<std::uint64_t> counts;
+  const std::vector<std::uint64_t> pairs = fields.Numbers("counts", 0);
+  std::uint64_t total = 0;
+  for (std::size_t i = 0; i < pairs.size(); i += 2) {
+    const bool is_bad = i + 1 == pairs.size() || pairs[i] >= LogHistogram::kMaxBuckets ||
+                        pairs[i] < counts.size() || pairs[i + 1] == 0 ||
+                        pairs[i + 1] > (std::uint64_t{1} << 62) - total;
+    if (is_bad) {
+      fields.Fail("counts", "are no buckets in order, each with a count");
+      return {};
+    }
+    total += pairs[i + 1];
+    counts.resize(pairs[i], 0);
+    counts.push_back(pairs[i + 1]);
+  }
+  return counts;
+}
+
+Status ParseHistogram(LineFields fields, RecordSummary* summary) {
+  const std::string name = fields.Text("histogram");
+  LogHistogram* const histogram = name == "itl"    ? &summary->itl_ns
+                                  : name == "step" ? &summary->step_ns
+                                                   : nullptr;
+  if (histogram == nullptr) fields.Fail("histogram", "is neither itl nor step");
+  const LogHistogram::Totals totals = {
+      .sum = fields.Sum("sum"), .squares = fields.Sum("squares"), .max = fields.Number("max")};
+  std::vector<std::uint64_t> counts = ParseCounts(fields);
+  if (fields.error()) return fields.status();
+  if (!histogram->Restore(std::move(counts), totals))
+    fields.Fail("counts", "do not end in the bucket of max");
+  return fields.status();
+}
+
+Status ParseReplica(LineFields fields, std::uint32_t num_replicas, RecordSummary* summary) {
+  const std::vector<std::uint64_t> n = fields.Numbers("replica", 12);
+  if (n[0] != summary->replicas.size() || n[0] >= num_replicas)
+    fields.Fail("replica", "is not the next one");
+  if (n[7] > n[8]) fields.Fail("replica", "ends before it begins");
+  const auto memory = [&fields](const char* name, std::uint64_t max) {
+    return MemorySum{.byte_ns = fields.Sum(name), .max = max};
+  };
+  const ReplicaSummary replica = {.num_steps = n[1],
+                                  .num_rows = n[2],
+                                  .num_tokens = n[3],
+                                  .moved_bytes = n[4],
+                                  .num_groups = n[5],
+                                  .max_moved_bytes = n[6],
+                                  .first_end_ns = static_cast<std::int64_t>(n[7]),
+                                  .last_end_ns = static_cast<std::int64_t>(n[8]),
+                                  .reserved = memory("reserved", n[9]),
+                                  .mapped = memory("mapped", n[10]),
+                                  .live = memory("live", n[11])};
+  if (!fields.error()) summary->replicas.push_back(replica);
+  return fields.status();
 }
 
 Status ParseStep(LineFields fields, Record* record) {
@@ -218,16 +308,68 @@ Status ParseLine(const json::object& object, std::uint64_t line, Record* record)
   if (object.contains("request")) return ParseRequest(fields, record);
   if (object.contains("step")) return ParseStep(fields, record);
   if (object.contains("memory")) return ParseMemory(fields, record);
+  std::uint64_t num_steps = record->steps.size();
+  if (record->header.is_summary()) {
+    if (!record->summary) record->summary.emplace();
+    if (object.contains("histogram")) return ParseHistogram(fields, &*record->summary);
+    if (object.contains("replica"))
+      return ParseReplica(fields, record->header.num_replicas, &*record->summary);
+    if (record->summary->replicas.size() != record->header.num_replicas)
+      fields.Fail("replica", "has not as many lines as there are");
+    num_steps = record->summary->step_ns.count();
+  }
   record->end_ns = fields.Time("end");
   if (fields.Number("requests") != record->requests.size())
     fields.Fail("requests", "is not how many there are");
-  if (fields.Number("steps") != record->steps.size())
-    fields.Fail("steps", "is not how many there are");
+  if (fields.Number("steps") != num_steps) fields.Fail("steps", "is not how many there are");
   record->complete = true;
   return fields.status();
 }
 
+json::object RequestFields(const RequestRecord& request) {
+  return {{"request", request.request},      {"group", request.group},
+          {"warmup", request.warmup},        {"arrival", request.arrival_ns},
+          {"sent", request.sent_ns},         {"end", request.end_ns},
+          {"prompt", request.prompt_tokens}, {"asked", request.asked_tokens},
+          {"output", request.output_tokens}, {"cached", request.cached_tokens},
+          {"finish", request.finish},        {"error", request.error}};
+}
+
+std::string HistogramLine(const char* name, const LogHistogram& histogram) {
+  json::array counts;
+  for (std::size_t bucket = 0; bucket < histogram.counts().size(); ++bucket) {
+    const std::uint64_t count = histogram.counts()[bucket];
+    if (count == 0) continue;
+    counts.emplace_back(bucket);
+    counts.emplace_back(count);
+  }
+  return Line({{"histogram", name},
+               {"sum", histogram.sum()},
+               {"squares", histogram.squares()},
+               {"max", histogram.max()},
+               {"counts", std::move(counts)}});
+}
+
+std::string ReplicaLine(std::uint64_t idx, const ReplicaSummary& replica) {
+  return Line({{"replica", Array({idx, replica.num_steps, replica.num_rows, replica.num_tokens,
+                                  replica.moved_bytes, replica.num_groups, replica.max_moved_bytes,
+                                  static_cast<std::uint64_t>(replica.first_end_ns),
+                                  static_cast<std::uint64_t>(replica.last_end_ns),
+                                  replica.reserved.max, replica.mapped.max, replica.live.max})},
+               {"reserved", replica.reserved.byte_ns},
+               {"mapped", replica.mapped.byte_ns},
+               {"live", replica.live.byte_ns}});
+}
+
 }  // namespace
+
+OutputSpan RequestRecord::outputs() const {
+  if (gaps_ns.empty()) return summary;
+  OutputSpan span = {.count = gaps_ns.size(), .first_ns = gaps_ns.front()};
+  for (const std::int64_t gap : gaps_ns)
+    span.last_ns += gap;
+  return span;
+}
 
 std::string RecordLine(const RecordHeader& header) {
   json::array phases;
@@ -236,16 +378,18 @@ std::string RecordLine(const RecordHeader& header) {
   json::object config;
   for (const auto& [name, value] : header.config)
     config[name] = value;
-  return Line({{"kvrm_record", kVersion},
-               {"target", header.target},
-               {"clock", header.clock},
-               {"command", header.command},
-               {"workload", header.workload},
-               {"seed", std::to_string(header.seed)},
-               {"requests", header.num_requests},
-               {"offered_rps", header.offered_rps},
-               {"phases", std::move(phases)},
-               {"config", std::move(config)}});
+  json::object fields = {{"kvrm_record", header.is_summary() ? kSummaryVersion : kVersion},
+                         {"target", header.target},
+                         {"clock", header.clock},
+                         {"command", header.command},
+                         {"workload", header.workload},
+                         {"seed", std::to_string(header.seed)},
+                         {"requests", header.num_requests},
+                         {"offered_rps", header.offered_rps},
+                         {"phases", std::move(phases)},
+                         {"config", std::move(config)}};
+  if (header.is_summary()) fields["replicas"] = header.num_replicas;
+  return Line(fields);
 }
 
 std::string RecordLine(const RequestRecord& request) {
@@ -253,19 +397,25 @@ std::string RecordLine(const RequestRecord& request) {
   gaps.reserve(request.gaps_ns.size());
   for (const std::int64_t gap : request.gaps_ns)
     gaps.emplace_back(gap);
-  return Line({{"request", request.request},
-               {"group", request.group},
-               {"warmup", request.warmup},
-               {"arrival", request.arrival_ns},
-               {"sent", request.sent_ns},
-               {"end", request.end_ns},
-               {"prompt", request.prompt_tokens},
-               {"asked", request.asked_tokens},
-               {"output", request.output_tokens},
-               {"cached", request.cached_tokens},
-               {"finish", request.finish},
-               {"error", request.error},
-               {"gaps", std::move(gaps)}});
+  json::object fields = RequestFields(request);
+  fields["gaps"] = std::move(gaps);
+  return Line(fields);
+}
+
+std::string SummaryLine(const RequestRecord& request) {
+  json::object fields = RequestFields(request);
+  const OutputSpan outputs = request.outputs();
+  fields["replica"] = request.replica;
+  fields["outputs"] = Array({outputs.count, static_cast<std::uint64_t>(outputs.first_ns),
+                             static_cast<std::uint64_t>(outputs.last_ns)});
+  return Line(fields);
+}
+
+std::string RecordLines(const RecordSummary& summary) {
+  std::string lines = HistogramLine("itl", summary.itl_ns) + HistogramLine("step", summary.step_ns);
+  for (std::size_t i = 0; i < summary.replicas.size(); ++i)
+    lines += ReplicaLine(i, summary.replicas[i]);
+  return lines;
 }
 
 std::string RecordLine(const StepRecord& step) {
@@ -281,6 +431,7 @@ std::string RecordLine(const MemoryRecord& memory) {
 }
 
 RecordWriter::RecordWriter(const std::string& path, const RecordHeader& header) : path_(path) {
+  if (header.is_summary()) summary_.emplace().replicas.resize(header.num_replicas);
   if (path.empty()) return;
   fd_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (fd_ < 0) throw StartError("cannot write the record " + path + ": " + std::strerror(errno));
@@ -295,12 +446,15 @@ RecordWriter::~RecordWriter() {
 
 void RecordWriter::Add(const RequestRecord& request) {
   ++num_requests_;
-  if (fd_ >= 0) Append(RecordLine(request));
+  if (fd_ >= 0) Append(is_summary() ? SummaryLine(request) : RecordLine(request));
 }
 
 void RecordWriter::Add(const StepRecord& step) {
   ++num_steps_;
-  if (fd_ >= 0) Append(RecordLine(step));
+  if (is_summary())
+    summary_->Add(step);
+  else if (fd_ >= 0)
+    Append(RecordLine(step));
 }
 
 void RecordWriter::Add(const MemoryRecord& memory) {
@@ -309,6 +463,7 @@ void RecordWriter::Add(const MemoryRecord& memory) {
 
 void RecordWriter::End(std::int64_t end_ns) {
   if (fd_ < 0) return;
+  if (is_summary()) Append(RecordLines(*summary_));
   Append(Line({{"end", end_ns}, {"requests", num_requests_}, {"steps", num_steps_}}));
   Flush();
   if (failed_) throw StartError("cannot write the record " + path_);

@@ -3,19 +3,22 @@
 // derived from it and from nothing else.
 //
 // JSON lines: a header, then requests as they end, steps and memory as they are seen, and an end. A
-// record without an end was cut short and says so when it is read.
+// record without an end was cut short and says so when it is read. A summarised record keeps of
+// every request its first and its last output, and of all else what replay/record_summary.h has.
 //
-// Times are ns since the replay began. Threading: one thread. Memory: the writer holds one buffer;
-// the reader all of the record.
+// Times are ns since the replay began. Threading: one thread. Memory: the writer holds one buffer
+// and a summary; the reader all of the record.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include "base/result.h"
+#include "replay/record_summary.h"
 
 namespace kvrm {
 
@@ -34,10 +37,22 @@ struct RecordHeader {
   double offered_rps = 0.0;  // of the timed requests; 0: none
   std::vector<RecordPhase> phases = {};
   std::vector<std::pair<std::string, std::string>> config = {};
+  std::uint32_t num_replicas = 0;  // not 0: a summarised record, of so many engines
+
+  bool is_summary() const { return num_replicas > 0; }
+};
+inline constexpr std::uint32_t kMaxReplicas = 4096;
+
+// When output came, without what lies between; times are since the request was sent.
+struct OutputSpan {
+  std::uint64_t count = 0;
+  std::int64_t first_ns = 0;
+  std::int64_t last_ns = 0;
 };
 
 struct RequestRecord {
   std::uint64_t request = 0;  // its place in the workload
+  std::uint32_t replica = 0;  // which engine of several served it, or would have
   std::string group = {};
   bool warmup = false;          // not counted in any metric
   std::int64_t arrival_ns = 0;  // when it was due
@@ -52,8 +67,10 @@ struct RequestRecord {
   // When output came: the first entry since sent_ns, each further one since the one before. One
   // entry a token, or a chunk where a server puts more than one token into one.
   std::vector<std::int64_t> gaps_ns = {};
+  OutputSpan summary = {};  // in a summarised record, where there are no gaps_ns
 
   bool failed() const { return finish == "error"; }
+  OutputSpan outputs() const;
 };
 
 // A step of the engine, where the target shows them.
@@ -68,6 +85,7 @@ struct StepRecord {
   std::uint64_t reserved_bytes = 0;
   std::uint64_t mapped_bytes = 0;
   std::uint64_t live_bytes = 0;
+  std::uint32_t replica = 0;  // as of requests
 };
 
 struct MemoryRecord {
@@ -89,6 +107,10 @@ class RecordWriter {
   void Add(const RequestRecord& request);
   void Add(const StepRecord& step);
   void Add(const MemoryRecord& memory);
+  // Whether it is told of gaps one by one and keeps none.
+  bool is_summary() const { return summary_.has_value(); }
+  // Requires: is_summary.
+  void AddGap(std::int64_t ns) { summary_->itl_ns.Add(static_cast<std::uint64_t>(ns)); }
   // The last line; throws StartError when anything could not be written.
   void End(std::int64_t end_ns);
 
@@ -102,6 +124,7 @@ class RecordWriter {
   std::string buffer_;
   std::uint64_t num_requests_ = 0;
   std::uint64_t num_steps_ = 0;
+  std::optional<RecordSummary> summary_;
 };
 
 struct Record {
@@ -109,6 +132,7 @@ struct Record {
   std::vector<RequestRecord> requests = {};
   std::vector<StepRecord> steps = {};
   std::vector<MemoryRecord> memory = {};
+  std::optional<RecordSummary> summary = {};  // of a summarised one, with its end
   std::int64_t end_ns = 0;
   bool complete = false;
 };
@@ -122,7 +146,10 @@ Result<Record> ReadRecord(const std::string& path);
 // The lines themselves, each with its line feed.
 std::string RecordLine(const RecordHeader& header);
 std::string RecordLine(const RequestRecord& request);
+std::string SummaryLine(const RequestRecord& request);
 std::string RecordLine(const StepRecord& step);
 std::string RecordLine(const MemoryRecord& memory);
+// Two lines of histograms and one a replica.
+std::string RecordLines(const RecordSummary& summary);
 
 }  // namespace kvrm

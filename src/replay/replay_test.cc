@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -93,8 +94,67 @@ TEST(Record, NamesLineAndFieldOfWhatIsWrong) {
   EXPECT_EQ(error("{}"), "line 2: end is missing");
   EXPECT_EQ(error("{\"end\":1,\"requests\":0,\"steps\":0}\n{\"end\":1}"),
             "line 3: end is not the last line");
-  EXPECT_EQ(ParseRecord("{\"kvrm_record\":2}\n").error().message,
-            "line 1: kvrm_record is not version 1");
+  EXPECT_EQ(ParseRecord("{\"kvrm_record\":3}\n").error().message,
+            "line 1: kvrm_record is not version 1 or 2");
+}
+
+std::string SummedText() {
+  RecordHeader header = Header();
+  header.num_replicas = 2;
+  RecordSummary summary;
+  summary.replicas.resize(2);
+  summary.Add({1 * kMs, 2 * kMs, 3, 4, 5, 6, 300, 200, 100});
+  summary.Add({4 * kMs, 8 * kMs, 3, 4, 5, 6, 300, 200, 100, /*replica=*/1});
+  for (const std::int64_t ms : {2, 4, 6})
+    summary.itl_ns.Add(static_cast<std::uint64_t>(ms * kMs));
+  return RecordLine(header) + SummaryLine(OneRequest()) + RecordLines(summary) +
+         "{\"end\":40000000,\"requests\":1,\"steps\":2}\n";
+}
+
+TEST(Record, ASummaryThatIsWrittenIsRead) {
+  const Result<Record> record = ParseRecord(SummedText());
+  ASSERT_TRUE(record) << record.error().message;
+  EXPECT_TRUE(record->complete);
+  ASSERT_EQ(record->requests.size(), 1u);
+  EXPECT_EQ(record->requests[0].outputs().count, 4u);
+  EXPECT_EQ(record->requests[0].outputs().first_ns, 20 * kMs);
+  EXPECT_EQ(record->requests[0].outputs().last_ns, 32 * kMs);
+  EXPECT_EQ(RecordLine(record->header) + SummaryLine(record->requests[0]) +
+                RecordLines(*record->summary) + "{\"end\":40000000,\"requests\":1,\"steps\":2}\n",
+            SummedText());
+}
+
+TEST(Record, NamesWhatIsWrongWithASummary) {
+  RecordHeader header = Header();
+  header.num_replicas = 2;
+  const auto error = [&header](const std::string& line) {
+    const Result<Record> record = ParseRecord(RecordLine(header) + line + "\n");
+    return record ? "none" : record.error().message;
+  };
+  const std::string histogram = R"({"histogram":"itl","sum":3,"squares":5,"max":2,"counts":)";
+  EXPECT_EQ(error(histogram + "[1,1,2,1]}"), "none");
+  EXPECT_EQ(error(histogram + "[2,1,1,1]}"),
+            "line 2: counts are no buckets in order, each with a count");
+  EXPECT_EQ(error(histogram + "[1]}"), "line 2: counts are no buckets in order, each with a count");
+  EXPECT_EQ(error(histogram + "[1,1]}"), "line 2: counts do not end in the bucket of max");
+  EXPECT_EQ(error(R"({"histogram":"x","sum":0,"squares":0,"max":0,"counts":[]})"),
+            "line 2: histogram is neither itl nor step");
+  EXPECT_EQ(error(R"({"histogram":"itl","sum":-1,"squares":0,"max":0,"counts":[]})"),
+            "line 2: sum is no sum of whole numbers up to 1e60");
+  EXPECT_EQ(error(R"({"replica":[1,0,0,0,0,0,0,0,0,0,0,0],"reserved":0,"mapped":0,"live":0})"),
+            "line 2: replica is not the next one");
+  EXPECT_EQ(error(R"({"end":1,"requests":0,"steps":0})"),
+            "line 2: replica has not as many lines as there are");
+}
+
+TEST(LogHistogram, EveryValueLiesInItsBucketAndTheMiddleIsNear) {
+  for (std::uint64_t value = 1; value < std::uint64_t{1} << 61; value += value / 37 + 1) {
+    const std::uint32_t bucket = LogHistogram::BucketOf(value);
+    ASSERT_LT(bucket, LogHistogram::kMaxBuckets);
+    const double off = std::abs(LogHistogram::Middle(bucket) - static_cast<double>(value));
+    ASSERT_LE(off, static_cast<double>(value) / 512.0) << value;
+    ASSERT_LE(LogHistogram::BucketOf(value - 1), bucket);
+  }
 }
 
 TEST(Metrics, AreThoseOfTheDefinitions) {

@@ -57,6 +57,17 @@ std::string MemoryText(const MemoryMetrics& memory) {
   return text;
 }
 
+std::string ReplicasText(const ReplicaMetrics& replicas) {
+  if (replicas.count < 2) return "";
+  const auto line = [](const char* name, std::uint64_t least, std::uint64_t most) {
+    return Format("  %-34s %12llu to %llu\n", name, static_cast<unsigned long long>(least),
+                  static_cast<unsigned long long>(most));
+  };
+  return CountLine("Replicas", replicas.count) +
+         line("requests of one", replicas.min_requests, replicas.max_requests) +
+         line("generated tokens of one", replicas.min_output_tokens, replicas.max_output_tokens);
+}
+
 std::string PhasesText(std::span<const PhaseMetrics> phases) {
   if (phases.empty()) return "";
   std::string text =
@@ -136,6 +147,12 @@ json::object MetricsJson(const ReportedRecord& reported) {
           {"send_lag_ms", DistributionJson(m.send_lag_ms)},
           {"steps", StepsJson(m.steps)},
           {"memory", MemoryJson(m.memory)},
+          {"replicas",
+           {{"count", m.replicas.count},
+            {"min_requests", m.replicas.min_requests},
+            {"max_requests", m.replicas.max_requests},
+            {"min_output_tokens", m.replicas.min_output_tokens},
+            {"max_output_tokens", m.replicas.max_output_tokens}}},
           {"phases", std::move(phases)}};
 }
 
@@ -177,7 +194,8 @@ std::string ReportText(const ReportedRecord& reported) {
           DistributionLine("TTFT", m.ttft_ms) + DistributionLine("TPOT", m.tpot_ms) +
           DistributionLine("ITL", m.itl_ms) + DistributionLine("E2EL", m.e2el_ms) +
           DistributionLine("step time", m.steps.ms) + DistributionLine("send lag", m.send_lag_ms) +
-          StepsText(m.steps) + MemoryText(m.memory) + PhasesText(m.phases);
+          ReplicasText(m.replicas) + StepsText(m.steps) + MemoryText(m.memory) +
+          PhasesText(m.phases);
   return text;
 }
 

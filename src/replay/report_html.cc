@@ -205,13 +205,25 @@ double Ms(std::int64_t ns) {
   return static_cast<double>(ns) * 1e-6;
 }
 
+std::vector<Point> Cdf(const LogHistogram& ns) {
+  std::vector<Point> points;
+  if (ns.count() == 0) return points;
+  for (int i = 0; i < 200; ++i)
+    points.emplace_back(ns.Quantile(i / 200.0) * 1e-6, i / 200.0);
+  points.emplace_back(ns.Quantile(0.999) * 1e-6, 0.999);
+  points.emplace_back(static_cast<double>(ns.max()) * 1e-6, 1.0);
+  return points;
+}
+
 struct Latency {
   const char* title;
   std::function<void(const RequestRecord&, std::vector<double>*)> take;
+  bool of_gaps = false;  // which a summarised record has as a histogram
 };
 
 void TakeTtft(const RequestRecord& request, std::vector<double>* values) {
-  if (!request.gaps_ns.empty()) values->push_back(Ms(request.gaps_ns.front()));
+  const OutputSpan outputs = request.outputs();
+  if (outputs.count > 0) values->push_back(Ms(outputs.first_ns));
 }
 
 void TakeItl(const RequestRecord& request, std::vector<double>* values) {
@@ -220,15 +232,13 @@ void TakeItl(const RequestRecord& request, std::vector<double>* values) {
 }
 
 void TakeE2el(const RequestRecord& request, std::vector<double>* values) {
-  std::int64_t sum = 0;
-  for (const std::int64_t gap : request.gaps_ns)
-    sum += gap;
-  if (!request.gaps_ns.empty()) values->push_back(Ms(sum));
+  const OutputSpan outputs = request.outputs();
+  if (outputs.count > 0) values->push_back(Ms(outputs.last_ns));
 }
 
 std::string CdfCharts(std::span<const ReportedRecord> reported) {
   const Latency latencies[] = {{"Time to first token", TakeTtft},
-                               {"Inter-token latency", TakeItl},
+                               {"Inter-token latency", TakeItl, /*of_gaps=*/true},
                                {"End-to-end latency", TakeE2el}};
   std::string html;
   for (const Latency& latency : latencies) {
@@ -242,7 +252,10 @@ std::string CdfCharts(std::span<const ReportedRecord> reported) {
       for (const RequestRecord& request : reported[i].record->requests) {
         if (!request.warmup && !request.failed()) latency.take(request, &values);
       }
-      chart.series.push_back({reported[i].name, i, Cdf(std::move(values))});
+      const std::optional<RecordSummary>& summary = reported[i].record->summary;
+      const bool has_gaps_summed = latency.of_gaps && summary;
+      chart.series.push_back(
+          {reported[i].name, i, has_gaps_summed ? Cdf(summary->itl_ns) : Cdf(std::move(values))});
     }
     html += ChartSvg(chart);
   }

@@ -19,15 +19,20 @@ constexpr const char* kWords[] = {
     " out",   " many", " then", " them", " these", " so",   " some",  " her", " would", " make",
     " like",  " him",  " into", " time"};
 
-// 64 bits that stand for the token at `position`.
-std::uint64_t Draw(const Workload& workload, std::size_t idx, std::uint32_t position) {
+// Calls take(draw), 64 bits that stand for a token, for every position in order.
+template <typename Take>
+void DrawAll(const Workload& workload, std::size_t idx, const Take& take) {
   const TraceRequest& request = workload.requests[idx];
-  const std::uint32_t block = position / workload.hash_block_tokens;
-  if (block < request.num_hashes) {
-    const std::uint64_t id = workload.hash_ids[request.first_hash + block];
-    return Mix64(Mix64(id ^ 0x6b76726d) + position % workload.hash_block_tokens);
+  const std::uint32_t block_tokens = workload.hash_block_tokens;
+  std::uint32_t position = 0;
+  for (const std::uint64_t id : workload.HashIds(request)) {
+    const std::uint64_t seed = Mix64(id ^ 0x6b76726d);
+    for (std::uint32_t i = 0; i < block_tokens && position < request.prompt_tokens; ++i, ++position)
+      take(Mix64(seed + i));
   }
-  return Mix64(Mix64(Mix64(workload.seed ^ 0x70726f6d7074) + idx) + position);
+  const std::uint64_t seed = Mix64(Mix64(workload.seed ^ 0x70726f6d7074) + idx);
+  for (; position < request.prompt_tokens; ++position)
+    take(Mix64(seed + position));
 }
 
 }  // namespace
@@ -35,18 +40,18 @@ std::uint64_t Draw(const Workload& workload, std::size_t idx, std::uint32_t posi
 std::vector<std::int32_t> PromptTokens(const Workload& workload, std::size_t idx,
                                        const PromptVocab& vocab) {
   CHECK(vocab.first_id < vocab.vocab_size);
-  std::vector<std::int32_t> tokens(workload.requests[idx].prompt_tokens);
+  std::vector<std::int32_t> tokens;
+  tokens.reserve(workload.requests[idx].prompt_tokens);
   const std::uint64_t span = vocab.vocab_size - vocab.first_id;
-  for (std::uint32_t p = 0; p < tokens.size(); ++p)
-    tokens[p] = static_cast<std::int32_t>(vocab.first_id + Draw(workload, idx, p) % span);
+  DrawAll(workload, idx, [&](std::uint64_t draw) {
+    tokens.push_back(static_cast<std::int32_t>(vocab.first_id + draw % span));
+  });
   return tokens;
 }
 
 std::string PromptText(const Workload& workload, std::size_t idx) {
   std::string text;
-  const std::uint32_t length = workload.requests[idx].prompt_tokens;
-  for (std::uint32_t p = 0; p < length; ++p)
-    text += kWords[Draw(workload, idx, p) % std::size(kWords)];
+  DrawAll(workload, idx, [&text](std::uint64_t draw) { text += kWords[draw % std::size(kWords)]; });
   return text;
 }
 

@@ -30,7 +30,6 @@ std::optional<TraceFormat> DetectTraceFormat(std::string_view text);
 
 inline constexpr std::uint64_t kMaxTraceFileBytes = std::uint64_t{2} << 30;
 inline constexpr std::size_t kMaxTraceLineBytes = 1u << 20;
-inline constexpr std::size_t kMaxTraceHashIds = 64u << 20;  // of one workload
 
 struct ParsedTrace {
   Workload workload;

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <fstream>
+#include <set>
 #include <string>
 
 namespace kvrm {
@@ -126,6 +127,33 @@ TEST(TraceFile, DetectsTheFormat) {
   EXPECT_EQ(DetectTraceFormat("hello"), std::nullopt);
   for (const char* name : {"azure", "burstgpt", "mooncake"})
     EXPECT_STREQ(TraceFormatName(*FindTraceFormat(name)), name);
+}
+
+TEST(Overlay, TurnsEveryCopyByItsShareAndSharesNoHashIds) {
+  Workload workload;
+  workload.hash_ids = {5, 6};
+  workload.requests = {{.arrival_ns = 0, .prompt_tokens = 9, .first_hash = 0, .num_hashes = 1},
+                       {.arrival_ns = 400, .prompt_tokens = 8, .first_hash = 1, .num_hashes = 1}};
+  const Workload one = workload;
+  ASSERT_TRUE(Overlay(1, &workload));
+  EXPECT_EQ(workload.requests.size(), 2u);
+  ASSERT_TRUE(Overlay(3, &workload));
+  ASSERT_EQ(workload.requests.size(), 6u);
+  // It takes 400 ns and a mean gap of 200; copies are turned by 200.
+  const std::int64_t arrivals[] = {0, 0, 200, 200, 400, 400};
+  const std::uint32_t prompts[] = {9, 8, 9, 8, 8, 9};
+  std::set<std::uint64_t> ids;
+  for (std::size_t i = 0; i < 6; ++i) {
+    EXPECT_EQ(workload.requests[i].arrival_ns, arrivals[i]) << i;
+    EXPECT_EQ(workload.requests[i].prompt_tokens, prompts[i]) << i;
+    ids.insert(workload.HashIds(workload.requests[i])[0]);
+  }
+  EXPECT_EQ(ids.size(), 6u);
+
+  workload = one;
+  const Status status = Overlay(3u << 20, &workload);
+  ASSERT_FALSE(status);
+  EXPECT_EQ(status.error().message, "3145728 copies of 2 requests are more than 4194304");
 }
 
 // The public traces themselves, where they are beside the checkout.

@@ -3,8 +3,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
+#include <string>
 
 #include "base/check.h"
+#include "base/rng.h"
 
 namespace kvrm {
 namespace {
@@ -50,6 +53,20 @@ void Select(const ShapeOptions& options, Workload* workload) {
   requests.resize(num_kept);
 }
 
+// Up to one mean gap behind the last request: so the seam of a turned copy is like any other place.
+std::int64_t SpanOf(std::span<const TraceRequest> requests) {
+  std::int64_t last_ns = 0;
+  for (const TraceRequest& request : requests)
+    last_ns = std::max(last_ns, request.arrival_ns);
+  const auto count = static_cast<std::int64_t>(std::max<std::size_t>(requests.size(), 1));
+  return last_ns + std::max<std::int64_t>(last_ns / count, 1);
+}
+
+Error TooMany(std::size_t count, const char* what, std::size_t limit, std::uint32_t num_copies) {
+  return {ErrorCode::kTooLarge, std::to_string(num_copies) + " copies of " + std::to_string(count) +
+                                    " " + what + " are more than " + std::to_string(limit)};
+}
+
 }  // namespace
 
 double OfferedRate(const Workload& workload) {
@@ -64,6 +81,30 @@ double OfferedRate(const Workload& workload) {
   }
   if (num_timed < 2 || last_ns <= first_ns) return 0.0;
   return static_cast<double>(num_timed - 1) / (static_cast<double>(last_ns - first_ns) * 1e-9);
+}
+
+Status Overlay(std::uint32_t num_copies, Workload* workload) {
+  CHECK(num_copies >= 1);
+  const std::vector<TraceRequest> requests = workload->requests;
+  const std::vector<std::uint64_t> ids = workload->hash_ids;
+  if (requests.size() > kMaxTraceRequests / num_copies)
+    return TooMany(requests.size(), "requests", kMaxTraceRequests, num_copies);
+  if (ids.size() > kMaxTraceHashIds / num_copies)
+    return TooMany(ids.size(), "hash ids", kMaxTraceHashIds, num_copies);
+  const std::int64_t span_ns = SpanOf(requests);
+  for (std::uint32_t copy = 1; copy < num_copies; ++copy) {
+    const std::int64_t turn_ns = span_ns / num_copies * copy;
+    for (TraceRequest request : requests) {
+      CHECK(request.arrival == Arrival::kTimed);
+      request.arrival_ns = (request.arrival_ns + turn_ns) % span_ns;
+      request.first_hash += static_cast<std::uint32_t>(ids.size() * copy);
+      workload->requests.push_back(request);
+    }
+    for (const std::uint64_t id : ids)
+      workload->hash_ids.push_back(Mix64(id ^ Mix64(copy)));
+  }
+  std::ranges::stable_sort(workload->requests, {}, &TraceRequest::arrival_ns);
+  return Done{};
 }
 
 void Shape(const ShapeOptions& options, Workload* workload) {

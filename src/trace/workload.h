@@ -18,6 +18,8 @@
 #include <string>
 #include <vector>
 
+#include "base/result.h"
+
 namespace kvrm {
 
 enum class Arrival : std::uint8_t { kTimed, kClosed, kAfter };
@@ -42,6 +44,7 @@ struct Phase {
 
 inline constexpr std::uint32_t kMaxTraceTokens = 16u << 20;         // of one prompt or output
 inline constexpr std::size_t kMaxTraceRequests = 4u << 20;          // of one workload
+inline constexpr std::size_t kMaxTraceHashIds = 64u << 20;          // the same
 inline constexpr std::int64_t kMaxTraceNs = std::int64_t{1} << 60;  // 36 years
 
 struct Workload {
@@ -76,6 +79,11 @@ struct ShapeOptions {
 // Keeps what the options ask for; the first timed request then arrives at 0. Of kAfter requests
 // whose predecessor was left out the first becomes timed, at its predecessor's arrival.
 void Shape(const ShapeOptions& options, Workload* workload);
+
+// Lays so many of it over one another, copy c turned by c / num_copies of its time: what would
+// arrive after its end arrives at its begin. Copies share no hash ids with one another. The error
+// names the limit. Requires: timed requests only; num_copies >= 1.
+Status Overlay(std::uint32_t num_copies, Workload* workload);
 
 // Timed requests a second over the time that they take; 0 with fewer than two.
 double OfferedRate(const Workload& workload);
