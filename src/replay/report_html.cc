@@ -23,7 +23,7 @@ constexpr double kHeight = 260;
 constexpr double kLeft = 58;
 constexpr double kRight = 12;
 constexpr double kTop = 12;
-constexpr double kBottom = 40;
+constexpr double kBottom = 46;  // two lines of the letters that a narrow window has
 constexpr std::size_t kNumColors = 6;
 
 constexpr const char* kStyle = R"(
@@ -125,6 +125,11 @@ std::vector<double> LogTicks(double low, double high) {
   return EvenTicks(low, high, 5);
 }
 
+// Short enough for the margin.
+std::string TickLabel(double value) {
+  return value >= 10000.0 ? Format("%gk", value / 1000.0) : Format("%g", value);
+}
+
 class Axes {
  public:
   explicit Axes(const Chart& chart) : chart_(chart), y_high_(chart.max_y) {
@@ -159,12 +164,12 @@ class Axes {
     for (double y = 0.0; y <= y_high_ * 1.0001; y += y_step) {
       svg += Format("<line x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>", kLeft,
                     kWidth - kRight, Y(y), Y(y));
-      svg += Format("<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">%g</text>", kLeft - 6,
-                    Y(y) + 4, y);
+      svg += Format("<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">%s</text>", kLeft - 6,
+                    Y(y) + 4, TickLabel(y).c_str());
     }
     for (const double x : XTicks())
-      svg += Format("<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">%g</text>", X(x),
-                    kHeight - kBottom + 16, x);
+      svg += Format("<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">%s</text>", X(x),
+                    kHeight - kBottom + 18, TickLabel(x).c_str());
     return svg + Format("<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">%s</text></g>",
                         kWidth - kRight, kHeight - 6, chart_.x_unit.c_str());
   }
