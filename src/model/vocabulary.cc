@@ -26,6 +26,7 @@ constexpr std::string_view kStopNames[] = {
     "<|EOT|>",
     "<|eom|>",
     "<|return|>",
+    "<|call|>",
     "<|end_of_role|>",
     "<end_of_turn>",
     "<turn|>",
@@ -129,6 +130,9 @@ void FindStopIds(Vocabulary& vocabulary, bool untyped) {
     TokenType& type = vocabulary.types[static_cast<std::size_t>(id)];
     if (type == TokenType::kUserDefined || untyped) type = TokenType::kControl;
   }
+  // Harmony: an answer is several messages, each with this end, and ends by others.
+  const bool has_messages =
+      vocabulary.names.Find("<|return|>") >= 0 && vocabulary.names.Find("<|call|>") >= 0;
   for (const std::string_view name : kStopNames) {
     const std::int32_t id = vocabulary.names.Find(name);
     if (id < 0) continue;
@@ -137,6 +141,7 @@ void FindStopIds(Vocabulary& vocabulary, bool untyped) {
     if (type == TokenType::kUserDefined || (untyped && type == TokenType::kNormal)) {
       type = TokenType::kControl;
     }
+    if (has_messages && name == "<|end|>") continue;
     if (type == TokenType::kControl) stop_ids.push_back(id);
   }
   std::sort(stop_ids.begin(), stop_ids.end());

@@ -63,6 +63,22 @@ TEST(TokenizerJson, WorksWithoutAConfig) {
   EXPECT_EQ(t.chat_template(), "");
 }
 
+// Where an answer is several messages, the end of one is not the answer's.
+TEST(TokenizerJson, MessagesOfAnAnswerDoNotEndIt) {
+  const auto with = [](std::initializer_list<const char*> names) {
+    json::value tree = SmallTree();
+    for (const char* name : names) {
+      json::array& added = At(tree, "/added_tokens").as_array();
+      const std::int64_t id = added.back().at("id").as_int64() + 1;
+      added.push_back({{"id", id}, {"content", name}, {"special", true}});
+    }
+    return OrThrow(Make(tree)).stop_ids();
+  };
+  EXPECT_EQ(with({"<|end|>"}), (Ids{12, 14}));
+  EXPECT_EQ(with({"<|end|>", "<|return|>"}), (Ids{12, 14, 15}));
+  EXPECT_EQ(with({"<|end|>", "<|return|>", "<|call|>"}), (Ids{12, 15, 16}));
+}
+
 TEST(TokenizerJson, ConfigOverrulesThePostProcessor) {
   const Tokenizer bare = OrThrow(Make(SmallTree(), R"({"bos_token":"<s>","add_bos_token":false})"));
   EXPECT_EQ(bare.Encode("a", {}), (Ids{0}));

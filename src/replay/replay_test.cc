@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "replay/completion_chunk.h"
@@ -221,6 +224,39 @@ TEST(Report, NamesEscapeIntoThePage) {
   EXPECT_NE(html.find("&lt;script>&amp;"), std::string::npos);
   EXPECT_EQ(html.find("http"), std::string::npos);  // nothing is loaded from elsewhere
   EXPECT_NE(ReportText(reported).find("Successful requests"), std::string::npos);
+}
+
+// The numbers under the chart of this title.
+std::vector<double> TicksUnder(const std::string& html, const std::string& title) {
+  std::vector<double> ticks;
+  const std::size_t begin = html.find("<h3>" + title);
+  std::string_view chart = std::string_view(html).substr(begin, html.find("</g>", begin) - begin);
+  static constexpr std::string_view kMark = "text-anchor=\"middle\">";
+  for (std::size_t at = chart.find(kMark); at != std::string_view::npos; at = chart.find(kMark)) {
+    chart.remove_prefix(at + kMark.size());
+    ticks.push_back(std::stod(std::string(chart.substr(0, chart.find('<')))));
+  }
+  return ticks;
+}
+
+TEST(Report, EveryLogarithmicAxisHasNumbers) {
+  const std::vector<std::pair<double, double>> ranges_ms = {
+      {5.1, 5.9},   {1.2, 9.9},       {12.0, 19.0}, {0.9, 11.0},
+      {0.3, 700.0}, {0.002, 90000.0}, {4.0, 4.0}};
+  for (const auto& [low, high] : ranges_ms) {
+    Record record;
+    RequestRecord request = OneRequest();
+    request.gaps_ns = {kMs, std::int64_t(low * kMs), std::int64_t(high * kMs)};
+    record.requests.push_back(request);
+    const ReportedRecord reported = {"r", &record, Measure(record, {})};
+    const std::vector<double> ticks = TicksUnder(ReportHtml({&reported, 1}), "Inter-token latency");
+    EXPECT_GE(ticks.size(), 3u) << low << " to " << high;
+    EXPECT_LE(ticks.size(), 10u) << low << " to " << high;
+    for (const double tick : ticks) {
+      EXPECT_GE(tick, low);
+      EXPECT_LE(tick, std::max(high, 2.0 * low));
+    }
+  }
 }
 
 struct Reply {

@@ -23,7 +23,7 @@ constexpr double kHeight = 260;
 constexpr double kLeft = 58;
 constexpr double kRight = 12;
 constexpr double kTop = 12;
-constexpr double kBottom = 40;
+constexpr double kBottom = 46;  // two lines of the letters that a narrow window has
 constexpr std::size_t kNumColors = 6;
 
 constexpr const char* kStyle = R"(
@@ -99,6 +99,37 @@ double NiceStep(double span, double count) {
   return 10.0 * power;
 }
 
+// Multiples of a nice step.
+std::vector<double> EvenTicks(double low, double high, double count) {
+  std::vector<double> ticks;
+  const double step = NiceStep(high - low, count);
+  for (double i = std::ceil(low / step); i * step <= high; i += 1.0)
+    ticks.push_back(i * step);
+  return ticks;
+}
+
+// The coarsest of 1, of 1 and 3, of 1, 2 and 5 times powers of ten that has four ticks or more.
+// Where the range is too short for all of them, logarithms are nearly even: so are the ticks.
+std::vector<double> LogTicks(double low, double high) {
+  static const std::vector<std::vector<double>> kFactors = {{1.0}, {1.0, 3.0}, {1.0, 2.0, 5.0}};
+  for (const std::vector<double>& factors : kFactors) {
+    std::vector<double> ticks;
+    for (double power = std::floor(std::log10(low)); power <= std::log10(high); power += 1.0) {
+      for (const double factor : factors) {
+        const double x = factor * std::pow(10.0, power);
+        if (x >= low && x <= high) ticks.push_back(x);
+      }
+    }
+    if (ticks.size() >= 4) return ticks;
+  }
+  return EvenTicks(low, high, 5);
+}
+
+// Short enough for the margin.
+std::string TickLabel(double value) {
+  return value >= 10000.0 ? Format("%gk", value / 1000.0) : Format("%g", value);
+}
+
 class Axes {
  public:
   explicit Axes(const Chart& chart) : chart_(chart), y_high_(chart.max_y) {
@@ -133,33 +164,19 @@ class Axes {
     for (double y = 0.0; y <= y_high_ * 1.0001; y += y_step) {
       svg += Format("<line x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>", kLeft,
                     kWidth - kRight, Y(y), Y(y));
-      svg += Format("<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">%g</text>", kLeft - 6,
-                    Y(y) + 4, y);
+      svg += Format("<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">%s</text>", kLeft - 6,
+                    Y(y) + 4, TickLabel(y).c_str());
     }
     for (const double x : XTicks())
-      svg += Format("<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">%g</text>", X(x),
-                    kHeight - kBottom + 16, x);
+      svg += Format("<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">%s</text>", X(x),
+                    kHeight - kBottom + 18, TickLabel(x).c_str());
     return svg + Format("<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">%s</text></g>",
                         kWidth - kRight, kHeight - 6, chart_.x_unit.c_str());
   }
 
  private:
   std::vector<double> XTicks() const {
-    std::vector<double> ticks;
-    if (!chart_.log_x) {
-      const double step = NiceStep(x_high_ - x_low_, 6);
-      for (double x = std::ceil(x_low_ / step) * step; x <= x_high_; x += step)
-        ticks.push_back(x);
-      return ticks;
-    }
-    for (double power = std::floor(std::log10(x_low_)); power <= std::log10(x_high_);
-         power += 1.0) {
-      for (const double factor : {1.0, 3.0}) {
-        const double x = factor * std::pow(10.0, power);
-        if (x >= x_low_ && x <= x_high_) ticks.push_back(x);
-      }
-    }
-    return ticks;
+    return chart_.log_x ? LogTicks(x_low_, x_high_) : EvenTicks(x_low_, x_high_, 6);
   }
 
   const Chart& chart_;

@@ -98,11 +98,12 @@ void AddReasoning(std::string reasoning, json::object& target) {
   target["reasoning"] = std::move(reasoning);
 }
 
-// A chunk's "delta" (chat) or "text".
+// A chunk's "delta" (chat) or "text". Where all text is held back a delta is empty, as the last is:
+// clients take any content, "" too, for the end of reasoning or the beginning of an answer.
 json::value Payload(const ReplyHead& head, ChoicePart& part) {
   if (!head.chat) return json::string(part.content);
   json::object delta;
-  if (!part.content.empty() || part.shows_nothing) delta["content"] = std::move(part.content);
+  if (!part.content.empty()) delta["content"] = std::move(part.content);
   AddReasoning(std::move(part.reasoning), delta);
   if (!part.calls.empty()) delta["tool_calls"] = CallList(std::move(part.calls), true);
   return delta;

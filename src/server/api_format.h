@@ -54,8 +54,6 @@ struct ChoicePart {
   std::vector<ToolCallPart> calls = {};  // of a whole choice: one for each call
   json::value logprobs = nullptr;
   json::value token_ids = nullptr;  // null: not asked for
-  bool shows_nothing = false;       // of a token whose text is held back: "content" is ""
-  bool empty() const { return content.empty() && reasoning.empty() && calls.empty(); }
 };
 
 struct ChoiceEnd {

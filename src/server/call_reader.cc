@@ -4,13 +4,10 @@
 #include <utility>
 
 #include "base/json.h"
+#include "server/text_marks.h"
 
 namespace kvrm {
 namespace {
-
-bool IsSpace(char c) {
-  return c == ' ' || c == '\t' || c == '\n' || c == '\r';
-}
 
 // Of a JSON string with its quotes.
 std::optional<std::string> Decoded(std::string_view quoted) {

@@ -9,6 +9,7 @@ namespace {
 
 void Move(OutputDelta delta, TextPart* part) {
   part->content += delta.content;
+  part->reasoning += delta.reasoning;
   std::move(delta.calls.begin(), delta.calls.end(), std::back_inserter(part->calls));
 }
 
@@ -16,8 +17,14 @@ void Move(OutputDelta delta, TextPart* part) {
 
 ChoiceText::ChoiceText(TextStream stream, const ChoiceTextOptions& options)
     : stream_(std::move(stream)), matcher_(options.stop, options.include_stop) {
-  if (options.split_reasoning) reasoning_.emplace(options.starts_in_reasoning);
-  if (options.tools) tools_.emplace(*options.tools);
+  // Channels tell what is thought from the rest; there the parser of calls does both.
+  const bool has_channels = options.tools && options.tools->format == ToolFormat::kHarmony;
+  if (options.split_reasoning && !has_channels) reasoning_.emplace(options.starts_in_reasoning);
+  if (!options.tools) return;
+  ToolParserOptions tools = *options.tools;
+  tools.split_reasoning = options.split_reasoning;
+  tools.starts_in_reasoning = options.starts_in_reasoning;
+  tools_.emplace(std::move(tools));
 }
 
 TextPart ChoiceText::Push(std::int32_t token) {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "server/ports.h"
+#include "server/reasoning.h"
 #include "server/stop_matcher.h"
 #include "server/tool_calls.h"
 

@@ -357,7 +357,6 @@ void Generations::Emit(Generation& generation, std::size_t choice_idx, TextPart 
                         !text.calls.empty() || !choice.pending_echo.empty();
   if (has_part) {
     ChoicePart part = PartOf(generation, choice, std::move(text));
-    part.shows_nothing = part.empty();
     events += PartEvent(generation.head, choice_idx, std::move(part), extras);
   }
   choice.begun |= has_part || generation.head.chat;

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <boost/json/serialize.hpp>
 #include <map>
 #include <string>
 #include <utility>
@@ -29,7 +30,7 @@ class GenerationsTest : public testing::Test {
     Job job;
     job.kind = kind;
     job.body = body;
-    Prepared prepared = Prepare(job, model_, limits);
+    Prepared prepared = Prepare(job, model_, limits, &grammars_);
     GenerationPlan* plan = std::get_if<GenerationPlan>(&prepared.outcome);
     ASSERT_NE(plan, nullptr);
     generations_.Start(kExchange, "", std::move(*plan));
@@ -73,6 +74,7 @@ class GenerationsTest : public testing::Test {
   FakeClock clock_;
   FakeEngine engine_;
   EnginePort engine_port_ = engine_.Port();
+  GrammarCache grammars_;
   ModelPort model_ = FakeModel();
   HttpResponse response_;
   std::string streamed_;
@@ -278,11 +280,13 @@ TEST_F(GenerationsTest, ATokenWhoseTextIsHeldBackHasAChunk) {
       const char* const list = is_chat ? "content" : "tokens";
       if (!logprobs.is_null()) {
         scored.push_back(logprobs.at(list).as_array().size());
-        texts.emplace_back(is_chat ? choice.at("delta").at("content").as_string()
-                                   : choice.at("text").as_string());
+        const json::object text =
+            is_chat ? choice.at("delta").as_object() : json::object{{"content", choice.at("text")}};
+        texts.push_back(json::serialize(text));
       }
     }
-    EXPECT_EQ(texts, (std::vector<std::string>{"", "\xc3\xa9"}));
+    EXPECT_EQ(texts, (std::vector<std::string>{is_chat ? "{}" : R"({"content":""})",
+                                               "{\"content\":\"\xc3\xa9\"}"}));
     EXPECT_EQ(scored, (std::vector<std::size_t>{1, 1}));
   }
 }
@@ -424,6 +428,118 @@ TEST_F(GenerationsTest, ToolCallsAreStreamedAsTheyCome) {
   EXPECT_EQ(call_id.size(), 9u);
   EXPECT_EQ(arguments, "{\"a\": 1}");
   EXPECT_EQ(reason, "tool_calls");
+}
+
+constexpr const char* kPlainChat = R"({"messages":[{"role":"user","content":"hi"}])";
+
+// Whether or not the request has tools.
+TEST_F(GenerationsTest, ChannelsAreThePartsOfAnAnswer) {
+  model_.tool_format = ToolFormat::kHarmony;
+  model_.takes_tools = true;
+  model_.may_reason = true;
+  Ask(JobKind::kChat, std::string(kPlainChat) + "}");
+  engine_.SendText(FakeEngine::IdOf(0),
+                   "<|channel|>analysis<|message|>two<|end|><|start|>assistant<|channel|>"
+                   "final<|message|>Four.");
+  engine_.Send(FakeEngine::IdOf(0), kFakeEos, FinishReason::kStop);
+  Deliver();
+  json::value choice = Body().at("choices").at(0);
+  EXPECT_EQ(choice.at("finish_reason"), "stop");
+  EXPECT_EQ(choice.at("message").at("content"), "Four.");
+  EXPECT_EQ(choice.at("message").at("reasoning_content"), "two");
+
+  Ask(JobKind::kChat, std::string(kToolChat) + R"(,"reasoning_format":"none"})");
+  engine_.SendText(FakeEngine::IdOf(1),
+                   "<|channel|>analysis<|message|>two<|end|><|start|>assistant<|channel|>"
+                   "commentary to=functions.add <|constrain|>json<|message|>{\"a\": 1}");
+  engine_.Send(FakeEngine::IdOf(1), kFakeEos, FinishReason::kStop);
+  Deliver();
+  choice = Body().at("choices").at(0);
+  EXPECT_EQ(choice.at("finish_reason"), "tool_calls");
+  EXPECT_EQ(choice.at("message").at("content"), "<|channel|>analysis<|message|>two<|end|>");
+  EXPECT_FALSE(choice.at("message").as_object().contains("reasoning_content"));
+  const json::value& call = choice.at("message").at("tool_calls").at(0).at("function");
+  EXPECT_EQ(call.at("name"), "add");
+  EXPECT_EQ(call.at("arguments"), "{\"a\": 1}");
+}
+
+// The form holds from the first token, whatever the prompt has opened.
+TEST_F(GenerationsTest, AFormOfJsonIsNoReasoning) {
+  model_.may_reason = true;
+  model_.render = [](const ChatInputs&) -> Result<std::vector<RenderedPiece>> {
+    return std::vector<RenderedPiece>{{"<assistant><think>", true}};
+  };
+  const std::vector<std::pair<std::string, bool>> forms = {
+      {"", true},
+      {R"(,"response_format":{"type":"json_object"})", false},
+      {R"(,"grammar":"root ::= [a-z]+ \"</think>\" [a-z]+")", true}};
+  for (std::size_t i = 0; i < forms.size(); ++i) {
+    Ask(JobKind::kChat, kPlainChat + forms[i].first + "}");
+    engine_.SendText(FakeEngine::IdOf(i), "{\"a\": 1}");
+    engine_.Send(FakeEngine::IdOf(i), kFakeEos, FinishReason::kStop);
+    Deliver();
+    const json::value message = Body().at("choices").at(0).at("message");
+    EXPECT_EQ(message.as_object().contains("reasoning_content"), forms[i].second);
+    EXPECT_EQ(message.at("content"), forms[i].second ? "" : "{\"a\": 1}");
+  }
+  Ask(JobKind::kChat, std::string(kToolChat) + R"(,"tool_choice":"required"})");
+  engine_.SendText(FakeEngine::IdOf(3), R"([{"name": "add", "parameters": {"a": 1}}])");
+  engine_.Send(FakeEngine::IdOf(3), kFakeEos, FinishReason::kStop);
+  Deliver();
+  EXPECT_EQ(Body().at("choices").at(0).at("finish_reason"), "tool_calls");
+}
+
+// Text that waits for what it will become: a mark, the name of a call, a whole call, a character.
+TEST_F(GenerationsTest, ATokenWhoseTextIsHeldBackHasAChunkWithAnEmptyDelta) {
+  struct Example {
+    ToolFormat format;
+    std::string text;
+  };
+  const std::vector<Example> examples = {
+      {ToolFormat::kHermes,
+       "<think>t\u00e9</think>Yes.<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": "
+       "1}}</tool_call>"},
+      {ToolFormat::kGlm,
+       "<think>t</think>Yes.<tool_call>add<arg_key>a</arg_key><arg_value>1</arg_value>"
+       "</tool_call>"},
+      {ToolFormat::kHarmony,
+       "<|channel|>analysis<|message|>t<|end|><|start|>assistant<|channel|>commentary<|message|>"
+       "Yes.<|end|><|start|>assistant to=functions.add<|channel|>commentary<|message|>{}<|call|>"}};
+  model_.takes_tools = true;
+  model_.may_reason = true;
+  for (std::size_t i = 0; i < examples.size(); ++i) {
+    model_.tool_format = examples[i].format;
+    streamed_.clear();
+    Ask(JobKind::kChat, std::string(kToolChat) + R"(,"stream":true,"stop":["Yet"]})");
+    engine_.SendText(FakeEngine::IdOf(i), examples[i].text);
+    engine_.Send(FakeEngine::IdOf(i), kFakeEos, FinishReason::kStop);
+    Deliver();
+    const std::vector<json::value> chunks = Chunks();
+    ASSERT_EQ(chunks.size(), 1 + examples[i].text.size() + 1);  // the role, tokens, the reason
+    std::size_t num_empty = 0;
+    std::string content;
+    for (std::size_t c = 1; c + 1 < chunks.size(); ++c) {
+      const json::object& delta = chunks[c].at("choices").at(0).at("delta").as_object();
+      if (delta.empty()) ++num_empty;
+      if (!delta.contains("content")) continue;
+      EXPECT_NE(delta.at("content"), "");
+      content += delta.at("content").as_string();
+    }
+    EXPECT_GT(num_empty, examples[i].text.size() / 2);
+    EXPECT_EQ(content, "Yes.");
+  }
+}
+
+TEST_F(GenerationsTest, ATokenOfACompletionThatIsHeldBackHasEmptyText) {
+  Ask(JobKind::kCompletion, R"({"prompt":"a","stream":true,"stop":["xyz"]})");
+  engine_.SendText(FakeEngine::IdOf(0), "xy!");
+  engine_.Send(FakeEngine::IdOf(0), kFakeEos, FinishReason::kStop);
+  Deliver();
+  const std::vector<json::value> chunks = Chunks();
+  ASSERT_EQ(chunks.size(), 4u);
+  EXPECT_EQ(chunks[0].at("choices").at(0).at("text"), "");
+  EXPECT_EQ(chunks[1].at("choices").at(0).at("text"), "");
+  EXPECT_EQ(chunks[2].at("choices").at(0).at("text"), "xy!");
 }
 
 TEST_F(GenerationsTest, UsageComesWithEveryChunkWhereItIsAskedFor) {

@@ -80,9 +80,10 @@ ModelPort PortOf(const Model& model, const ChatSupport& chat) {
   };
   port.chat_template = model.chat_template();
   port.takes_tools = port.chat_template.find("tools") != std::string::npos;
-  port.may_reason = port.chat_template.find("<think>") != std::string::npos ||
-                    port.chat_template.find("</think>") != std::string::npos;
   port.tool_format = DetectToolFormat(port.chat_template);
+  port.may_reason = port.chat_template.find("<think>") != std::string::npos ||
+                    port.chat_template.find("</think>") != std::string::npos ||
+                    port.tool_format == ToolFormat::kHarmony;
   port.render = [&chat](const ChatInputs& inputs) -> Result<std::vector<RenderedPiece>> {
     if (!chat.chat_template) return Error{ErrorCode::kUnsupported, chat.reason};
     return chat.chat_template->Render(inputs);

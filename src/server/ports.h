@@ -58,7 +58,7 @@ struct ModelPort {
   std::string eos_text;
   std::string chat_template;  // its source; empty: none
   bool takes_tools = false;   // the template looks at them
-  bool may_reason = false;    // the template knows of <think>
+  bool may_reason = false;    // the template knows of <think>, or of channels
   ToolFormat tool_format = ToolFormat::kJson;
 
   std::function<std::vector<std::int32_t>(std::string_view, const EncodeOptions&)> encode;

@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "base/utf8.h"
 #include "engine/request_checks.h"
+#include "server/reasoning.h"
 
 namespace kvrm {
 namespace {
@@ -254,11 +255,15 @@ std::optional<ApiError> TooManyChoices(std::size_t num_choices, const PrepareLim
                   .param = std::move(param)};
 }
 
+bool IsForced(const ToolFields& tools) {
+  return tools.choice == ToolFields::Choice::kRequired ||
+         tools.choice == ToolFields::Choice::kNamed;
+}
+
 // The form that the output must have: the request's own, or that of a call that must come. Null:
 // none.
 ApiResult<SharedGrammar> GrammarOf(const GenerationFields& fields, GrammarCache* grammars) {
-  const bool is_forced = fields.tools.choice == ToolFields::Choice::kRequired ||
-                         fields.tools.choice == ToolFields::Choice::kNamed;
+  const bool is_forced = IsForced(fields.tools);
   const std::string param = is_forced ? "tool_choice" : fields.grammar.param;
   if (is_forced && fields.grammar.spec.kind != GrammarKind::kNone) {
     return ApiError{.status = 400,
@@ -278,6 +283,12 @@ ApiResult<SharedGrammar> GrammarOf(const GenerationFields& fields, GrammarCache*
       .status = 400, .message = param + ": " + compiled.error().message, .param = param};
 }
 
+bool MakesJson(const GenerationFields& fields) {
+  const GrammarKind kind = fields.grammar.spec.kind;
+  return IsForced(fields.tools) || kind == GrammarKind::kJsonSchema ||
+         kind == GrammarKind::kJsonObject;
+}
+
 ChoiceTextOptions TextOptions(const GenerationFields& fields, bool chat, const ModelPort& model) {
   ChoiceTextOptions options = {.stop = fields.stop,
                                .include_stop = fields.include_stop,
@@ -285,12 +296,16 @@ ChoiceTextOptions TextOptions(const GenerationFields& fields, bool chat, const M
   if (!chat) return options;
   options.split_reasoning = fields.split_reasoning && model.may_reason;
   const ToolFields& tools = fields.tools;
-  if (tools.choice == ToolFields::Choice::kNone) return options;
-  options.tools =
-      ToolParserOptions{.format = model.takes_tools ? model.tool_format : ToolFormat::kJson,
-                        .names = tools.names,
-                        .tools = tools.tools,
-                        .single = !tools.parallel};
+  const bool has_channels = model.tool_format == ToolFormat::kHarmony;
+  const bool is_without = tools.choice == ToolFields::Choice::kNone;
+  if (is_without && !has_channels) return options;
+  options.tools = ToolParserOptions{
+      .format = model.takes_tools || has_channels ? model.tool_format : ToolFormat::kJson,
+      .names = tools.names,
+      .tools = tools.tools,
+      .max_calls = is_without       ? 0
+                   : tools.parallel ? kMaxToolCalls
+                                    : 1};
   if (tools.choice == ToolFields::Choice::kRequired) options.tools->format = ToolFormat::kJson;
   if (tools.choice == ToolFields::Choice::kNamed) {
     options.tools->format = ToolFormat::kNamed;
@@ -355,6 +370,8 @@ Outcome PrepareGeneration(const Job& job, const ModelPort& model, const PrepareL
     ApiResult<Ids> ids = chat ? ChatPrompt(fields, job, model, &plan.text.starts_in_reasoning)
                               : EncodePrompt(fields.prompts[i], "prompt", true, model);
     if (const ApiError* error = ErrorOf(ids)) return *error;
+    // A form holds from the first token: what is JSON thinks nothing before it.
+    if (MakesJson(fields)) plan.text.starts_in_reasoning = false;
     KeepLast(fields.truncate_prompt, std::get<Ids>(ids));
     ApiResult<PromptPlan> prompt =
         PlanPrompt(std::move(std::get<Ids>(ids)), fields, job, model, limits);

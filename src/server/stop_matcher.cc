@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "server/text_marks.h"
 
 namespace kvrm {
 
@@ -44,18 +45,10 @@ std::string StopMatcher::Finish() {
   return std::exchange(held_, {});
 }
 
-// The longest end of held_ that is a beginning of a stop string.
 std::size_t StopMatcher::HeldBytes() const {
   std::size_t longest = 0;
-  for (const std::string& stop : stops_) {
-    const std::string_view text = held_;
-    for (std::size_t length = std::min(stop.size() - 1, text.size()); length > longest; --length) {
-      if (text.ends_with(std::string_view(stop).substr(0, length))) {
-        longest = length;
-        break;
-      }
-    }
-  }
+  for (const std::string& stop : stops_)
+    longest = std::max(longest, kvrm::HeldBytes(held_, stop));
   return longest;
 }
 

@@ -6,6 +6,7 @@
 #include <span>
 #include <utility>
 
+#include "server/text_marks.h"
 #include "server/xml_call.h"
 
 namespace kvrm {
@@ -15,6 +16,8 @@ namespace {
 constexpr std::size_t kMaxHeaderBytes = 512;
 constexpr std::string_view kXmlBegin = "<function=";
 constexpr std::string_view kXmlEnd = "</function>";
+constexpr std::string_view kValueBegin = "<arg_value>";
+constexpr std::string_view kValueEnd = "</arg_value>";
 
 // How a format is written. `name_first`: the name stands in the header, between `name_begin` (or
 // the header's beginning) and `name_end`.
@@ -65,23 +68,14 @@ constexpr std::array kSyntaxes = {
            true,
            "<|tool_call_begin|>",
            "<|tool_call_argument_begin|>"},
+    Syntax{ToolFormat::kGlm, "glm", {"<tool_call>"}, "</tool_call>"},
+    Syntax{ToolFormat::kLfm, "lfm", {"<|tool_call_start|>"}, "<|tool_call_end|>"},
+    Syntax{ToolFormat::kHarmony, "harmony", {}, ""},
 };
 
 const Syntax& SyntaxOf(ToolFormat format) {
   return *std::find_if(kSyntaxes.begin(), kSyntaxes.end(),
                        [&](const Syntax& syntax) { return syntax.format == format; });
-}
-
-bool IsSpace(char c) {
-  return c == ' ' || c == '\t' || c == '\n' || c == '\r';
-}
-
-std::string_view Trimmed(std::string_view text) {
-  while (!text.empty() && IsSpace(text.front()))
-    text.remove_prefix(1);
-  while (!text.empty() && IsSpace(text.back()))
-    text.remove_suffix(1);
-  return text;
 }
 
 // Without what stands between calls: white space, brackets and commas, a fence, an end.
@@ -102,23 +96,11 @@ std::string_view WithoutSeparators(std::string_view text) {
   }
 }
 
-// The longest end of `text` that is a beginning of `mark`, the whole left out.
-std::size_t HeldBytes(std::string_view text, std::string_view mark) {
-  if (mark.empty()) return 0;
-  for (std::size_t length = std::min(mark.size() - 1, text.size()); length > 0; --length) {
-    if (text.ends_with(mark.substr(0, length))) return length;
-  }
-  return 0;
-}
-
 // Whether `text` can become a name and `end`, and nothing but white space behind it.
 bool MayBeName(std::string_view text, std::string_view end) {
   const std::size_t at = text.find(end);
   const std::string_view name = text.substr(0, at);
-  const bool is_plain = std::all_of(name.begin(), name.end(), [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' ||
-           c == '-' || c == '.';
-  });
+  const bool is_plain = std::all_of(name.begin(), name.end(), IsToolNameChar);
   return is_plain &&
          (at == std::string_view::npos || Trimmed(text.substr(at + end.size())).empty());
 }
@@ -137,6 +119,7 @@ ToolFormat DetectToolFormat(std::string_view chat_template) {
   const auto has = [&](std::string_view text) {
     return chat_template.find(text) != std::string_view::npos;
   };
+  if (has("<|channel|>") && has("<|message|>")) return ToolFormat::kHarmony;
   if (has("[TOOL_CALLS]")) return ToolFormat::kMistral;
   if (has("tool▁call▁begin")) return ToolFormat::kDeepSeek;
   if (has("<|tool_call_begin|>")) return ToolFormat::kKimi;
@@ -146,6 +129,10 @@ ToolFormat DetectToolFormat(std::string_view chat_template) {
   if (has("<|tool_call|>")) return ToolFormat::kGranite;
   if (has("<TOOLCALL>")) return ToolFormat::kNemotron;
   if (has("<tool_calls>")) return ToolFormat::kMiniMax;
+  if (has("<arg_key>")) return ToolFormat::kGlm;
+  // Not all templates of the family write calls; all list the tools in these words.
+  if (has("<|tool_call_start|>") || has("<|tool_list_start|>") || has("List of tools: ["))
+    return ToolFormat::kLfm;
   // Others write XML parameters into a function inside a <tool_call>.
   if (has("<function=") && !has("<parameter=")) return ToolFormat::kFunctionary;
   if (has("<tool_call>")) return ToolFormat::kHermes;
@@ -155,11 +142,17 @@ ToolFormat DetectToolFormat(std::string_view chat_template) {
 }
 
 ToolCallParser::ToolCallParser(ToolParserOptions options) : options_(std::move(options)) {
-  if (SyntaxOf(options_.format).at_start) return;
-  state_ = State::kText;
+  if (options_.format == ToolFormat::kHarmony) {
+    harmony_.emplace(HarmonyOptions{.names = options_.names,
+                                    .max_calls = options_.max_calls,
+                                    .split_reasoning = options_.split_reasoning,
+                                    .starts_in_reasoning = options_.starts_in_reasoning});
+  }
+  if (!SyntaxOf(options_.format).at_start) state_ = State::kText;
 }
 
 OutputDelta ToolCallParser::Push(std::string_view text) {
+  if (harmony_) return harmony_->Push(text);
   for (const char c : text)
     Take(c);
   return std::exchange(delta_, {});
@@ -175,8 +168,8 @@ void ToolCallParser::Take(char c) {
       return TakeHeader(c);
     case State::kCall:
       return TakeCall(c);
-    case State::kXml:
-      return TakeXml(c);
+    case State::kBlock:
+      return TakeBlock(c);
   }
 }
 
@@ -202,7 +195,7 @@ void ToolCallParser::TakeStart(char c) {
 void ToolCallParser::TakeText(char c) {
   held_ += c;
   const Syntax& syntax = SyntaxOf(options_.format);
-  const bool may_call = num_calls_ < (options_.single ? 1 : kMaxCalls);
+  const bool may_call = num_calls_ < options_.max_calls;
   std::size_t num_held = 0;
   for (const std::string_view opener : syntax.openers) {
     if (opener.empty() || !may_call) continue;
@@ -295,7 +288,7 @@ bool ToolCallParser::HeaderIsHopeless() const {
 void ToolCallParser::TakeHeader(char c) {
   const Syntax& syntax = SyntaxOf(options_.format);
   if (c == '{') {
-    const bool may_call = num_calls_ < (options_.single ? 1 : kMaxCalls);
+    const bool may_call = num_calls_ < options_.max_calls;
     const bool is_named = options_.format == ToolFormat::kNamed;
     const bool is_bare = WithoutSeparators(HeaderTail()).empty();
     std::optional<std::string> name;
@@ -315,21 +308,70 @@ void ToolCallParser::TakeHeader(char c) {
     fallback_.clear();
     return EndRegion();
   }
-  if (options_.format == ToolFormat::kHermes && header_.ends_with(kXmlBegin)) {
-    state_ = State::kXml;
+  if (MayBeginBlock(c)) {
+    BeginBlock(options_.format == ToolFormat::kHermes ? kXmlBegin.size() : 1);
   } else if (HeaderIsHopeless()) {
     GiveUp();
   }
 }
 
-void ToolCallParser::TakeXml(char c) {
+// Whether what the header ends with begins a call in the format's own notation.
+bool ToolCallParser::MayBeginBlock(char c) const {
+  switch (options_.format) {
+    case ToolFormat::kHermes:
+      return header_.ends_with(kXmlBegin);
+    case ToolFormat::kGlm:
+      return !after_call_ && IsToolNameChar(c) && WithoutSeparators(HeaderTail()).size() == 1;
+    case ToolFormat::kLfm:
+      return IsToolNameChar(c) && WithoutSeparators(HeaderTail()).size() == 1;
+    default:
+      return false;
+  }
+}
+
+// The last `num_bytes` of the header belong to it.
+void ToolCallParser::BeginBlock(std::size_t num_bytes) {
+  block_begin_ = fallback_.size() - num_bytes;
+  in_value_ = false;
+  scanner_ = {};
+  state_ = State::kBlock;
+  if (options_.format == ToolFormat::kLfm) scanner_.Push(fallback_.back());
+}
+
+// After `c` has come.
+PythonCallScanner::Status ToolCallParser::BlockStatus(char c) {
+  using Scan = PythonCallScanner::Status;
+  if (options_.format == ToolFormat::kLfm) return scanner_.Push(c);
+  if (options_.format == ToolFormat::kHermes)
+    return fallback_.ends_with(kXmlEnd) ? Scan::kDone : Scan::kMore;
+  // A value may hold the text that ends a call.
+  if (c != '>') return Scan::kMore;
+  if (fallback_.ends_with(kValueBegin)) in_value_ = true;
+  if (fallback_.ends_with(kValueEnd)) in_value_ = false;
+  const std::string_view closer = SyntaxOf(options_.format).closer;
+  return !in_value_ && fallback_.ends_with(closer) ? Scan::kDone : Scan::kMore;
+}
+
+std::optional<ToolCall> ToolCallParser::ReadBlock() const {
+  std::string_view block = std::string_view(fallback_).substr(block_begin_);
+  if (options_.format == ToolFormat::kLfm) return ReadPythonCall(block);
+  if (options_.format == ToolFormat::kHermes) return ReadXmlCall(block, options_.tools);
+  block.remove_suffix(SyntaxOf(options_.format).closer.size());
+  return ReadArgKeyCall(block, options_.tools);
+}
+
+void ToolCallParser::TakeBlock(char c) {
   fallback_ += c;
-  if (!fallback_.ends_with(kXmlEnd)) return;
-  const std::size_t begin = fallback_.find(kXmlBegin);  // It is there: it brought us here.
-  std::optional<XmlCall> call =
-      ReadXmlCall(std::string_view(fallback_).substr(begin), options_.tools);
-  const bool may_call = num_calls_ < (options_.single ? 1 : kMaxCalls);
-  if (!call || !may_call) return GiveUp();
+  const PythonCallScanner::Status status = BlockStatus(c);
+  if (status == PythonCallScanner::Status::kMore) return;
+  if (status == PythonCallScanner::Status::kBad) {
+    fallback_.pop_back();
+    GiveUp();
+    return TakeText(c);  // It may begin an opener.
+  }
+  std::optional<ToolCall> call;
+  if (num_calls_ < options_.max_calls) call = ReadBlock();
+  if (!call) return GiveUp();
   space_.clear();
   delta_.calls.push_back({.call_idx = num_calls_++,
                           .begins = true,
@@ -338,7 +380,8 @@ void ToolCallParser::TakeXml(char c) {
   fallback_.clear();
   header_.clear();
   after_call_ = true;
-  state_ = State::kHeader;
+  // The block of kGlm ends with the closer.
+  state_ = options_.format == ToolFormat::kGlm ? State::kText : State::kHeader;
 }
 
 // The calls have ended; text follows. An opener without any call stays.
@@ -407,6 +450,7 @@ void ToolCallParser::Report(CallReader::Status status) {
 }
 
 OutputDelta ToolCallParser::Finish() {
+  if (harmony_) return harmony_->Finish();
   switch (state_) {
     case State::kStart:
       AddContent(fallback_);
@@ -423,7 +467,7 @@ OutputDelta ToolCallParser::Finish() {
     case State::kCall:
       if (!started_) GiveUp();
       break;
-    case State::kXml:
+    case State::kBlock:
       GiveUp();
       break;
   }
@@ -441,47 +485,6 @@ void ToolCallParser::AddContent(std::string_view text) {
       space_.clear();
     }
   }
-}
-
-ReasoningSplitter::Parts ReasoningSplitter::Push(std::string_view text) {
-  static constexpr std::string_view kOpen = "<think>";
-  static constexpr std::string_view kClose = "</think>";
-  Parts parts;
-  held_ += text;
-  if (state_ == State::kBefore) {
-    const std::string_view begun = Trimmed(held_);
-    if (begun.starts_with(kOpen)) {
-      held_.erase(0, held_.find(kOpen) + kOpen.size());
-      state_ = State::kInside;
-    } else if (!kOpen.starts_with(begun)) {
-      state_ = State::kContent;
-    }
-  }
-  if (state_ == State::kInside) {
-    const std::size_t end = held_.find(kClose);
-    const std::size_t length =
-        end != std::string::npos ? end : held_.size() - HeldBytes(held_, kClose);
-    parts.reasoning = held_.substr(0, length);
-    held_.erase(0, end != std::string::npos ? end + kClose.size() : length);
-    if (end != std::string::npos) state_ = State::kBehind;
-  }
-  if (state_ == State::kBehind) {
-    const std::size_t begin = held_.find_first_not_of(" \t\r\n");
-    held_.erase(0, std::min(begin, held_.size()));
-    if (!held_.empty()) state_ = State::kContent;
-  }
-  if (state_ == State::kContent) parts.content = std::exchange(held_, {});
-  return parts;
-}
-
-ReasoningSplitter::Parts ReasoningSplitter::Finish() {
-  Parts parts;
-  (state_ == State::kInside ? parts.reasoning : parts.content) = std::exchange(held_, {});
-  return parts;
-}
-
-bool EndsInReasoning(std::string_view prompt) {
-  return Trimmed(prompt).ends_with("<think>");
 }
 
 }  // namespace kvrm

@@ -9,10 +9,12 @@
 //
 //   text    content; what may be the beginning of an opener is held back
 //   header  between an opener, or a call, and the next object: separators, or a name
-//   xml     instead of a call, a function whose parameters are XML: it goes out when it is whole
+//   block   instead of a call, a function in another notation: it goes out when it is whole
 //   call    one JSON object: the call with its name, or after a name the arguments alone. The
 //           arguments go out as they come once the name is known; until then the text may still
 //           turn out to be content
+//
+// One format, harmony, is another machine's (server/harmony.h).
 //
 // Given whole UTF-8 per push, whole UTF-8 comes out. A push costs time in proportion to its length.
 //
@@ -28,6 +30,9 @@
 
 #include "base/json.h"
 #include "server/call_reader.h"
+#include "server/harmony.h"
+#include "server/python_call.h"
+#include "server/tool_call.h"
 
 namespace kvrm {
 
@@ -47,53 +52,51 @@ enum class ToolFormat : std::uint8_t {
   kNemotron,       // <TOOLCALL>[{"name", "arguments"}]</TOOLCALL>
   kMiniMax,        // <tool_calls> {"name", "arguments"} ... </tool_calls>
   kKimi,           // <|tool_call_begin|>functions.name:0<|tool_call_argument_begin|>{...}
+  kGlm,      // <tool_call>name<arg_key>k</arg_key><arg_value>v</arg_value></tool_call>: also Laguna
+  kLfm,      // <|tool_call_start|>[name(k="v")]<|tool_call_end|>
+  kHarmony,  // messages in channels: gpt-oss
 };
 
-inline constexpr int kNumToolFormats = 14;
+inline constexpr int kNumToolFormats = 17;
 
 const char* ToolFormatName(ToolFormat format);
 ToolFormat DetectToolFormat(std::string_view chat_template);
 
-struct ToolCallDelta {
-  std::size_t call_idx = 0;
-  bool begins = false;  // the call's first delta, which has its name
-  std::string name = {};
-  std::string arguments = {};  // to be appended: JSON text
-};
-
-struct OutputDelta {
-  std::string content;
-  std::vector<ToolCallDelta> calls;
-};
+inline constexpr std::size_t kMaxToolCalls = 128;
 
 struct ToolParserOptions {
   ToolFormat format = ToolFormat::kJson;
   std::vector<std::string> names;  // of the tools; kNamed: the one
   json::array tools = {};          // their schemas, which say what parameters in XML are
-  // One call at most; what follows it is content.
-  bool single = false;
+  // What would be one more is content. At most kMaxToolCalls.
+  std::size_t max_calls = kMaxToolCalls;
+  // kHarmony alone: as in HarmonyOptions.
+  bool split_reasoning = true;
+  bool starts_in_reasoning = false;
 };
 
 class ToolCallParser {
  public:
-  static constexpr std::size_t kMaxCalls = 128;
-
   explicit ToolCallParser(ToolParserOptions options);
 
   OutputDelta Push(std::string_view text);
   // The text has ended. A call that is cut off stays as far as it has come.
   OutputDelta Finish();
-  std::size_t num_calls() const { return num_calls_; }
+  std::size_t num_calls() const { return harmony_ ? harmony_->num_calls() : num_calls_; }
 
  private:
-  enum class State : std::uint8_t { kStart, kText, kHeader, kCall, kXml };
+  enum class State : std::uint8_t { kStart, kText, kHeader, kCall, kBlock };
 
   void Take(char c);
   void TakeStart(char c);
   void TakeText(char c);
   void TakeHeader(char c);
   void TakeCall(char c);
-  void TakeXml(char c);
+  void TakeBlock(char c);
+  bool MayBeginBlock(char c) const;
+  void BeginBlock(std::size_t num_bytes);
+  PythonCallScanner::Status BlockStatus(char c);
+  std::optional<ToolCall> ReadBlock() const;
   void BeginCall(std::optional<std::string> name);
   void Report(CallReader::Status status);
   bool MayBegin(const std::string& name) const;
@@ -107,36 +110,18 @@ class ToolCallParser {
   const ToolParserOptions options_;
   State state_ = State::kStart;
   std::string held_;      // kText: what may begin an opener
-  std::string fallback_;  // kStart, kHeader, kCall: what is content if this is no call
+  std::string fallback_;  // kStart, kHeader, kCall, kBlock: what is content if this is no call
   std::string header_;
   CallReader reader_;
-  bool after_call_ = false;  // kHeader: behind a call, not behind an opener
-  bool started_ = false;     // kCall: the call has gone out
-  std::string space_;        // white space that is content only if more content follows
+  PythonCallScanner scanner_;    // kBlock of kLfm
+  std::size_t block_begin_ = 0;  // kBlock: in fallback_
+  bool in_value_ = false;        // kBlock of kGlm
+  bool after_call_ = false;      // kHeader: behind a call, not behind an opener
+  bool started_ = false;         // kCall: the call has gone out
+  std::string space_;            // white space that is content only if more content follows
   std::size_t num_calls_ = 0;
   OutputDelta delta_;
+  std::optional<HarmonyReader> harmony_;  // in place of all the above
 };
-
-// Splits off what a model thinks before it answers: <think> ... </think> at the beginning.
-class ReasoningSplitter {
- public:
-  // `inside`: the prompt itself opened it.
-  explicit ReasoningSplitter(bool inside) : state_(inside ? State::kInside : State::kBefore) {}
-
-  struct Parts {
-    std::string reasoning;
-    std::string content;
-  };
-  Parts Push(std::string_view text);
-  Parts Finish();
-
- private:
-  enum class State : std::uint8_t { kBefore, kInside, kBehind, kContent };
-  std::string held_;
-  State state_;
-};
-
-// Whether a prompt ends by opening it.
-bool EndsInReasoning(std::string_view prompt);
 
 }  // namespace kvrm

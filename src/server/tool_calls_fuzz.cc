@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "base/check.h"
+#include "server/reasoning.h"
 #include "server/tool_calls.h"
 
 namespace kvrm {
@@ -15,11 +16,13 @@ namespace {
 
 struct Parsed {
   std::string content;
+  std::string reasoning;
   std::string calls;  // name, arguments, ...
 };
 
 void Add(const OutputDelta& delta, Parsed& parsed) {
   parsed.content += delta.content;
+  parsed.reasoning += delta.reasoning;
   for (const ToolCallDelta& call : delta.calls) {
     if (call.begins) parsed.calls += "\n" + call.name + "\n";
     parsed.calls += call.arguments;
@@ -36,10 +39,10 @@ Parsed Parse(ToolFormat format, std::string_view text, std::size_t step) {
   }
   Add(parser.Push(splitter.Finish().content), parsed);
   Add(parser.Finish(), parsed);
-  CHECK(parser.num_calls() <= ToolCallParser::kMaxCalls);
+  CHECK(parser.num_calls() <= kMaxToolCalls);
   CHECK(parsed.content.size() <= text.size());
-  const bool drops_marks =
-      format == ToolFormat::kFunctionary32 || text.find("<think>") != std::string_view::npos;
+  const bool drops_marks = format == ToolFormat::kFunctionary32 || format == ToolFormat::kHarmony ||
+                           text.find("<think>") != std::string_view::npos;
   CHECK(drops_marks || parser.num_calls() > 0 || parsed.content == text);
   return parsed;
 }
@@ -53,6 +56,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const std::string_view text(reinterpret_cast<const char*>(data + 2), size - 2);
   const kvrm::Parsed whole = kvrm::Parse(format, text, text.size() + 1);
   const kvrm::Parsed cut = kvrm::Parse(format, text, 1 + data[1] % 16);
-  CHECK(whole.content == cut.content && whole.calls == cut.calls);
+  CHECK(whole.content == cut.content && whole.reasoning == cut.reasoning &&
+        whole.calls == cut.calls);
   return 0;
 }

@@ -3,7 +3,12 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/json.h"
@@ -20,12 +25,14 @@ struct Call {
 
 struct Parsed {
   std::string content;
-  std::vector<Call> calls;
+  std::vector<Call> calls = {};
+  std::string reasoning = {};
   friend bool operator==(const Parsed&, const Parsed&) = default;
 };
 
 void Add(const OutputDelta& delta, Parsed& parsed) {
   parsed.content += delta.content;
+  parsed.reasoning += delta.reasoning;
   for (const ToolCallDelta& call : delta.calls) {
     if (call.begins) parsed.calls.push_back({.name = call.name});
     ASSERT_EQ(call.call_idx + 1, parsed.calls.size());
@@ -35,18 +42,36 @@ void Add(const OutputDelta& delta, Parsed& parsed) {
 
 const std::vector<std::string> kNames = {"get_weather", "add"};
 
-// In pieces of `piece_bytes`; 0: at once.
-Parsed Parse(ToolFormat format, std::string_view text, std::size_t piece_bytes = 0) {
+ToolParserOptions Options(ToolFormat format) {
   static const json::array kTools = {
       {{"function",
         {{"name", "add"}, {"parameters", {{"properties", {{"a", {{"type", "integer"}}}}}}}}}}};
-  ToolCallParser parser({.format = format, .names = kNames, .tools = kTools});
+  return {.format = format, .names = kNames, .tools = kTools};
+}
+
+// In pieces of `piece_bytes`; 0: at once.
+Parsed Parse(const ToolParserOptions& options, std::string_view text, std::size_t piece_bytes = 0) {
+  ToolCallParser parser(options);
   Parsed parsed;
   const std::size_t step = piece_bytes == 0 ? std::max<std::size_t>(text.size(), 1) : piece_bytes;
   for (std::size_t at = 0; at < text.size(); at += step)
     Add(parser.Push(text.substr(at, step)), parsed);
   Add(parser.Finish(), parsed);
   EXPECT_EQ(parser.num_calls(), parsed.calls.size());
+  return parsed;
+}
+
+Parsed Parse(ToolFormat format, std::string_view text, std::size_t piece_bytes = 0) {
+  return Parse(Options(format), text, piece_bytes);
+}
+
+// In two pieces.
+Parsed ParseCutAt(ToolFormat format, std::string_view text, std::size_t cut) {
+  ToolCallParser parser(Options(format));
+  Parsed parsed;
+  Add(parser.Push(text.substr(0, cut)), parsed);
+  Add(parser.Push(text.substr(cut)), parsed);
+  Add(parser.Finish(), parsed);
   return parsed;
 }
 
@@ -140,6 +165,44 @@ std::vector<Case> GoodCases() {
        R"(functions.add:1<|tool_call_argument_begin|>{"a": [1, {"b": "}"}], "c": "\""})"
        R"(<|tool_call_end|><|tool_calls_section_end|>)",
        {"", {kWeather, kAdd}}},
+      {ToolFormat::kGlm,
+       "I look.\n<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n"
+       "</tool_call>\n<tool_call>add<arg_key>a</arg_key><arg_value>12</arg_value>"
+       "<arg_key>b</arg_key><arg_value>12</arg_value></tool_call>",
+       {"I look.", {{"get_weather", R"({"city":"Paris"})"}, {"add", R"({"a":12,"b":"12"})"}}}},
+      {ToolFormat::kGlm,
+       "<tool_call>add\n</tool_call><tool_call>get_weather<arg_key>city</arg_key><arg_value>\n"
+       "</tool_call> \"é\" </arg_value></tool_call>",
+       {"", {{"add", "{}"}, {"get_weather", R"({"city":"\n</tool_call> \"é\" "})"}}}},
+      {ToolFormat::kGlm,
+       R"(<tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call> Done.)",
+       {" Done.", {kWeather}}},
+      {ToolFormat::kLfm,
+       R"(I look.<|tool_call_start|>[get_weather(city="Paris"), add(a=[1, {"b": ") "}, -2.5e+1],)"
+       R"( c='"é\'', d=None, e=True)]<|tool_call_end|>)",
+       {"I look.",
+        {{"get_weather", R"({"city":"Paris"})"},
+         {"add", R"({"a":[1,{"b":") "},-2.5E1],"c":"\"é'","d":null,"e":true})"}}}},
+      {ToolFormat::kLfm,
+       "<|tool_call_start|>[add()]<|tool_call_end|>Done.",
+       {"Done.", {{"add", "{}"}}}},
+      {ToolFormat::kLfm,
+       R"(<|tool_call_start|>[{"name": "get_weather", "arguments": {"city": "Paris"}}])"
+       R"(<|tool_call_end|>)",
+       {"", {kWeather}}},
+      {ToolFormat::kHarmony,
+       "<|channel|>analysis<|message|>Weather <|first.<|end|><|start|>assistant<|channel|>"
+       "commentary<|message|>I look.<|end|><|start|>assistant<|channel|>commentary "
+       "to=functions.get_weather <|constrain|>json<|message|>{\"city\": \"Paris\"}<|call|>",
+       {"I look.", {kWeather}, "Weather <|first."}},
+      {ToolFormat::kHarmony,
+       " to=functions.add<|channel|>commentary json<|message|>\n"
+       R"({"a": [1, {"b": "}"}], "c": "\""}<|call|>)",
+       {"", {kAdd}}},
+      {ToolFormat::kHarmony,
+       "<|channel|>analysis<|message|>One.<|end|><|start|>assistant<|channel|>analysis<|message|>"
+       "Two.<|end|>\n<|start|>assistant<|channel|>final<|message|>Both.\n <|return|>",
+       {"Both.\n ", {}, "One.\nTwo."}},
       {ToolFormat::kJson,
        R"([{"name": "get_weather", "arguments": {"city": "Paris"}}, {"type": "function",)"
        R"("function": {"name": "add", "arguments": "{\"a\": 1}"}}])",
@@ -155,6 +218,7 @@ TEST(ToolCalls, AreFoundInEveryFormat) {
   for (const Case& c : GoodCases()) {
     const Parsed parsed = Parse(c.format, c.text);
     EXPECT_EQ(parsed.content, c.parsed.content) << c.text;
+    EXPECT_EQ(parsed.reasoning, c.parsed.reasoning) << c.text;
     ASSERT_EQ(parsed.calls.size(), c.parsed.calls.size()) << c.text;
     for (std::size_t i = 0; i < parsed.calls.size(); ++i) {
       EXPECT_EQ(parsed.calls[i].name, c.parsed.calls[i].name) << c.text;
@@ -165,8 +229,11 @@ TEST(ToolCalls, AreFoundInEveryFormat) {
 
 TEST(ToolCalls, DoNotDependOnHowTheTextIsCut) {
   for (const Case& c : GoodCases()) {
+    const Parsed whole = Parse(c.format, c.text);
     for (std::size_t piece_bytes = 1; piece_bytes < 12; ++piece_bytes)
-      EXPECT_EQ(Parse(c.format, c.text, piece_bytes), Parse(c.format, c.text)) << c.text;
+      EXPECT_EQ(Parse(c.format, c.text, piece_bytes), whole) << c.text;
+    for (std::size_t cut = 0; cut <= c.text.size(); ++cut)
+      EXPECT_EQ(ParseCutAt(c.format, c.text, cut), whole) << c.text.substr(0, cut);
   }
 }
 
@@ -189,6 +256,16 @@ TEST(ToolCalls, OtherTextIsContent) {
       "<|tool_call|>[not json]",
       "<tool_call><function=add><parameter=a>1</parameter>",
       "<tool_call><function=add>text</function></tool_call>",
+      "<tool_call>add<arg_key>a</arg_key>1</tool_call>",
+      "<tool_call>add<arg_key>a</arg_key><arg_value>1</tool_call>",
+      "<tool_call>add<arg_key>a</arg_key><arg_value>1</arg_value>",
+      "<|tool_call_start|>[add(1)]<|tool_call_end|>",
+      "<|tool_call_start|>[add(a=b)]<|tool_call_end|>",
+      "<|tool_call_start|>[add(a='it's')]<|tool_call_end|>",
+      "<|tool_call_start|>[add(a=\"\\ud800\")]<|tool_call_end|>",
+      "<|tool_call_start|>[add(a=1",
+      "<|tool_call_start|>no list<|tool_call_end|>",
+      "to=functions",
       "",
   };
   for (int format = 0; format < kNumToolFormats; ++format) {
@@ -220,13 +297,91 @@ TEST(ToolCalls, GoOutAsTheyComeAndStayAsFarAsTheyCame) {
 }
 
 TEST(ToolCalls, OneCallIsEnoughWhereOnlyOneIsWanted) {
-  ToolCallParser parser({.format = ToolFormat::kHermes, .names = kNames, .single = true});
+  ToolCallParser parser({.format = ToolFormat::kHermes, .names = kNames, .max_calls = 1});
   const std::string call = R"(<tool_call>{"name": "add", "arguments": {}}</tool_call>)";
   Parsed parsed;
   Add(parser.Push(call + call), parsed);
   Add(parser.Finish(), parsed);
   EXPECT_EQ(parsed.calls.size(), 1u);
   EXPECT_EQ(parsed.content, call);
+}
+
+TEST(ToolCalls, OfALimitTheFirstCount) {
+  ToolParserOptions options = Options(ToolFormat::kLfm);
+  options.max_calls = 1;
+  EXPECT_EQ(Parse(options, "<|tool_call_start|>[add(a=1), add(a=2)]<|tool_call_end|>"),
+            (Parsed{"add(a=2)]<|tool_call_end|>", {{"add", R"({"a":1})"}}}));
+  options = Options(ToolFormat::kGlm);
+  options.max_calls = 1;
+  EXPECT_EQ(Parse(options, "<tool_call>add</tool_call><tool_call>add</tool_call>"),
+            (Parsed{"<tool_call>add</tool_call>", {{"add", "{}"}}}));
+  options = Options(ToolFormat::kHarmony);
+  options.max_calls = 0;
+  const std::string call = "<|channel|>commentary to=functions.add json<|message|>{}<|call|>";
+  EXPECT_EQ(Parse(options, call), Parsed{call});
+}
+
+TEST(ToolCalls, OfChannelsWhatIsNoCallKeepsItsMarks) {
+  const std::string thought = "<|channel|>analysis<|message|>Hm.<|end|>";
+  const std::string final_text = "<|start|>assistant<|channel|>final<|message|>Yes.";
+  ToolParserOptions options = Options(ToolFormat::kHarmony);
+  EXPECT_EQ(Parse(options, thought + final_text), (Parsed{"Yes.", {}, "Hm."}));
+  options.split_reasoning = false;
+  EXPECT_EQ(Parse(options, thought + final_text), (Parsed{thought + "\nYes."}));
+  options = Options(ToolFormat::kHarmony);
+  options.starts_in_reasoning = true;
+  EXPECT_EQ(Parse(options, "Hm.<|end|>" + final_text), (Parsed{"Yes.", {}, "Hm."}));
+
+  const std::vector<std::string> others = {
+      "<|channel|>commentary to=python code<|message|>print(1)<|call|>",
+      "<|channel|>commentary to=functions.add json<|message|>1, 2<|call|>",
+      "<|channel|>commentary to=functions. json<|message|>{}<|call|>",
+      R"({"answer": "<|end|><|start|>"})", "<|channel|>" + std::string(600, 'x') + "<|message|>"};
+  for (const std::string& text : others) {
+    EXPECT_EQ(Parse(ToolFormat::kHarmony, text), Parsed{text});
+  }
+  // A header that is cut off is no text.
+  EXPECT_EQ(Parse(ToolFormat::kHarmony, thought + "<|start|>assistant<|chan"),
+            (Parsed{"", {}, "Hm."}));
+}
+
+// Real templates, where they are at hand.
+TEST(ToolCalls, TheCorpusIsRecognised) {
+  const char* shared = std::getenv("KVRM_SHARED");
+  const std::filesystem::path corpus =
+      (shared != nullptr ? std::filesystem::path(shared)
+                         : std::filesystem::path(KVRM_SOURCE_DIR) / ".." / "shared") /
+      "data" / "templates";
+  if (!std::filesystem::exists(corpus)) GTEST_SKIP() << "no template corpus at " << corpus;
+  const std::vector<std::pair<const char*, const char*>> formats = {
+      {"GLM-4.6", "glm"},
+      {"GLM-4.7-Flash", "glm"},
+      {"poolside-Laguna-S-2.1", "glm"},
+      {"LFM2-8B-A1B", "lfm"},
+      {"LFM2.5-8B-A1B", "lfm"},
+      {"LFM2.5-Instruct", "lfm"},
+      {"openai-gpt-oss-120b", "harmony"},
+      {"Qwen-Qwen3-0.6B", "hermes"},
+      {"ibm-granite-granite-4.0", "hermes"},
+      {"meta-llama-Llama-3.1-8B-Instruct", "llama"},
+      {"mistralai-Mistral-Nemo-Instruct-2407", "mistral"},
+      {"unsloth-mistral-Devstral-Small-2507", "mistral"},
+      {"deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "deepseek"},
+      {"deepseek-ai-DeepSeek-V3.1", "deepseek"},
+      {"meetkai-functionary-medium-v3.1", "functionary"},
+      {"meetkai-functionary-medium-v3.2", "functionary-3.2"},
+      {"fireworks-ai-llama-3-firefunction-v2", "firefunction"},
+      {"CohereForAI-c4ai-command-r7b-12-2024-tool_use", "command-r"},
+      {"NVIDIA-Nemotron-Nano-v2", "nemotron"},
+      {"MiniMax-M1", "minimax"},
+      {"moonshotai-Kimi-K2", "kimi"},
+  };
+  for (const auto& [name, format] : formats) {
+    std::ifstream file(corpus / (std::string(name) + ".jinja"));
+    const std::string source{std::istreambuf_iterator<char>(file), {}};
+    ASSERT_FALSE(source.empty()) << name;
+    EXPECT_STREQ(ToolFormatName(DetectToolFormat(source)), format) << name;
+  }
 }
 
 // Pieces of all formats in any order: every byte ends somewhere, and cuts change nothing.
@@ -271,6 +426,19 @@ TEST(ToolCalls, AnyTextGoesIn) {
       "<TOOLCALL>",
       "<tool_calls>",
       "<|tool_call_begin|>functions.add:0<|tool_call_argument_begin|>",
+      "<arg_key>a</arg_key>",
+      "<arg_value>",
+      "</arg_value>",
+      "<|tool_call_start|>[",
+      "add(a=",
+      "'",
+      ")",
+      "<|channel|>commentary to=functions.add",
+      "<|channel|>analysis",
+      "<|message|>",
+      "<|start|>",
+      "<|end|>",
+      "<|call|>",
       "é"};
   const std::vector<Case> cases = GoodCases();
   Rng rng(1);
@@ -288,7 +456,8 @@ TEST(ToolCalls, AnyTextGoesIn) {
     const Parsed whole = Parse(format, text);
     ASSERT_EQ(Parse(format, text, 1 + rng.Below(7)), whole) << text;
     num_calls += whole.calls.size();
-    if (format == ToolFormat::kFunctionary32) continue;  // Its "all" is no content.
+    // Their marks are no content.
+    if (format == ToolFormat::kFunctionary32 || format == ToolFormat::kHarmony) continue;
     ASSERT_TRUE(!whole.calls.empty() || whole.content == text) << ToolFormatName(format) << text;
   }
   EXPECT_GT(num_calls, 1000u);
@@ -309,42 +478,11 @@ TEST(ToolCalls, FormatIsReadFromTheTemplate) {
   EXPECT_EQ(DetectToolFormat("<｜tool▁call▁begin｜>"), ToolFormat::kDeepSeek);
   EXPECT_EQ(DetectToolFormat("<function=x></function>"), ToolFormat::kFunctionary);
   EXPECT_EQ(DetectToolFormat(">>>all\n"), ToolFormat::kFunctionary32);
+  EXPECT_EQ(DetectToolFormat("<tool_call>{name}\n<arg_key>{key}</arg_key>"), ToolFormat::kGlm);
+  EXPECT_EQ(DetectToolFormat("List of tools: <|tool_list_start|>["), ToolFormat::kLfm);
+  EXPECT_EQ(DetectToolFormat("<|start|>assistant<|channel|>final<|message|>"),
+            ToolFormat::kHarmony);
   EXPECT_EQ(DetectToolFormat("{{ messages }}"), ToolFormat::kJson);
-}
-
-TEST(Reasoning, IsWhatStandsBetweenTheMarksAtTheBeginning) {
-  struct Example {
-    bool inside;
-    std::string text;
-    std::string reasoning;
-    std::string content;
-  };
-  const std::vector<Example> examples = {
-      {false, "<think>\nhm\n</think>\n\nYes.", "\nhm\n", "Yes."},
-      {false, "\n<think>a</think>b", "a", "b"},
-      {true, "hm</think>Yes. </think>", "hm", "Yes. </think>"},
-      {true, "never ends </thin", "never ends </thin", ""},
-      {false, "Yes <think>no</think>", "", "Yes <think>no</think>"},
-      {false, " <thi", "", " <thi"},
-      {false, "", "", ""},
-  };
-  for (const Example& example : examples) {
-    for (std::size_t step = 1; step < 10; ++step) {
-      ReasoningSplitter splitter(example.inside);
-      ReasoningSplitter::Parts all;
-      const auto add = [&](const ReasoningSplitter::Parts& parts) {
-        all.reasoning += parts.reasoning;
-        all.content += parts.content;
-      };
-      for (std::size_t at = 0; at < example.text.size(); at += step)
-        add(splitter.Push(std::string_view(example.text).substr(at, step)));
-      add(splitter.Finish());
-      EXPECT_EQ(all.reasoning, example.reasoning) << example.text;
-      EXPECT_EQ(all.content, example.content) << example.text;
-    }
-  }
-  EXPECT_TRUE(EndsInReasoning("<|assistant|><think>\n"));
-  EXPECT_FALSE(EndsInReasoning("<think></think>"));
 }
 
 }  // namespace

@@ -14,10 +14,7 @@ constexpr std::size_t kMaxMessageCalls = 128;
 
 bool IsToolName(std::string_view name) {
   return !name.empty() && name.size() <= kMaxToolNameBytes &&
-         std::all_of(name.begin(), name.end(), [](char c) {
-           return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
-                  c == '_' || c == '-' || c == '.';
-         });
+         std::all_of(name.begin(), name.end(), IsToolNameChar);
 }
 
 // {"type": "function", "function": {"name", "description"?, "parameters"?}}

@@ -9,11 +9,11 @@
 #include "base/json.h"
 #include "engine/request.h"
 #include "server/json_fields.h"
+#include "server/tool_call.h"
 
 namespace kvrm {
 
 inline constexpr std::size_t kMaxTools = 128;
-inline constexpr std::size_t kMaxToolNameBytes = 64;
 
 struct ToolFields {
   enum class Choice { kNone, kAuto, kRequired, kNamed };

@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/xml_call.h"
 
+#include <algorithm>
 #include <boost/json/serialize.hpp>
+#include <string>
 #include <utility>
+
+#include "server/text_marks.h"
 
 namespace kvrm {
 namespace {
@@ -11,6 +15,10 @@ constexpr std::string_view kFunction = "<function=";
 constexpr std::string_view kFunctionEnd = "</function>";
 constexpr std::string_view kParameter = "<parameter=";
 constexpr std::string_view kParameterEnd = "</parameter>";
+constexpr std::string_view kKey = "<arg_key>";
+constexpr std::string_view kKeyEnd = "</arg_key>";
+constexpr std::string_view kValue = "<arg_value>";
+constexpr std::string_view kValueEnd = "</arg_value>";
 constexpr std::size_t kMaxParameters = 256;
 
 const json::value* Member(const json::value* value, std::string_view name) {
@@ -41,14 +49,18 @@ std::optional<std::string_view> TakeUntil(std::string_view& text, std::string_vi
 }
 
 void SkipSpace(std::string_view& text) {
-  while (!text.empty() && (text.front() == ' ' || text.front() == '\n' || text.front() == '\r' ||
-                           text.front() == '\t'))
+  while (!text.empty() && IsSpace(text.front()))
     text.remove_prefix(1);
 }
 
+// What stands at the front, taken off.
+bool Take(std::string_view& text, std::string_view mark) {
+  if (!text.starts_with(mark)) return false;
+  text.remove_prefix(mark.size());
+  return true;
+}
+
 json::value ValueOf(std::string_view text, bool is_string) {
-  if (text.starts_with('\n')) text.remove_prefix(1);
-  if (text.ends_with('\n')) text.remove_suffix(1);
   if (!is_string) {
     Result<json::value> parsed = ParseJson(text);
     if (parsed) return *std::move(parsed);
@@ -58,23 +70,45 @@ json::value ValueOf(std::string_view text, bool is_string) {
 
 }  // namespace
 
-std::optional<XmlCall> ReadXmlCall(std::string_view text, const json::array& tools) {
-  if (!text.starts_with(kFunction) || !text.ends_with(kFunctionEnd)) return std::nullopt;
-  text.remove_prefix(kFunction.size());
+std::optional<ToolCall> ReadXmlCall(std::string_view text, const json::array& tools) {
+  if (!text.ends_with(kFunctionEnd) || !Take(text, kFunction)) return std::nullopt;
   text.remove_suffix(kFunctionEnd.size());
   const std::optional<std::string_view> name = TakeUntil(text, ">");
-  if (!name || name->empty() || name->size() > 64) return std::nullopt;
+  if (!name || name->empty() || name->size() > kMaxToolNameBytes) return std::nullopt;
   json::object arguments;
   for (SkipSpace(text); !text.empty(); SkipSpace(text)) {
-    if (!text.starts_with(kParameter) || arguments.size() == kMaxParameters) return std::nullopt;
-    text.remove_prefix(kParameter.size());
+    if (arguments.size() == kMaxParameters || !Take(text, kParameter)) return std::nullopt;
     const std::optional<std::string_view> parameter = TakeUntil(text, ">");
     if (!parameter || parameter->empty()) return std::nullopt;
-    const std::optional<std::string_view> value = TakeUntil(text, kParameterEnd);
+    std::optional<std::string_view> value = TakeUntil(text, kParameterEnd);
     if (!value) return std::nullopt;
+    if (value->starts_with('\n')) value->remove_prefix(1);
+    if (value->ends_with('\n')) value->remove_suffix(1);
     arguments[*parameter] = ValueOf(*value, IsString(tools, *name, *parameter));
   }
-  return XmlCall{.name = std::string(*name), .arguments = json::serialize(arguments)};
+  return ToolCall{.name = std::string(*name), .arguments = json::serialize(arguments)};
+}
+
+std::optional<ToolCall> ReadArgKeyCall(std::string_view text, const json::array& tools) {
+  const std::string_view name = Trimmed(text.substr(0, text.find(kKey)));
+  if (name.empty() || name.size() > kMaxToolNameBytes ||
+      !std::all_of(name.begin(), name.end(), IsToolNameChar)) {
+    return std::nullopt;
+  }
+  text.remove_prefix(std::min(text.find(kKey), text.size()));
+  json::object arguments;
+  for (; !text.empty(); SkipSpace(text)) {
+    if (arguments.size() == kMaxParameters || !Take(text, kKey)) return std::nullopt;
+    const std::optional<std::string_view> key = TakeUntil(text, kKeyEnd);
+    if (!key || Trimmed(*key).empty()) return std::nullopt;
+    SkipSpace(text);
+    if (!Take(text, kValue)) return std::nullopt;
+    const std::optional<std::string_view> value = TakeUntil(text, kValueEnd);
+    if (!value) return std::nullopt;
+    const std::string_view parameter = Trimmed(*key);
+    arguments[parameter] = ValueOf(*value, IsString(tools, name, parameter));
+  }
+  return ToolCall{.name = std::string(name), .arguments = json::serialize(arguments)};
 }
 
 }  // namespace kvrm

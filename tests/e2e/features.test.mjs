@@ -287,6 +287,32 @@ for (const [name, tool_choice] of forced) {
   });
 }
 
+test("a token whose text is held back has a chunk with an empty delta", async (context) => {
+  if (!hasForms) return context.skip("this build has no grammars");
+  const stream = await client.chat.completions.create({
+    model,
+    messages,
+    tools: [add],
+    tool_choice: "required",
+    max_tokens: 200,
+    seed: 7,
+    stream: true,
+    stream_options: { include_usage: true },
+  });
+  const deltas = [];
+  let usage;
+  for await (const chunk of stream) {
+    if (chunk.choices.length > 0) deltas.push(chunk.choices[0].delta);
+    usage = chunk.usage ?? usage;
+  }
+  // The role, all tokens but the one that stops, the reason.
+  assert.equal(deltas.length, usage.completion_tokens + 1);
+  assert.deepEqual(deltas[0], { role: "assistant", content: "" });
+  // At least the name waits: it may be no tool's.
+  assert.ok(deltas.slice(1, -1).some((delta) => Object.keys(delta).length === 0));
+  assert.ok(deltas.slice(1).every((delta) => !("content" in delta)));
+});
+
 test("a schema is kept to", async (context) => {
   if (!hasForms) return context.skip("this build has no grammars");
   const schema = {
