@@ -18,16 +18,19 @@ ReplayRun::ReplayRun(const Workload& workload, const ReplayOptions& options, Rec
       options_(options),
       writer_(writer),
       next_(workload.requests.size(), kNone),
+      is_closed_(workload.requests.size(), false),
       due_ns_(workload.requests.size(), 0),
       place_(workload.requests.size(), kNone),
       num_pending_(workload.requests.size()) {
   for (std::uint32_t i = 0; i < workload.requests.size(); ++i) {
     const TraceRequest& request = workload.requests[i];
+    is_closed_[i] = request.arrival == Arrival::kClosed ||
+                    (request.arrival == Arrival::kAfter && is_closed_[request.after]);
     if (request.arrival == Arrival::kClosed) {
       closed_.push_back(i);
       continue;
     }
-    ++num_open_;
+    if (!is_closed_[i]) ++num_open_;
     if (request.arrival == Arrival::kTimed) {
       queue_.push({request.arrival_ns, i});
     } else {
@@ -49,7 +52,13 @@ void ReplayRun::PushNextClosed(std::int64_t now_ns) {
 void ReplayRun::EndClosedLoop() {
   if (closed_over_) return;
   closed_over_ = true;
-  num_pending_ -= closed_.size() - next_closed_;
+  for (std::size_t i = next_closed_; i < closed_.size(); ++i)
+    DropFrom(closed_[i]);
+}
+
+void ReplayRun::DropFrom(std::uint32_t request) {
+  for (; request != kNone && num_pending_ > 0; request = next_[request])
+    --num_pending_;
 }
 
 bool ReplayRun::IsOver(std::int64_t now_ns) const {
@@ -72,7 +81,10 @@ std::optional<std::size_t> ReplayRun::TakeDue(std::int64_t now_ns) {
     queue_.pop();
     const TraceRequest& request = workload_.requests[due.request];
     --num_pending_;
-    if (request.arrival == Arrival::kClosed && due.at_ns >= closed_until) continue;
+    if (is_closed_[due.request] && due.at_ns >= closed_until) {
+      DropFrom(next_[due.request]);
+      continue;
+    }
     due_ns_[due.request] = due.at_ns;
     Live& live = Begin(due.request);
     live.last_ns = due.at_ns;
@@ -154,14 +166,16 @@ void ReplayRun::OnEnd(std::size_t request, std::int64_t now_ns, const End& end) 
   ++progress_.num_ended;
   writer_.Add(record);
   Release(request);
-  if (workload_.requests[request].arrival == Arrival::kClosed) {
-    PushNextClosed(now_ns);
+  const bool is_closed = is_closed_[request];
+  if (!is_closed) --num_open_;
+  const std::uint32_t next = next_[request];
+  if (next != kNone && !IsOver(now_ns) && !(is_closed && closed_over_)) {
+    queue_.push({now_ns + workload_.requests[next].arrival_ns, next});
     return;
   }
-  --num_open_;
-  const std::uint32_t next = next_[request];
-  if (next != kNone && !IsOver(now_ns))
-    queue_.push({now_ns + workload_.requests[next].arrival_ns, next});
+  DropFrom(next);
+  // A client is free when its conversation is over.
+  if (is_closed) PushNextClosed(now_ns);
 }
 
 void ReplayRun::Release(std::size_t request) {

@@ -92,6 +92,8 @@ class ReplayRun {
   void PushNextClosed(std::int64_t now_ns);
   // Closed requests that will not be sent any more.
   void EndClosedLoop();
+  // It and those after it will not be taken.
+  void DropFrom(std::uint32_t request);
   bool IsOver(std::int64_t now_ns) const;
 
   const Workload& workload_;
@@ -99,6 +101,7 @@ class ReplayRun {
   RecordWriter& writer_;
   std::priority_queue<Due> queue_;
   std::vector<std::uint32_t> next_;    // the request after this one; kNone: none
+  std::vector<bool> is_closed_;        // closed, or after one that is: a client's conversation
   std::vector<std::uint32_t> closed_;  // in order
   std::vector<std::int64_t> due_ns_;   // of requests taken
   std::size_t next_closed_ = 0;
@@ -116,7 +119,7 @@ class ReplayRun {
   std::vector<Live> live_;
   std::vector<std::uint32_t> free_places_;
   std::size_t num_live_ = 0;
-  std::uint64_t num_open_ = 0;     // timed and kAfter requests that have not ended
+  std::uint64_t num_open_ = 0;     // requests of no client that have not ended
   std::uint64_t num_pending_ = 0;  // requests that have not been taken
   bool closed_over_ = false;
   ReplayProgress progress_;

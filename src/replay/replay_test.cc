@@ -413,6 +413,32 @@ TEST(ReplayRun, TheNextTurnFollowsTheEndOfTheLast) {
   EXPECT_EQ(Timeline(workload, {}, 10), (Begun{{0, 5}, {2, 20}, {1, 22}}));
 }
 
+Workload TwoConversations() {
+  Workload workload;
+  workload.num_clients = 1;
+  workload.requests = {{.arrival = Arrival::kClosed},
+                       {.arrival_ns = 7, .arrival = Arrival::kAfter, .after = 0},
+                       {.arrival = Arrival::kClosed},
+                       {.arrival_ns = 3, .arrival = Arrival::kAfter, .after = 2},
+                       {.arrival_ns = 3, .arrival = Arrival::kAfter, .after = 3}};
+  return workload;
+}
+
+TEST(ReplayRun, AClientIsFreeWhenItsConversationIsOver) {
+  EXPECT_EQ(Timeline(TwoConversations(), {}, 10),
+            (Begun{{0, 0}, {1, 17}, {2, 27}, {3, 40}, {4, 53}}));
+}
+
+TEST(ReplayRun, AConversationEndsWithTheClosedLoop) {
+  for (const std::int64_t until_ns : {5, 12, 20, 30, 38, 41, 51, 60}) {
+    SCOPED_TRACE(until_ns);
+    Workload workload = TwoConversations();
+    workload.closed_until_ns = until_ns;
+    for (const auto& [request, at_ns] : Timeline(workload, {}, 10))
+      EXPECT_LT(at_ns, until_ns) << request;
+  }
+}
+
 TEST(ReplayRun, AClosedLoopEndsAtItsTimeAndWhatRunsIsCancelled) {
   Workload workload;
   workload.num_clients = 1;
