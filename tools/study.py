@@ -39,7 +39,7 @@ class Experiment:
     views: str = ALL
     requests: tuple = (400, 2000)  # small form, full form
     trace: str = ""
-    # Arrivals are open, at LOAD of what this view serves in a closed loop of the same requests.
+    # Arrivals are open, at LOAD of what this view serves of the same requests at most.
     load_of: str = ""
     section: str = "Simulated A100, closed loop of 128 clients, no pace"
     real: bool = False
@@ -129,9 +129,11 @@ class Study:
         return flags + (["--max-requests", requests] if experiment.trace else ["--requests", requests])
 
     def rate(self, experiment, flags):
-        """LOAD times the requests a second that a view serves when 128 clients never wait."""
+        """LOAD times the requests a second that a view serves when there is always one more."""
         folder = os.path.join(self.folder, experiment.name, "capacity")
-        closed = [*flags, "--clients", "128", "--repeat", "2", "--kv-view", experiment.load_of, "-o", folder]
+        # A trace has arrivals of its own: all at once.
+        always = ["--rate", "1000"] if experiment.trace else ["--clients", "128"]
+        closed = [*flags, *always, "--repeat", "2", "--kv-view", experiment.load_of, "-o", folder]
         result = self.compare(closed, folder)
         served = []
         for record in result["configs"][0].get("records", []):
