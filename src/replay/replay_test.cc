@@ -380,6 +380,7 @@ std::vector<std::pair<std::size_t, std::int64_t>> Timeline(const Workload& workl
       ends.clear();
       continue;
     }
+    if (run.done()) break;  // What was due came too late.
     std::int64_t next_ns = run.NextDue();
     if (!ends.empty()) next_ns = std::min(next_ns, ends.front().first);
     if (options.stop_ns > 0) next_ns = std::min(next_ns, options.stop_ns);
