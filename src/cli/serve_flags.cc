@@ -114,7 +114,7 @@ void AddPaceFlags(CLI::App& command, EngineOptions& engine) {
             engine.max_wait_ms = static_cast<std::uint32_t>(seconds * 1000);
           },
           "seconds a request may wait for its first step; 0: for ever")
-      ->check(CLI::Range(0, 86400))
+      ->check(NumberFrom(0, 86400))
       ->default_str("60");
   command
       .add_option("--itl-factor", engine.pace.itl_factor,
@@ -125,7 +125,7 @@ void AddPaceFlags(CLI::App& command, EngineOptions& engine) {
           "--max-step-ms",
           [&engine](const double& ms) { engine.pace.max_step_seconds = ms / 1000; },
           "the same as a time, in place of --itl-factor")
-      ->check(CLI::Range(0.0, 3'600'000.0));
+      ->check(NumberFrom(0, 3'600'000));
   command
       .add_option("--min-step-prompt-tokens", engine.pace.min_prompt_tokens,
                   "prompt tokens that a step takes at least")
