@@ -84,5 +84,15 @@ TEST(DummyModel, DecodesTheSameTokensEveryTime) {
   EXPECT_EQ(outputs, Continue(again.model()));
 }
 
+TEST(DummyModel, TakesALongerContextAndNothingElse) {
+  const DummyModel own("135M");
+  const DummyModel longer("135M", {.context = 20'000});
+  EXPECT_EQ(own.model().config().max_context, 8192u);
+  EXPECT_EQ(longer.model().config().max_context, 20'000u);
+  EXPECT_EQ(longer.model().config().rope_base, own.model().config().rope_base);
+  EXPECT_EQ(longer.committed_bytes(), own.committed_bytes());
+  EXPECT_THROW(DummyModel("135M", {.context = (16u << 20) + 1}), StartError);
+}
+
 }  // namespace
 }  // namespace kvrm

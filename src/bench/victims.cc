@@ -5,6 +5,7 @@
 #include <array>
 #include <map>
 #include <memory>
+#include <string_view>
 #include <utility>
 
 #include "base/check.h"
@@ -16,9 +17,19 @@
 namespace kvrm {
 namespace {
 
-constexpr std::array kNames = {"prompt", "burst", "oversubscribed"};
+// By Disturbance.
+constexpr std::array<std::string_view, 3> kNames = {"prompt", "burst", "oversubscribed"};
 constexpr std::size_t kWindow = 64;  // tokens whose quiet gap is one number
 constexpr double kFactor = StepPaceOptions{}.itl_factor;
+
+Disturbance ParseDisturbance(const std::string& name) {
+  const auto found = std::ranges::find(kNames, name);
+  if (found == kNames.end()) {
+    throw StartError("--disturbance: '" + name.substr(0, 40) +
+                     "' is none of prompt, burst, oversubscribed");
+  }
+  return static_cast<Disturbance>(found - kNames.begin());
+}
 
 // "pace", or a number of tokens.
 EngineOptions OptionsOf(const VictimsBench& bench, const BenchOptions& options,
@@ -218,12 +229,14 @@ void RunVictimsBench(const VictimsBench& bench, const BenchOptions& options, con
   CHECK(bench.streams > 0 && bench.quiet_tokens > 1);
   if (bench.processor_time && options.num_workers != 1)
     throw StartError("--processor-time measures one thread: give --workers 1");
+  std::vector<Disturbance> disturbances;
+  for (const std::string& name : bench.disturbances)
+    disturbances.push_back(ParseDisturbance(name));
   const std::vector<double> quiet =
       VictimsRun(bench, OptionsOf(bench, options, "pace", Disturbance::kPrompt), model,
                  options.seed)
           .MeasureQuiet();
-  for (const Disturbance disturbance :
-       {Disturbance::kPrompt, Disturbance::kBurst, Disturbance::kOversubscribed}) {
+  for (const Disturbance disturbance : disturbances) {
     for (const std::string& budget : bench.budgets) {
       VictimsRun run(bench, OptionsOf(bench, options, budget, disturbance), model, options.seed);
       json::object line = {{"bench", "victims"},

@@ -37,9 +37,10 @@ struct VictimsBench {
   // Budgets of a step, each measured by itself: "pace" is the model of what steps take, a number is
   // so many tokens whatever they take.
   std::vector<std::string> budgets = {"16", "32", "64", "256", "pace"};
+  std::vector<std::string> disturbances = {"prompt", "burst", "oversubscribed"};
 };
 
-// Throws StartError when the model's context is too short for the bench.
+// Throws StartError when the model's context is too short for the bench, or for an unknown name.
 void RunVictimsBench(const VictimsBench& bench, const BenchOptions& options, const Model& model,
                      const BenchSink& sink);
 

@@ -241,6 +241,11 @@ void AddVictimsCommand(CLI::App& bench) {
                    "of a step: pace, or numbers of tokens, with commas between them")
       ->delimiter(',')
       ->capture_default_str();
+  command
+      ->add_option("--disturbance", victims.disturbances,
+                   "prompt, burst, oversubscribed, with commas between them")
+      ->delimiter(',')
+      ->capture_default_str();
   const auto count = [command](const char* name, std::uint32_t& value, const char* text) {
     command->add_option(name, value, text)->check(CLI::Range(1, 65536))->capture_default_str();
   };

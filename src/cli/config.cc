@@ -152,7 +152,8 @@ void ApplyFile(CLI::App& command, const std::string& path) {
 }
 
 void ApplyEnvironment(CLI::App& command) {
-  for (char** entry = environ; *entry != nullptr; ++entry) {
+  // After clearenv there is no array either.
+  for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
     const std::string_view text = *entry;
     const std::size_t equals = text.find('=');
     if (!text.starts_with(kPrefix) || equals == std::string_view::npos) continue;

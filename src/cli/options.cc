@@ -79,14 +79,30 @@ void AddModelFlags(CLI::App& command, ModelFlags* flags) {
                   "instead of a model: random weights of a public shape, SHAPE[:TYPE]; SHAPE " +
                       list(DummyModel::Shapes()) + "; TYPE " + list(DummyModel::Types()))
       ->excludes("--model");
+  command.add_option("--dummy-context", flags->dummy_context,
+                     "tokens of context that the dummy takes; 0: its shape's");
 }
 
-LoadedModel::LoadedModel(const ModelFlags& flags, const DummyOptions& dummy) {
+LoadedModel::LoadedModel(const ModelFlags& flags, DummyOptions dummy) {
+  dummy.context = flags.dummy_context;
+  if (flags.dummy.empty() && flags.dummy_context != 0)
+    throw StartError("--dummy-context is of --dummy, and there is none");
   if (flags.dummy.empty()) {
     file_ = LoadModel(flags.path);
   } else {
     dummy_ = std::make_unique<DummyModel>(flags.dummy, dummy);
   }
+}
+
+CLI::Validator NumberFrom(double least, double most) {
+  const std::string range = CLI::Range(least, most).get_description();
+  const auto check = [=](std::string& text) {
+    double number = 0;
+    const bool is_number = CLI::detail::lexical_cast(text, number);
+    if (is_number && number >= least && number <= most) return std::string();
+    return "'" + text.substr(0, 40) + "' is no " + range;
+  };
+  return CLI::Validator(check, range);
 }
 
 // One number in three spellings.
@@ -106,7 +122,7 @@ void AddHostTierFlags(CLI::App& command, EngineOptions* engine) {
               engine->host_kv_bytes = static_cast<std::uint64_t>(count * unit);
             },
             help)
-        ->check(CLI::Range(0.0, 1e9))
+        ->check(NumberFrom(0, 1e9))
         ->excludes(bytes);
   };
   CLI::Option* const mib =
@@ -124,7 +140,7 @@ void AddPaceFlags(CLI::App& command, StepPaceOptions* pace) {
       .add_option_function<double>(
           "--max-step-ms", [pace](const double& ms) { pace->max_step_seconds = ms / 1000; },
           "the same as a time, in place of --itl-factor")
-      ->check(CLI::Range(0.0, 3'600'000.0));
+      ->check(NumberFrom(0, 3'600'000));
   command
       .add_option("--min-step-prompt-tokens", pace->min_prompt_tokens,
                   "prompt tokens that a step takes at least")

@@ -26,12 +26,14 @@ Model LoadModel(const std::string& path);
 struct ModelFlags {
   std::string path;
   std::string dummy;
+  std::uint32_t dummy_context = 0;  // tokens; 0: the shape's own
 };
 void AddModelFlags(CLI::App& command, ModelFlags* flags);
 // What they ask for. Throws StartError.
 class LoadedModel {
  public:
-  explicit LoadedModel(const ModelFlags& flags, const DummyOptions& dummy = {});
+  // The context of `dummy` is the flags'.
+  explicit LoadedModel(const ModelFlags& flags, DummyOptions dummy = {});
   const Model& model() const { return dummy_ ? dummy_->model() : *file_; }
 
  private:
@@ -47,6 +49,9 @@ void AddPaceFlags(CLI::App& command, StepPaceOptions* pace);
 
 // Adds --kv-dtype alone.
 void AddKvDTypeFlag(CLI::App& command, DType* type);
+
+// A number from `least` to `most`, which NaN is not: CLI::Range lets it pass.
+CLI::Validator NumberFrom(double least, double most);
 
 // Adds a flag whose values are words; `take` says whether it knows one. `help` ends with all of
 // them.

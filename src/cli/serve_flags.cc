@@ -131,7 +131,7 @@ void AddEngineGroup(CLI::App& command, EngineOptions* engine) {
             engine->max_wait_ms = static_cast<std::uint32_t>(seconds * 1000);
           },
           "seconds a request may wait for its first step; 0: for ever")
-      ->check(CLI::Range(0, 86400))
+      ->check(NumberFrom(0, 86400))
       ->default_str("60");
   AddPaceFlags(command, &engine->pace);
   command.add_option("--kernels", engine->kernels,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What reading a configuration from GGUF and from JSON has in common: limits, consistency, rope
-// scaling. Private to model/config*.cc.
+// scaling. Private to model/config*.cc and, for a limit, the dummy.
 #pragma once
 
 #include <cstdint>

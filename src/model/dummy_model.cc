@@ -21,6 +21,7 @@
 #include "base/result.h"
 #include "base/rng.h"
 #include "base/system_memory.h"
+#include "model/config_checks.h"
 #include "model/gguf_writer.h"
 #include "model/random_blocks.h"
 #include "model/vocabulary.h"
@@ -386,7 +387,12 @@ struct DummyModel::Parts {
 DummyModel::DummyModel(std::string_view spec, const DummyOptions& options)
     : parts_(std::make_unique<Parts>()) {
   const auto [shape_name, type_name] = SplitSpec(spec);
-  const Shape& shape = FindEntry(kShapes, shape_name, "shape");
+  Shape shape = FindEntry(kShapes, shape_name, "shape");
+  if (options.context > kMaxContextTokens) {
+    throw StartError("--dummy-context must be 1 to " + std::to_string(kMaxContextTokens) +
+                     " tokens, not " + std::to_string(options.context));
+  }
+  if (options.context != 0) shape.context = options.context;
   const Mix& mix = FindEntry(kMixes, type_name, "type");
   const TensorList list(shape, mix);
   const std::uint64_t available =

@@ -29,6 +29,9 @@ namespace kvrm {
 struct DummyOptions {
   std::uint64_t seed = 1;
   bool distinct = false;
+  // Tokens, 1 to kMaxContextTokens; 0: the shape's own. Rotary angles stay as they are: with random
+  // weights a longer context costs what it costs and means no less than a short one.
+  std::uint32_t context = 0;
   // Of memory, for the weights to be packed into; 0: what the system says.
   std::uint64_t available_bytes = 0;
 };

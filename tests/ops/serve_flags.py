@@ -80,6 +80,9 @@ def check_errors(binary, folder):
     refused(binary, ["--ssl-key-file", "x"], ["certificate"])
     refused(binary, ["--root-path", "x"], ["slash"])
     refused(binary, ["--log-format", "xml"], ["text, json"])
+    for flag in ("--cache-ram", "--kv-offloading-size", "--queue-timeout", "--max-step-ms"):
+        refused(binary, [flag, "nan"], [flag, "nan"])
+    refused(binary, [], ["KVRM_ARG_CACHE_RAM", "nan"], {"KVRM_ARG_CACHE_RAM": "nan"})
 
 
 def check_public_without_key(binary):
