@@ -320,6 +320,30 @@ TEST(KvCache, MovedContentIsFoundWhereTheRunsSay) {
   EXPECT_EQ(bench.cache.stats().num_run_overflows, 0u);
 }
 
+// Cached blocks go from their last to their first. A prompt that arrives in parts and evicts for
+// each part alone would have a run for every one of them.
+TEST(KvCache, APromptInPartsTakesThePlaceOfWhatIsCachedAsOneRun) {
+  KvCacheOptions options = Options(61, 32);
+  options.prefix_cache = true;
+  Bench bench(options);
+  std::vector<PrefixKey> keys(60);
+  for (std::uint8_t i = 0; i < 60; ++i)
+    keys[i].bytes[0] = i;
+  ASSERT_TRUE(bench.cache.Open(kA, 0));
+  bench.Write(kA, 60 * kBlockTokens);
+  bench.cache.Publish(kA, std::vector<std::int32_t>(60 * kBlockTokens, 1), keys);
+  bench.Release(kA);
+  ASSERT_EQ(bench.cache.stats().num_cached, 60u);
+  ASSERT_TRUE(bench.cache.Open(kB, 40 * kBlockTokens));
+  for (std::uint32_t num_blocks = 4; num_blocks <= 40; num_blocks += 4) {
+    bench.Write(kB, num_blocks * kBlockTokens);
+    bench.cache.CheckInvariants();
+  }
+  EXPECT_EQ(bench.cache.home(kB).size(), 1u);
+  EXPECT_EQ(bench.cache.stats().num_moved_blocks, 0u);
+  EXPECT_EQ(bench.cache.stats().num_cached, 20u);
+}
+
 TEST(KvCache, WhatWasComputedBehindAHoleIsNotPublished) {
   KvCacheOptions options = Options(16);
   options.prefix_cache = true;

@@ -105,14 +105,18 @@ bool Pager::Extend(SeqId seq, std::uint32_t num_tokens) noexcept {
 // Takes `want` more blocks, behind what the sequence has.
 void Pager::Grow(SeqId seq, std::uint32_t want) noexcept {
   Sequence& sequence = Of(seq);
+  const std::uint32_t mine = sequence.credit() - sequence.copy_credit;
   if (want > 0 && slabs_.num_asleep() > 0) {
     // What others were promised stays there for them.
-    const std::uint32_t mine = sequence.credit() - sequence.copy_credit;
     const Extent last =
         num_runs(seq) > 0 ? AllRuns(seq)[num_runs(seq) - 1] : Extent{kSentinelBlock, 0};
     WakeFor(num_credit_ + want - std::min(want, mine), Index(last.start) + last.num_blocks);
   }
-  if (want > free_runs_.num_free()) Evict(want);
+  // Room for all that it was promised at once, which it takes within the next steps anyway: cached
+  // blocks go from a history's end to its begin, so that evicted part by part they would make it a
+  // hole, and so a run, for every part.
+  const std::uint32_t soon = want > 0 ? std::max(want, mine) : 0;
+  if (soon > free_runs_.num_free()) Evict(soon);
   while (want > 0) {
     const Extent last =
         num_runs(seq) > 0 ? AllRuns(seq)[num_runs(seq) - 1] : Extent{kSentinelBlock, 0};
