@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Matrix products with AVX2.
 #include "kernels/avx2_lanes.h"
+#include "kernels/avx_matmul.h"
 #include "kernels/cpu_kernels.h"
 
 namespace kvrm {
@@ -15,12 +16,6 @@ void StoreOutputs(const MatMulArgs& args, uint32_t token, uint32_t out, __m256 s
   if (args.accumulate) sum = _mm256_add_ps(_mm256_maskload_ps(y, mask), sum);
   _mm256_maskstore_ps(y, mask, sum);
 }
-
-// The columns of one pass. All of them, but for the negative control of the invariance suite.
-struct Columns {
-  uint32_t begin;
-  uint32_t end;
-};
 
 // 8 rows of a column. Of BF16 the two columns of a pair are the halves of the same lanes.
 template <DType kType>
@@ -291,57 +286,21 @@ void QuantColumns(const MatMulArgs& args, Columns columns) {
   }
 }
 
-template <DType kType>
-void AllTokens(const MatMulArgs& args, Columns columns) {
-  if constexpr (kType == DType::kF32 || kType == DType::kF16 || kType == DType::kBf16) {
-    FloatColumns<kType>(args, columns);
-  } else {
-    QuantColumns<kType>(args, columns);
+struct AllTokens {
+  template <DType kType>
+  static void Run(const MatMulArgs& args, Columns columns) {
+    if constexpr (kType == DType::kF32 || kType == DType::kF16 || kType == DType::kBf16) {
+      FloatColumns<kType>(args, columns);
+    } else {
+      QuantColumns<kType>(args, columns);
+    }
   }
-}
+};
 
-template <DType kType>
-void MatMul(const MatMulArgs& args) {
-#ifdef KVRM_BREAK_INVARIANCE
-  // The negative control of the invariance suite: another order of summation in a batch.
-  if (args.num_tokens > 1) {
-    const uint32_t middle = args.w.cols / 2 / kBlock * kBlock;
-    AllTokens<kType>(args, {0, middle});
-    MatMulArgs rest = args;
-    rest.bias = nullptr;
-    rest.accumulate = true;
-    AllTokens<kType>(rest, {middle, args.w.cols});
-    return;
-  }
-#endif
-  AllTokens<kType>(args, {0, args.w.cols});
-  // The compiler leaves it out where vectors are arguments, as they are here. Whoever runs SSE code
-  // next would pay for it: a sampler takes 30 times as long.
-  _mm256_zeroupper();
-}
 }  // namespace
 
 void Avx2MatMul(const MatMulArgs& args) {
-  switch (args.w.type) {
-    case DType::kF32:
-      return MatMul<DType::kF32>(args);
-    case DType::kF16:
-      return MatMul<DType::kF16>(args);
-    case DType::kBf16:
-      return MatMul<DType::kBf16>(args);
-    case DType::kQ8_0:
-      return MatMul<DType::kQ8_0>(args);
-    case DType::kQ4_0:
-      return MatMul<DType::kQ4_0>(args);
-    case DType::kQ5_0:
-      return MatMul<DType::kQ5_0>(args);
-    case DType::kQ4_K:
-      return MatMul<DType::kQ4_K>(args);
-    case DType::kQ5_K:
-      return MatMul<DType::kQ5_K>(args);
-    default:
-      return MatMul<DType::kQ6_K>(args);
-  }
+  MatMulOfType<AllTokens>(args);
 }
 
 }  // namespace kvrm

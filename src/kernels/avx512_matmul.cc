@@ -4,6 +4,7 @@
 // Every output element is one lane with one chain of sums in the order of the columns, whatever the
 // number of tokens or groups that share a pass over the weights: blocking never changes a bit.
 #include "kernels/avx512_lanes.h"
+#include "kernels/avx_matmul.h"
 #include "kernels/cpu_kernels.h"
 
 namespace kvrm {
@@ -17,12 +18,6 @@ void StoreOutputs(const MatMulArgs& args, uint32_t token, uint32_t out, __m512 s
   if (args.accumulate) sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), sum);
   _mm512_mask_storeu_ps(y, mask, sum);
 }
-
-// The columns of one pass. All of them, but for the negative control of the invariance suite.
-struct Columns {
-  uint32_t begin;
-  uint32_t end;
-};
 
 constexpr uint32_t kGroups = kOutTile / kLanes;
 
@@ -455,63 +450,27 @@ void QuantColumns(const MatMulArgs& args, Columns columns) {
   }
 }
 
-template <DType kType>
-void AllTokens(const MatMulArgs& args, Columns columns) {
-  if constexpr (kType == DType::kF32 || kType == DType::kF16 || kType == DType::kBf16) {
-    return FloatColumns<kType>(args, columns);
-  } else {
-    for (uint32_t t = 0; t < args.num_tokens; t += kChunkTokens) {
-      MatMulArgs chunk = args;
-      chunk.x = Bytes(args.x) + t * args.x_stride;
-      chunk.y = args.y + t * args.y_stride;
-      chunk.num_tokens = args.num_tokens - t < kChunkTokens ? args.num_tokens - t : kChunkTokens;
-      QuantColumns<kType>(chunk, columns);
+struct AllTokens {
+  template <DType kType>
+  static void Run(const MatMulArgs& args, Columns columns) {
+    if constexpr (kType == DType::kF32 || kType == DType::kF16 || kType == DType::kBf16) {
+      return FloatColumns<kType>(args, columns);
+    } else {
+      for (uint32_t t = 0; t < args.num_tokens; t += kChunkTokens) {
+        MatMulArgs chunk = args;
+        chunk.x = Bytes(args.x) + t * args.x_stride;
+        chunk.y = args.y + t * args.y_stride;
+        chunk.num_tokens = args.num_tokens - t < kChunkTokens ? args.num_tokens - t : kChunkTokens;
+        QuantColumns<kType>(chunk, columns);
+      }
     }
   }
-}
+};
 
-template <DType kType>
-void MatMul(const MatMulArgs& args) {
-#ifdef KVRM_BREAK_INVARIANCE
-  // The negative control of the invariance suite: another order of summation in a batch.
-  if (args.num_tokens > 1) {
-    const uint32_t middle = args.w.cols / 2 / kBlock * kBlock;
-    AllTokens<kType>(args, {0, middle});
-    MatMulArgs rest = args;
-    rest.bias = nullptr;
-    rest.accumulate = true;
-    AllTokens<kType>(rest, {middle, args.w.cols});
-    return;
-  }
-#endif
-  AllTokens<kType>(args, {0, args.w.cols});
-  // The compiler leaves it out where vectors are arguments, as they are here. Whoever runs SSE code
-  // next would pay for it: a sampler takes 30 times as long.
-  _mm256_zeroupper();
-}
 }  // namespace
 
 void Avx512MatMul(const MatMulArgs& args) {
-  switch (args.w.type) {
-    case DType::kF32:
-      return MatMul<DType::kF32>(args);
-    case DType::kF16:
-      return MatMul<DType::kF16>(args);
-    case DType::kBf16:
-      return MatMul<DType::kBf16>(args);
-    case DType::kQ8_0:
-      return MatMul<DType::kQ8_0>(args);
-    case DType::kQ4_0:
-      return MatMul<DType::kQ4_0>(args);
-    case DType::kQ5_0:
-      return MatMul<DType::kQ5_0>(args);
-    case DType::kQ4_K:
-      return MatMul<DType::kQ4_K>(args);
-    case DType::kQ5_K:
-      return MatMul<DType::kQ5_K>(args);
-    default:
-      return MatMul<DType::kQ6_K>(args);
-  }
+  MatMulOfType<AllTokens>(args);
 }
 
 }  // namespace kvrm

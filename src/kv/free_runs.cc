@@ -83,28 +83,7 @@ std::uint32_t FreeRuns::LengthFrom(std::uint32_t start, std::uint32_t at_most) c
 
 Extent FreeRuns::Longest() const noexcept {
   const std::uint32_t longest = nodes_[1].longest;
-  if (longest == 0) return {};
-  std::uint32_t node = 1;
-  std::uint32_t begin = 0;
-  std::uint32_t span = num_leaves_ * kWordBits;
-  while (node < num_leaves_) {
-    const Node& left = nodes_[2 * node];
-    const Node& right = nodes_[2 * node + 1];
-    span /= 2;
-    if (left.longest == longest) {
-      node = 2 * node;
-    } else if (left.suffix + right.prefix == longest) {
-      return {BlockId{begin + span - left.suffix}, longest};
-    } else {
-      node = 2 * node + 1;
-      begin += span;
-    }
-  }
-  // Inside one word: erode every run from its right until only the longest are left, as one bit.
-  std::uint64_t starts = words_[node - num_leaves_];
-  for (std::uint32_t i = 1; i < longest; ++i)
-    starts &= starts >> 1;
-  return {BlockId{begin + static_cast<std::uint32_t>(std::countr_zero(starts))}, longest};
+  return longest == 0 ? Extent{} : FirstFit(longest);
 }
 
 std::uint32_t FreeRuns::LengthBefore(std::uint32_t end, std::uint32_t at_most) const noexcept {
