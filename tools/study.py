@@ -21,7 +21,7 @@ ALL = "extents,paged,staged,staged-layers,mapped,static,static-padded,static-buc
 DENSE = "staged,staged-layers,static,static-padded,static-bucket"
 NO_PACE = ["--itl-factor", "0", "-b", "512"]
 SIZES = ["-p", "256", "-c", "12288", "--kv-memory", "131072"]
-LONG = ["-p", "64", "-c", "139264", "--kv-memory", "557072"]
+LONG = ["-p", "64", "-c", "131072", "--max-prompt", "126976", "--kv-memory", "524304"]
 CLAIMED = ["mixed", "long-tail", "eos-heavy"]
 FAMILIES = ["uniform", "mixed", "long-tail", "eos-heavy", "bursty", "shared-prefix", "multi-turn", "fork",
             "fragmentation"]
