@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -84,8 +85,52 @@ struct Case {
 const Call kWeather = {"get_weather", R"({"city": "Paris"})"};
 const Call kAdd = {"add", R"({"a": [1, {"b": "}"}], "c": "\""})"};
 
-std::vector<Case> GoodCases() {
+// Calls that are no JSON, and channels.
+std::vector<Case> CasesOfOtherNotations() {
   return {
+      {ToolFormat::kGlm,
+       "I look.\n<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n"
+       "</tool_call>\n<tool_call>add<arg_key>a</arg_key><arg_value>12</arg_value>"
+       "<arg_key>b</arg_key><arg_value>12</arg_value></tool_call>",
+       {"I look.", {{"get_weather", R"({"city":"Paris"})"}, {"add", R"({"a":12,"b":"12"})"}}}},
+      {ToolFormat::kGlm,
+       "<tool_call>add\n</tool_call><tool_call>get_weather<arg_key>city</arg_key><arg_value>\n"
+       "</tool_call> \"é\" </arg_value></tool_call>",
+       {"", {{"add", "{}"}, {"get_weather", R"({"city":"\n</tool_call> \"é\" "})"}}}},
+      {ToolFormat::kGlm,
+       R"(<tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call> Done.)",
+       {" Done.", {kWeather}}},
+      {ToolFormat::kLfm,
+       R"(I look.<|tool_call_start|>[get_weather(city="Paris"), add(a=[1, {"b": ") "}, -2.5e+1],)"
+       R"( c='"é\'', d=None, e=True)]<|tool_call_end|>)",
+       {"I look.",
+        {{"get_weather", R"({"city":"Paris"})"},
+         {"add", R"({"a":[1,{"b":") "},-2.5E1],"c":"\"é'","d":null,"e":true})"}}}},
+      {ToolFormat::kLfm,
+       "<|tool_call_start|>[add()]<|tool_call_end|>Done.",
+       {"Done.", {{"add", "{}"}}}},
+      {ToolFormat::kLfm,
+       R"(<|tool_call_start|>[{"name": "get_weather", "arguments": {"city": "Paris"}}])"
+       R"(<|tool_call_end|>)",
+       {"", {kWeather}}},
+      {ToolFormat::kHarmony,
+       "<|channel|>analysis<|message|>Weather <|first.<|end|><|start|>assistant<|channel|>"
+       "commentary<|message|>I look.<|end|><|start|>assistant<|channel|>commentary "
+       "to=functions.get_weather <|constrain|>json<|message|>{\"city\": \"Paris\"}<|call|>",
+       {"I look.", {kWeather}, "Weather <|first."}},
+      {ToolFormat::kHarmony,
+       " to=functions.add<|channel|>commentary json<|message|>\n"
+       R"({"a": [1, {"b": "}"}], "c": "\""}<|call|>)",
+       {"", {kAdd}}},
+      {ToolFormat::kHarmony,
+       "<|channel|>analysis<|message|>One.<|end|><|start|>assistant<|channel|>analysis<|message|>"
+       "Two.<|end|>\n<|start|>assistant<|channel|>final<|message|>Both.\n <|return|>",
+       {"Both.\n ", {}, "One.\nTwo."}},
+  };
+}
+
+std::vector<Case> GoodCases() {
+  std::vector<Case> cases = {
       {ToolFormat::kHermes,
        "I look.\n<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}\n"
        "</tool_call>\n<tool_call>{\"arguments\": {\"a\": [1, {\"b\": \"}\"}], \"c\": \"\\\"\"}, "
@@ -165,44 +210,6 @@ std::vector<Case> GoodCases() {
        R"(functions.add:1<|tool_call_argument_begin|>{"a": [1, {"b": "}"}], "c": "\""})"
        R"(<|tool_call_end|><|tool_calls_section_end|>)",
        {"", {kWeather, kAdd}}},
-      {ToolFormat::kGlm,
-       "I look.\n<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n"
-       "</tool_call>\n<tool_call>add<arg_key>a</arg_key><arg_value>12</arg_value>"
-       "<arg_key>b</arg_key><arg_value>12</arg_value></tool_call>",
-       {"I look.", {{"get_weather", R"({"city":"Paris"})"}, {"add", R"({"a":12,"b":"12"})"}}}},
-      {ToolFormat::kGlm,
-       "<tool_call>add\n</tool_call><tool_call>get_weather<arg_key>city</arg_key><arg_value>\n"
-       "</tool_call> \"é\" </arg_value></tool_call>",
-       {"", {{"add", "{}"}, {"get_weather", R"({"city":"\n</tool_call> \"é\" "})"}}}},
-      {ToolFormat::kGlm,
-       R"(<tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call> Done.)",
-       {" Done.", {kWeather}}},
-      {ToolFormat::kLfm,
-       R"(I look.<|tool_call_start|>[get_weather(city="Paris"), add(a=[1, {"b": ") "}, -2.5e+1],)"
-       R"( c='"é\'', d=None, e=True)]<|tool_call_end|>)",
-       {"I look.",
-        {{"get_weather", R"({"city":"Paris"})"},
-         {"add", R"({"a":[1,{"b":") "},-2.5E1],"c":"\"é'","d":null,"e":true})"}}}},
-      {ToolFormat::kLfm,
-       "<|tool_call_start|>[add()]<|tool_call_end|>Done.",
-       {"Done.", {{"add", "{}"}}}},
-      {ToolFormat::kLfm,
-       R"(<|tool_call_start|>[{"name": "get_weather", "arguments": {"city": "Paris"}}])"
-       R"(<|tool_call_end|>)",
-       {"", {kWeather}}},
-      {ToolFormat::kHarmony,
-       "<|channel|>analysis<|message|>Weather <|first.<|end|><|start|>assistant<|channel|>"
-       "commentary<|message|>I look.<|end|><|start|>assistant<|channel|>commentary "
-       "to=functions.get_weather <|constrain|>json<|message|>{\"city\": \"Paris\"}<|call|>",
-       {"I look.", {kWeather}, "Weather <|first."}},
-      {ToolFormat::kHarmony,
-       " to=functions.add<|channel|>commentary json<|message|>\n"
-       R"({"a": [1, {"b": "}"}], "c": "\""}<|call|>)",
-       {"", {kAdd}}},
-      {ToolFormat::kHarmony,
-       "<|channel|>analysis<|message|>One.<|end|><|start|>assistant<|channel|>analysis<|message|>"
-       "Two.<|end|>\n<|start|>assistant<|channel|>final<|message|>Both.\n <|return|>",
-       {"Both.\n ", {}, "One.\nTwo."}},
       {ToolFormat::kJson,
        R"([{"name": "get_weather", "arguments": {"city": "Paris"}}, {"type": "function",)"
        R"("function": {"name": "add", "arguments": "{\"a\": 1}"}}])",
@@ -212,6 +219,9 @@ std::vector<Case> GoodCases() {
        {"```json\n", {}}},
       {ToolFormat::kNamed, R"( {"city": "Paris"})", {"", {kWeather}}},
   };
+  std::vector<Case> others = CasesOfOtherNotations();
+  std::move(others.begin(), others.end(), std::back_inserter(cases));
+  return cases;
 }
 
 TEST(ToolCalls, AreFoundInEveryFormat) {
@@ -384,69 +394,70 @@ TEST(ToolCalls, TheCorpusIsRecognised) {
   }
 }
 
+const std::vector<std::string> kPieces = {
+    "<tool_call>",
+    "</tool_call>",
+    "{",
+    "}",
+    "[",
+    "]",
+    "\"",
+    "\\",
+    ",",
+    ":",
+    "\n",
+    " ",
+    "name",
+    "\"name\":",
+    "\"add\"",
+    "\"arguments\":",
+    "<function=",
+    "add>",
+    ">>>",
+    "all\n",
+    "functools",
+    "[TOOL_CALLS]",
+    "[ARGS]",
+    "add",
+    "Action:",
+    "```json",
+    "null",
+    "1",
+    "\"function\":{",
+    "<|python_tag|>",
+    "<｜tool▁calls▁begin｜>",
+    "<｜tool▁call▁begin｜>",
+    "<｜tool▁sep｜>",
+    "</function>",
+    "<parameter=a>",
+    "</parameter>",
+    "<TOOLCALL>",
+    "<tool_calls>",
+    "<|tool_call_begin|>functions.add:0<|tool_call_argument_begin|>",
+    "<arg_key>a</arg_key>",
+    "<arg_value>",
+    "</arg_value>",
+    "<|tool_call_start|>[",
+    "add(a=",
+    "'",
+    ")",
+    "<|channel|>commentary to=functions.add",
+    "<|channel|>analysis",
+    "<|message|>",
+    "<|start|>",
+    "<|end|>",
+    "<|call|>",
+    "é"};
+
 // Pieces of all formats in any order: every byte ends somewhere, and cuts change nothing.
 TEST(ToolCalls, AnyTextGoesIn) {
-  const std::vector<std::string> pieces = {
-      "<tool_call>",
-      "</tool_call>",
-      "{",
-      "}",
-      "[",
-      "]",
-      "\"",
-      "\\",
-      ",",
-      ":",
-      "\n",
-      " ",
-      "name",
-      "\"name\":",
-      "\"add\"",
-      "\"arguments\":",
-      "<function=",
-      "add>",
-      ">>>",
-      "all\n",
-      "functools",
-      "[TOOL_CALLS]",
-      "[ARGS]",
-      "add",
-      "Action:",
-      "```json",
-      "null",
-      "1",
-      "\"function\":{",
-      "<|python_tag|>",
-      "<｜tool▁calls▁begin｜>",
-      "<｜tool▁call▁begin｜>",
-      "<｜tool▁sep｜>",
-      "</function>",
-      "<parameter=a>",
-      "</parameter>",
-      "<TOOLCALL>",
-      "<tool_calls>",
-      "<|tool_call_begin|>functions.add:0<|tool_call_argument_begin|>",
-      "<arg_key>a</arg_key>",
-      "<arg_value>",
-      "</arg_value>",
-      "<|tool_call_start|>[",
-      "add(a=",
-      "'",
-      ")",
-      "<|channel|>commentary to=functions.add",
-      "<|channel|>analysis",
-      "<|message|>",
-      "<|start|>",
-      "<|end|>",
-      "<|call|>",
-      "é"};
   const std::vector<Case> cases = GoodCases();
   Rng rng(1);
   std::size_t num_calls = 0;
   for (int round = 0; round < 20000; ++round) {
     std::string text;
     for (std::size_t i = 1 + rng.Below(30); i > 0; --i)
-      text += pieces[rng.Below(pieces.size())];
+      text += kPieces[rng.Below(kPieces.size())];
     const auto format = static_cast<ToolFormat>(rng.Below(kNumToolFormats));
     // Now and then a good answer with something put into it.
     if (const Case& good = cases[rng.Below(cases.size())]; good.format == format) {
