@@ -138,7 +138,7 @@ class Study:
         served = []
         for record in result["configs"][0].get("records", []):
             report = subprocess.run([self.kvrm, "report", "--json", record], capture_output=True, text=True, check=True)
-            served.append(json.loads(report.stdout)["request_throughput"])
+            served.append(json.loads(report.stdout)[0]["request_throughput"])
         if not served:
             raise LookupError(result["configs"][0]["refused"])
         return LOAD * sum(served) / len(served)
