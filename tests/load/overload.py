@@ -8,6 +8,7 @@ import datetime
 import json
 import os
 import random
+import resource
 import subprocess
 import tempfile
 import time
@@ -50,6 +51,9 @@ class Overload:
     def __init__(self, bench):
         self.bench, self.rng = bench, random.Random(6)
         self.kvrm = os.path.join(bench.folder, "kvrm")
+        # The client's connections are one each request.
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
     def server(self):
         return ServerProcess(self.kvrm, [
