@@ -53,7 +53,7 @@ def structured(rng):
     rules = rng.choice([
         {"response_format": {"type": "json_object"}},
         {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}},
-        {"regex": f"[a-f]{{{rng.randint(1, 30)}}}"}, {"grammar": 'root ::= "a" | "b" root'}])
+        {"guided_regex": f"[a-f]{{{rng.randint(1, 30)}}}"}, {"grammar": 'root ::= "a" | "b" root'}])
     return {"prompt": text(rng, 30), "max_tokens": 40, "stream": rng.random() < 0.5} | rules
 
 
@@ -77,7 +77,7 @@ def any_request(rng):
     elif kind == "wrong":
         data = post("/v1/completions", json.dumps(rng.choice([
             {"prompt": 5}, {"prompt": "a", "n": 100}, {"prompt": "a", "grammar": "root ::="},
-            {"prompt": "a", "regex": "(" * 200}, {"prompt": text(rng, 20) * 3000}, []])))
+            {"prompt": "a", "guided_regex": "(" * 200}, {"prompt": text(rng, 20) * 3000}, []])))
     else:
         data = rng.randbytes(rng.randint(1, 200)) + b"\r\n\r\n"
     return data, kind
