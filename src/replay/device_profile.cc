@@ -33,11 +33,11 @@ class CostExecutor final : public Executor {
     stats_.Compute(0, logits_);
     const std::uint32_t rows = needs.limits.max_rows;
     // Few rows in a small bucket: padding is what planning and checksums would cost most.
-    for (std::uint32_t part = 64; part > 0; part /= 8) {
+    for (std::uint32_t part = 64; part > 0; part /= 2) {
       if (rows / part > 0) buckets_.push_back({.max_rows = rows / part, .max_tokens = rows / part});
     }
     const std::uint32_t tokens = needs.limits.max_tokens;
-    for (std::uint32_t part = 8; part > 0 && tokens > rows; part /= 8) {
+    for (std::uint32_t part = 8; part > 0 && tokens > rows; part /= 2) {
       if (rows / part > 0) buckets_.push_back({.max_rows = rows / part, .max_tokens = tokens});
     }
     replays_.resize(buckets_.size());
