@@ -11,6 +11,7 @@
 #include "replay/device_profile.h"
 #include "replay/metrics.h"
 #include "replay/record.h"
+#include "replay/small_engine_for_test.h"
 #include "trace/generate.h"
 
 namespace kvrm {
@@ -22,12 +23,7 @@ std::string TempPath(const std::string& name) {
 
 struct VirtualReplay {
   DeviceProfile profile = {};
-  EngineOptions engine = {.max_rows = 8,
-                          .max_context = 2048,
-                          .max_step_tokens = 64,
-                          .kv_tokens = 4096,
-                          .max_queued = 4096,
-                          .kernels = "scalar"};
+  EngineOptions engine = SmallEngine();
   Workload workload;
   ReplayOptions options = {};
 

@@ -13,6 +13,7 @@
 #include "replay/engine_target.h"
 #include "replay/metrics.h"
 #include "replay/record.h"
+#include "replay/small_engine_for_test.h"
 #include "trace/generate.h"
 
 namespace kvrm {
@@ -23,12 +24,7 @@ struct FleetReplay {
   std::uint32_t num_replicas = 4;
   RoutePolicy route = RoutePolicy::kLeastOutstanding;
   ReplayOptions options = {};
-  EngineOptions engine = {.max_rows = 8,
-                          .max_context = 2048,
-                          .max_step_tokens = 64,
-                          .kv_tokens = 4096,
-                          .max_queued = 4096,
-                          .kernels = "scalar"};
+  EngineOptions engine = SmallEngine();
   DeviceProfile profile = {};
 
   RecordHeader Header() const {
