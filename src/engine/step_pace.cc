@@ -33,7 +33,7 @@ void StepPace::Observe(const StepLoad& load, double seconds, double now_s) noexc
     // Company is not rationed yet: what comes in now is what streams are used to.
     usual_.rows = num_usual_ == 0 ? load.rows : std::max(usual_.rows, load.rows);
     usual_.context = num_usual_ == 0 ? load.context : std::max(usual_.context, load.context);
-    ++num_usual_;
+    if (++num_usual_ == kColdSteps) cold_end_ = num_steps_;
   } else {
     usual_.rows += (load.rows - usual_.rows) / kMemorySteps;
     usual_.context += (load.context - usual_.context) / kMemorySteps;
@@ -87,6 +87,11 @@ bool StepPace::MayJoin(const StepLoad& running, double length, const Wait& wait)
   if (!is_on() || running.rows < free_rows || num_usual_ < kColdSteps) return true;
   StepLoad joined = running;
   joined.AddRow(length);
+  if (num_steps_ >= wait.steps && num_steps_ - wait.steps <= cold_end_) {
+    usual_.rows = std::max(usual_.rows, joined.rows);
+    usual_.context = std::max(usual_.context, joined.context);
+    return true;
+  }
   const double factor = (1 + options_.itl_factor) / 2;
   const double limit =
       options_.max_step_seconds > 0 ? options_.max_step_seconds * 0.8 : factor * QuietSeconds();

@@ -15,8 +15,9 @@
 //
 // So streams that have run for a while slow down by at most itl_factor while their company grows,
 // and what they are used to grows with it, by (itl_factor - 1) / 2 in kMemorySteps. Company is not
-// rationed while there are few rows, in the first kColdSteps steps after nobody streamed, and for
-// who has waited kJoinWaitSteps steps or kJoinWaitSeconds: one of these in kJoinEverySteps.
+// rationed while there are few rows, for who came before the end of the first kColdSteps steps
+// after nobody streamed (they make up what streams are used to), and for who has waited
+// kJoinWaitSteps steps or kJoinWaitSeconds: one of these in kJoinEverySteps.
 //
 // What a quiet step takes cannot be learnt from steps with prompts: where every step has some, what
 // is its own and what is theirs are one sum, and a prompt that is thought dear gets the minimum for
@@ -90,6 +91,7 @@ class StepPace {
   StepLoad usual_;               // rows and context
   std::uint32_t num_usual_ = 0;  // steps with decoding rows, at most kColdSteps
   std::uint32_t quiet_due_ = 0;  // so many steps of both until one only decodes
+  std::uint64_t cold_end_ = 0;   // step in which num_usual_ got there
   double last_decoded_s_ = 0;
   std::uint64_t num_steps_ = 0;
   std::uint64_t last_joined_ = 0;     // step in which one came in for having waited

@@ -122,6 +122,18 @@ TEST(StepPace, RationsCompanyAndLetsInWhoHasWaited) {
   EXPECT_TRUE(p.pace.MayJoin(Rows(12), 100, {.seconds = StepPace::kJoinWaitSeconds}));
 }
 
+TEST(StepPace, WhoCameTogetherAtAnIdleEngineComesInTogether) {
+  Pacing p;
+  p.Decode(8, StepPace::kColdSteps + 20);
+  const double before = p.pace.QuietSeconds();
+  EXPECT_FALSE(p.pace.MayJoin(Rows(12), 100, {.steps = 19}));
+  EXPECT_TRUE(p.pace.MayJoin(Rows(12), 100, {.steps = 20}));
+  EXPECT_TRUE(p.pace.MayJoin(Rows(13), 100, {.steps = StepPace::kColdSteps}));
+  // And they are what is usual from now on.
+  EXPECT_GT(p.pace.QuietSeconds(), before);
+  EXPECT_NEAR(p.pace.QuietSeconds() / TrueSeconds(Rows(14)), 1, 0.2);
+}
+
 TEST(StepPace, WhatIsUsualFollowsSlowlyAndIsForgottenInAPause) {
   Pacing p;
   p.Decode(8, 100);
