@@ -46,6 +46,7 @@ std::vector<std::vector<std::int32_t>> Continue(
   const SystemClock clock;
   EngineOptions options = {.max_rows = 8,
                            .max_queued = static_cast<std::uint32_t>(prompts.size()),
+                           .max_wait_ms = 0,  // a busy machine may take minutes
                            .num_threads = 2,
                            .kernels = kernels};
   if (kernels == "reference") options.kv_dtype = DType::kF32;

@@ -100,6 +100,7 @@ TEST(DescriptorLog, EveryViewIsSoundAndLeavesTheSameDigests) {
                                      .max_runs = 4,
                                      .view = static_cast<KvView>(v),
                                      .max_queued = 8,
+                                     .max_wait_ms = 0,  // a busy machine may take minutes
                                      .num_threads = 1,
                                      .placement_seed = placement_seed,
                                      .descriptor_log = path};
@@ -139,6 +140,7 @@ TEST(DescriptorLog, CopiesThatLandByLayersAreSoundAndChangeNothing) {
                              .max_runs = 4,
                              .view = view,
                              .max_queued = 8,
+                             .max_wait_ms = 0,
                              .pace = {.itl_factor = 0},  // the same steps whatever they take
                              .placement_seed = 7};
     options.descriptor_log = path;
