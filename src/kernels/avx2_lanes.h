@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "kernels/cpu_kernels.h"
+#include "kernels/q8_scale.h"
 
 namespace kvrm {
 
@@ -98,12 +99,10 @@ inline Q8Scale QuantizeBlock(const float* x, int8_t* q) {
   uint32_t greatest = 0;
   for (uint32_t i = 0; i < kLanes; ++i)
     greatest = each[i] > greatest ? each[i] : greatest;
-  float amax;
-  __builtin_memcpy(&amax, &greatest, sizeof(amax));
-  const bool usable = greatest < 0x7f800000u && amax >= 0x1p-100f;
-  const __m256 inverse = _mm256_set1_ps(usable ? 127.0f / amax : 0.0f);
+  const bool usable = IsQ8Usable(greatest);
+  const float scale = usable ? RoundedQ8Scale(greatest) : 1.0f;
+  const __m256 inverse = _mm256_set1_ps(1.0f / scale);
   const __m256i keep = _mm256_set1_epi32(usable ? -1 : 0);
-  Q8Scale result;
   int32_t sum[2];
   for (uint32_t half = 0; half < 2; ++half) {
     const float* source = x + 16 * half;
@@ -119,16 +118,7 @@ inline Q8Scale QuantizeBlock(const float* x, int8_t* q) {
     // Sums of at most 16 * 127 are exact in float.
     sum[half] = static_cast<int32_t>(SumOf(_mm256_cvtepi32_ps(_mm256_add_epi32(a, b))));
   }
-  result.scale = usable ? amax / 127.0f : 0.0f;
-  if (greatest >= 0x7f800000u) result.scale = __builtin_nanf("");
-  result.sum_scale = result.scale * static_cast<float>(sum[0] + sum[1]);
-  result.start[kStart128] = -128 * (sum[0] + sum[1]);
-  result.start[kStart8] = -8 * (sum[0] + sum[1]);
-  result.start[kStart16] = -16 * (sum[0] + sum[1]);
-  result.start[kStart32] = -32 * sum[0];
-  result.start[kStart32 + 1] = -32 * sum[1];
-  result.start[kStart0] = 0;
-  return result;
+  return MakeQ8Scale(greatest, scale, sum[0], sum[1]);
 }
 
 // 2^n. Requires: -126 <= n <= 127.

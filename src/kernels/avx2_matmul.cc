@@ -192,18 +192,20 @@ struct QuantTile {
     const size_t act = s->act_scales + b * sizeof(Q8Scale);
     __m256i pairs[kTokens];
     __m256i dot[kTokens];
-    constexpr size_t kFrom = offsetof(Q8Scale, start) + 4 * (kStart<kType> + kBegin / 4);
     KVRM_UNROLL
     for (uint32_t t = 0; t < kTokens; ++t) {
       pairs[t] = _mm256_setzero_si256();
-      dot[t] = _mm256_set1_epi32(LoadAs<int32_t>(s->x[t] + act + kFrom));
+      dot[t] = _mm256_set1_epi32(SumStart<kStart<kType>, kBegin / 4>(s->x[t] + act));
     }
     Dot<kBegin, kEnd>(s, BlockAt(s, b) + s->group * kQuantBytes<kType> + 4 * s->row, b * kBlock,
                       pairs, dot);
     KVRM_UNROLL
     for (uint32_t t = 0; t < kTokens; ++t) {
-      const __m256 both = _mm256_mul_ps(scale, _mm256_set1_ps(LoadAs<float>(s->x[t] + act)));
-      s->sum[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[t]), both, s->sum[t]);
+      const uint8_t* magic_scale = s->x[t] + act + offsetof(Q8Scale, magic_scale);
+      const __m256 product =
+          _mm256_fmsub_ps(_mm256_castsi256_ps(dot[t]), _mm256_set1_ps(LoadAs<float>(s->x[t] + act)),
+                          _mm256_set1_ps(LoadAs<float>(magic_scale)));
+      s->sum[t] = _mm256_fmadd_ps(product, scale, s->sum[t]);
     }
   }
 

@@ -75,14 +75,16 @@ class Between {
 // The queries of one unit: floats as they are, or as the dot products of bytes want them.
 struct Queries {
   const float* q;
-  // Q8_0, [group] times: head_dim bytes, then (scale, -128 times the sum of q) of each block.
+  // Q8_0, [group] times: head_dim bytes, then a Q8Query of each block.
   const uint8_t* bytes;
   size_t stride;
 };
 
+// Of Q8Scale.
 struct Q8Query {
   float scale;
-  int32_t minus128;
+  float magic_scale;
+  int32_t start128;
 };
 
 // The lanes of a tile that are attended.
@@ -166,14 +168,13 @@ struct Heads {
     const uint8_t* q = queries.bytes + head * queries.stride;
     for (size_t b = 0; b < args.head_dim / kBlock; ++b) {
       __m512i dot[kHeads][kTiles];
-      float scale[kHeads];
+      Q8Query query[kHeads];
       KVRM_UNROLL
       for (uint32_t h = 0; h < kHeads; ++h) {
-        const auto block = LoadAs<Q8Query>(q + h * queries.stride + args.head_dim + b * 8);
-        scale[h] = block.scale;
+        query[h] = LoadAs<Q8Query>(q + h * queries.stride + args.head_dim + b * sizeof(Q8Query));
         KVRM_UNROLL
         for (uint32_t i = 0; i < kTiles; ++i)
-          dot[h][i] = _mm512_set1_epi32(block.minus128);
+          dot[h][i] = _mm512_set1_epi32(query[h].start128);
       }
       for (size_t d = b * kBlock; d < (b + 1) * kBlock; d += 4) {
         __m512i k[kTiles];
@@ -198,9 +199,11 @@ struct Heads {
         KVRM_UNROLL
         for (uint32_t h = 0; h < kHeads; ++h) {
           float* score = scores + h * kAttentionUnit + i * kLanes;
-          const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(dot[h][i]), d);
+          const __m512 product =
+              _mm512_fmsub_ps(_mm512_castsi512_ps(dot[h][i]), _mm512_set1_ps(query[h].scale),
+                              _mm512_set1_ps(query[h].magic_scale));
           const __m512 before = b == 0 ? _mm512_setzero_ps() : _mm512_loadu_ps(score);
-          _mm512_storeu_ps(score, _mm512_fmadd_ps(product, _mm512_set1_ps(scale[h]), before));
+          _mm512_storeu_ps(score, _mm512_fmadd_ps(product, d, before));
         }
       }
     }
@@ -452,8 +455,8 @@ struct Heads {
   }
 };
 
-// Quantises the queries behind the weights: head_dim bytes and 8 for every 32 of them, which
-// head_dim floats have room for. Those of several tokens are brought together there.
+// Quantises the queries behind the weights: head_dim bytes and a Q8Query for every 32 of them,
+// which head_dim floats have room for. Those of several tokens are brought together there.
 Queries Prepare(const AttentionArgs& args, float* weights) {
   const size_t stride = size_t{args.head_dim} * sizeof(float);
   float* copies = weights + size_t{NumHeads(args)} * kAttentionUnit;
@@ -472,7 +475,7 @@ Queries Prepare(const AttentionArgs& args, float* weights) {
     for (size_t b = 0; b < args.head_dim / kBlock; ++b) {
       const Q8Scale block =
           QuantizeBlock(q + b * kBlock, reinterpret_cast<int8_t*>(target + b * kBlock));
-      const Q8Query query = {block.scale, block.start[kStart128]};
+      const Q8Query query = {block.scale, block.magic_scale, block.start[kStart128]};
       __builtin_memcpy(target + args.head_dim + b * sizeof(query), &query, sizeof(query));
     }
   }

@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 #include "kernels/cpu_kernels.h"
+#include "kernels/q8_scale.h"
 
 namespace kvrm {
 
@@ -87,6 +88,12 @@ __m256i NarrowFloats(__m512 x) {
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
 }
 
+// Of 16 signed bytes.
+inline int32_t SumOfBytes(__m128i q) {
+  const __m128i sums = _mm_sad_epu8(_mm_xor_si128(q, _mm_set1_epi8(-128)), _mm_setzero_si128());
+  return _mm_cvtsi128_si32(sums) + _mm_extract_epi16(sums, 4) - 16 * 128;
+}
+
 // As in scalar.cc, operation by operation, so that the prepared bytes are the same.
 inline Q8Scale QuantizeBlock(const float* x, int8_t* q) {
   const __m512 x0 = _mm512_loadu_ps(x);
@@ -95,28 +102,17 @@ inline Q8Scale QuantizeBlock(const float* x, int8_t* q) {
   const uint32_t greatest = _mm512_reduce_max_epu32(
       _mm512_max_epu32(_mm512_and_si512(_mm512_castps_si512(x0), magnitude),
                        _mm512_and_si512(_mm512_castps_si512(x1), magnitude)));
-  float amax;
-  __builtin_memcpy(&amax, &greatest, sizeof(amax));
-  const bool usable = greatest < 0x7f800000u && amax >= 0x1p-100f;
+  const bool usable = IsQ8Usable(greatest);
+  const float scale = usable ? RoundedQ8Scale(greatest) : 1.0f;
   const __mmask16 mask = TailMask(usable ? kLanes : 0);
-  const __m512 inverse = _mm512_set1_ps(usable ? 127.0f / amax : 0.0f);
-  const __m512i q0 = _mm512_maskz_cvtps_epi32(mask, _mm512_mul_ps(x0, inverse));
-  const __m512i q1 = _mm512_maskz_cvtps_epi32(mask, _mm512_mul_ps(x1, inverse));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtepi32_epi8(q0));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(q + kLanes), _mm512_cvtepi32_epi8(q1));
-  Q8Scale result;
-  result.scale = usable ? amax / 127.0f : 0.0f;
-  if (greatest >= 0x7f800000u) result.scale = __builtin_nanf("");
-  const int32_t low = _mm512_reduce_add_epi32(q0);
-  const int32_t high = _mm512_reduce_add_epi32(q1);
-  result.sum_scale = result.scale * static_cast<float>(low + high);
-  result.start[kStart128] = -128 * (low + high);
-  result.start[kStart8] = -8 * (low + high);
-  result.start[kStart16] = -16 * (low + high);
-  result.start[kStart32] = -32 * low;
-  result.start[kStart32 + 1] = -32 * high;
-  result.start[kStart0] = 0;
-  return result;
+  const __m512 inverse = _mm512_set1_ps(1.0f / scale);
+  const __m128i q0 =
+      _mm512_cvtepi32_epi8(_mm512_maskz_cvtps_epi32(mask, _mm512_mul_ps(x0, inverse)));
+  const __m128i q1 =
+      _mm512_cvtepi32_epi8(_mm512_maskz_cvtps_epi32(mask, _mm512_mul_ps(x1, inverse)));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(q), q0);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(q + kLanes), q1);
+  return MakeQ8Scale(greatest, scale, SumOfBytes(q0), SumOfBytes(q1));
 }
 
 // e^x = 2^n e^r with |r| <= ln 2 / 2: the Taylor polynomial of degree 7 is off by less than

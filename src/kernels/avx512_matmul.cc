@@ -322,11 +322,10 @@ struct QuantTile {
   inline __attribute__((always_inline)) void Part(size_t b) {
     constexpr int kVectors = 8 / kParts<kType>;
     const size_t act = act_scales + b * sizeof(Q8Scale);
-    constexpr size_t kFrom = offsetof(Q8Scale, start) + 4 * (kStart<kType> + kPart);
     __m512i dot[kTokens][kGroups];
     KVRM_UNROLL
     for (uint32_t t = 0; t < kTokens; ++t) {
-      const __m512i from = _mm512_set1_epi32(LoadAs<int32_t>(x[t] + act + kFrom));
+      const __m512i from = _mm512_set1_epi32(SumStart<kStart<kType>, kPart>(x[t] + act));
       KVRM_UNROLL
       for (uint32_t g = 0; g < kGroups; ++g)
         dot[t][g] = from;
@@ -339,10 +338,14 @@ struct QuantTile {
     KVRM_UNROLL
     for (uint32_t t = 0; t < kTokens; ++t) {
       const __m512 act_scale = _mm512_set1_ps(LoadAs<float>(x[t] + act));
+      const __m512 magic_scale =
+          _mm512_set1_ps(LoadAs<float>(x[t] + act + offsetof(Q8Scale, magic_scale)));
       KVRM_UNROLL
-      for (uint32_t g = 0; g < kGroups; ++g)
-        sum[t][g] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t][g]),
-                                    _mm512_mul_ps(scale[g], act_scale), sum[t][g]);
+      for (uint32_t g = 0; g < kGroups; ++g) {
+        const __m512 product =
+            _mm512_fmsub_ps(_mm512_castsi512_ps(dot[t][g]), act_scale, magic_scale);
+        sum[t][g] = _mm512_fmadd_ps(product, scale[g], sum[t][g]);
+      }
     }
   }
 

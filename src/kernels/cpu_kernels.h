@@ -33,21 +33,31 @@ enum class ActFormat : uint8_t {
 };
 inline constexpr int kNumActFormats = 3;
 
-// x[i] ~ scale * q[i], |q[i]| <= 127, for a block of 32. A block with an Inf or NaN has q = 0 and a
-// NaN scale, so that it shows in every output.
+// The bits of kQ8Magic + n are kQ8MagicBits + n for |n| < 2^22: a sum of products that starts from
+// kQ8MagicBits is a float when it is done, and one operation takes kQ8Magic off and scales,
+//   (kQ8Magic + n) * scale - magic_scale = n * scale,
+// rounded once, for scale has 22 bits and magic_scale is exact. Sums over a block of 32, on their
+// way too, stay below 32 * (128 + 255) * 127 < 2^21.
+inline constexpr float kQ8Magic = 0x1.8p23f;
+inline constexpr int32_t kQ8MagicBits = 0x4b400000;
+
+// x[i] ~ scale * q[i], |q[i]| <= 127, for a block of 32. A block with an Inf, a NaN or a magnitude
+// of 2^110 or more has q = 0 and a NaN scale, so that it shows in every output.
 struct Q8Scale {
-  float scale;      // max |x| / 127
-  float sum_scale;  // scale * (sum of q), for weights with a minimum
+  float scale;        // max |x| / 127, in 22 bits
+  float sum_scale;    // scale * (sum of q), for weights with a minimum
+  float magic_scale;  // scale * kQ8Magic
   // Weights are multiplied unsigned, too large by their zero point: a sum over the block starts
-  // from -zero * (sum of q), by zero points. Those of 32 are two, of q[0, 16) and q[16, 32).
-  int32_t start[6];
+  // from kQ8MagicBits - zero * (sum of q), by zero points. Those of 32 are two, of q[0, 16) and
+  // q[16, 32).
+  int32_t start[5];
 };
 // Indices of Q8Scale::start.
 inline constexpr int kStart128 = 0;
 inline constexpr int kStart8 = 1;
 inline constexpr int kStart16 = 2;
 inline constexpr int kStart32 = 3;  // and 4
-inline constexpr int kStart0 = 5;
+inline constexpr int kStart0 = -1;  // no zero point: kQ8MagicBits
 
 // A weight matrix in the layout its kernel wants. y = x W^T + b.
 struct PackedMatrix {

@@ -322,6 +322,37 @@ TEST(Activations, ABlockOfEightBitsIsNearAndShowsWhatIsNotFinite) {
   }
 }
 
+TEST(Activations, AScaleMakesFloatsOfSumsOfBytesExactly) {
+  Rng rng(7);
+  const ActKernel& act = kScalarKernels.act[static_cast<int>(ActFormat::kQ8)];
+  for (int power = -104; power <= 112; ++power) {
+    std::vector<float> x = Normals(rng, 32);
+    for (float& value : x)
+      value = std::ldexp(std::clamp(value, -4.0f, 4.0f), power);
+    std::vector<std::uint8_t> prepared(act.bytes(32));
+    act.prepare(x.data(), prepared.data(), 32);
+    Q8Scale scale;
+    std::memcpy(&scale, &prepared[64], sizeof(scale));
+    float greatest = 0;
+    for (const float value : x)
+      greatest = std::max(greatest, std::abs(value));
+    ASSERT_EQ(std::isnan(scale.scale), greatest >= 0x1p110f);
+    ASSERT_EQ(scale.scale == 0, greatest < 0x1p-100f);
+    if (!(scale.scale > 0)) continue;
+    ASSERT_EQ(static_cast<double>(scale.magic_scale), 0x1.8p23 * static_cast<double>(scale.scale));
+    std::int32_t sum = 0;
+    for (std::size_t i = 0; i < 32; ++i)
+      sum += std::bit_cast<std::int8_t>(prepared[i]);
+    EXPECT_EQ(scale.start[kStart8] - kQ8MagicBits, -8 * sum);
+    EXPECT_EQ(scale.sum_scale, scale.scale * static_cast<float>(sum));
+    for (const std::int32_t n : {-4194303, -1, 0, 1, 517, 4194303}) {
+      const auto bits = std::bit_cast<float>(kQ8MagicBits + n);
+      EXPECT_EQ(std::fma(bits, scale.scale, -scale.magic_scale),
+                static_cast<float>(static_cast<double>(n) * static_cast<double>(scale.scale)));
+    }
+  }
+}
+
 TEST(Select, UnknownNamesHaveNoTableAndEveryEntryOfATableIsFilled) {
   EXPECT_EQ(FindCpuKernels("avx1024"), nullptr);
   for (const CpuKernels* table : Tables()) {

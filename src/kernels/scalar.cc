@@ -11,6 +11,7 @@
 #include "base/float16.h"
 #include "kernels/cpu_kernels.h"
 #include "kernels/kv_element.h"
+#include "kernels/q8_scale.h"
 #include "kernels/quant_block.h"
 #include "step/layout.h"
 
@@ -69,10 +70,10 @@ void DotQ8(const MatMulArgs& args, std::uint32_t row, std::uint32_t token, std::
         dot[i / 16] += (block.q[i] - zero) * q[i];
       // One scale for the whole block in all formats but Q6_K.
       if (args.w.type == DType::kQ6_K) {
-        sums[t] += static_cast<float>(dot[0]) * (scales.scale[0] * act.scale);
-        sums[t] += static_cast<float>(dot[1]) * (scales.scale[1] * act.scale);
+        sums[t] += static_cast<float>(dot[0]) * act.scale * scales.scale[0];
+        sums[t] += static_cast<float>(dot[1]) * act.scale * scales.scale[1];
       } else {
-        sums[t] += static_cast<float>(dot[0] + dot[1]) * (scales.scale[0] * act.scale);
+        sums[t] += static_cast<float>(dot[0] + dot[1]) * act.scale * scales.scale[0];
         sums[t] -= scales.min * act.sum_scale;
       }
     }
@@ -145,30 +146,19 @@ std::uint64_t BytesQ8(std::uint32_t cols) {
          RoundUp64(std::uint64_t{cols / kQuantElements} * sizeof(Q8Scale));
 }
 
-// Magnitudes are compared as bits: Inf and NaN are then the greatest and cannot hide.
 Q8Scale QuantizeBlock(const float* x, std::int8_t* q) {
   std::uint32_t greatest = 0;
   for (std::uint32_t i = 0; i < kQuantElements; ++i)
     greatest = std::max(greatest, std::bit_cast<std::uint32_t>(x[i]) & 0x7fffffffu);
-  const float amax = std::bit_cast<float>(greatest);
-  // Below 2^-100 the reciprocal would overflow before the values matter.
-  const bool usable = greatest < 0x7f800000u && amax >= 0x1p-100f;
-  const float inverse = usable ? 127.0f / amax : 0.0f;
-  Q8Scale result = {};
+  const bool usable = IsQ8Usable(greatest);
+  const float scale = usable ? RoundedQ8Scale(greatest) : 1.0f;
+  const float inverse = 1.0f / scale;
   std::int32_t sum[2] = {};
   for (std::uint32_t i = 0; i < kQuantElements; ++i) {
     q[i] = usable ? static_cast<std::int8_t>(std::lrintf(x[i] * inverse)) : std::int8_t{0};
     sum[i / 16] += q[i];
   }
-  if (usable) result.scale = amax / 127.0f;
-  if (greatest >= 0x7f800000u) result.scale = std::bit_cast<float>(0x7fc00000u);
-  result.sum_scale = result.scale * static_cast<float>(sum[0] + sum[1]);
-  result.start[kStart128] = -128 * (sum[0] + sum[1]);
-  result.start[kStart8] = -8 * (sum[0] + sum[1]);
-  result.start[kStart16] = -16 * (sum[0] + sum[1]);
-  result.start[kStart32] = -32 * sum[0];
-  result.start[kStart32 + 1] = -32 * sum[1];
-  return result;
+  return MakeQ8Scale(greatest, scale, sum[0], sum[1]);
 }
 
 void PrepareQ8(const float* x, void* target, std::uint32_t cols) {
