@@ -201,11 +201,16 @@ struct QuantTile {
                       pairs, dot);
     KVRM_UNROLL
     for (uint32_t t = 0; t < kTokens; ++t) {
-      const uint8_t* magic_scale = s->x[t] + act + offsetof(Q8Scale, magic_scale);
-      const __m256 product =
-          _mm256_fmsub_ps(_mm256_castsi256_ps(dot[t]), _mm256_set1_ps(LoadAs<float>(s->x[t] + act)),
-                          _mm256_set1_ps(LoadAs<float>(magic_scale)));
-      s->sum[t] = _mm256_fmadd_ps(product, scale, s->sum[t]);
+      const __m256 act_scale = _mm256_set1_ps(LoadAs<float>(s->x[t] + act));
+      if constexpr (kStart<kType> == kStart32) {
+        s->sum[t] =
+            _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[t]), _mm256_mul_ps(scale, act_scale), s->sum[t]);
+      } else {
+        const uint8_t* magic_scale = s->x[t] + act + offsetof(Q8Scale, magic_scale);
+        const __m256 product = _mm256_fmsub_ps(_mm256_castsi256_ps(dot[t]), act_scale,
+                                               _mm256_set1_ps(LoadAs<float>(magic_scale)));
+        s->sum[t] = _mm256_fmadd_ps(product, scale, s->sum[t]);
+      }
     }
   }
 

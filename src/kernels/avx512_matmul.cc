@@ -335,17 +335,45 @@ struct QuantTile {
     KVRM_UNROLL
     for (uint32_t g = 0; g < kGroups; ++g)
       scale[g] = source.Scale(b, g, kPart);
+    if constexpr (kStart<kType> == kStart32) {
+      AddConverted(act, dot, scale);
+    } else {
+      AddScaled(act, dot, scale);
+    }
+  }
+
+  // sum += dot * act * scale, of sums without kQ8MagicBits.
+  inline __attribute__((always_inline)) void AddConverted(size_t act, __m512i (*dot)[kGroups],
+                                                          const __m512* scale) {
+    KVRM_UNROLL
+    for (uint32_t t = 0; t < kTokens; ++t) {
+      const __m512 act_scale = _mm512_set1_ps(LoadAs<float>(x[t] + act));
+      KVRM_UNROLL
+      for (uint32_t g = 0; g < kGroups; ++g)
+        sum[t][g] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t][g]),
+                                    _mm512_mul_ps(scale[g], act_scale), sum[t][g]);
+    }
+  }
+
+  // The same of sums with them. All products come before the sums: interleaved, the compiler keeps
+  // fewer of the sums in registers.
+  inline __attribute__((always_inline)) void AddScaled(size_t act, __m512i (*dot)[kGroups],
+                                                       const __m512* scale) {
+    __m512 product[kTokens][kGroups];
     KVRM_UNROLL
     for (uint32_t t = 0; t < kTokens; ++t) {
       const __m512 act_scale = _mm512_set1_ps(LoadAs<float>(x[t] + act));
       const __m512 magic_scale =
           _mm512_set1_ps(LoadAs<float>(x[t] + act + offsetof(Q8Scale, magic_scale)));
       KVRM_UNROLL
-      for (uint32_t g = 0; g < kGroups; ++g) {
-        const __m512 product =
-            _mm512_fmsub_ps(_mm512_castsi512_ps(dot[t][g]), act_scale, magic_scale);
-        sum[t][g] = _mm512_fmadd_ps(product, scale[g], sum[t][g]);
-      }
+      for (uint32_t g = 0; g < kGroups; ++g)
+        product[t][g] = _mm512_fmsub_ps(_mm512_castsi512_ps(dot[t][g]), act_scale, magic_scale);
+    }
+    KVRM_UNROLL
+    for (uint32_t t = 0; t < kTokens; ++t) {
+      KVRM_UNROLL
+      for (uint32_t g = 0; g < kGroups; ++g)
+        sum[t][g] = _mm512_fmadd_ps(product[t][g], scale[g], sum[t][g]);
     }
   }
 

@@ -49,7 +49,7 @@ struct Q8Scale {
   float magic_scale;  // scale * kQ8Magic
   // Weights are multiplied unsigned, too large by their zero point: a sum over the block starts
   // from kQ8MagicBits - zero * (sum of q), by zero points. Those of 32 are two, of q[0, 16) and
-  // q[16, 32).
+  // q[16, 32), without kQ8MagicBits: with two sums a block the conversion is the faster way.
   int32_t start[5];
 };
 // Indices of Q8Scale::start.

@@ -39,8 +39,8 @@ inline Q8Scale MakeQ8Scale(uint32_t greatest, float scale, int32_t low, int32_t 
   return {scale,
           scale * static_cast<float>(sum),
           scale * kQ8Magic,
-          {kQ8MagicBits - 128 * sum, kQ8MagicBits - 8 * sum, kQ8MagicBits - 16 * sum,
-           kQ8MagicBits - 32 * low, kQ8MagicBits - 32 * high}};
+          {kQ8MagicBits - 128 * sum, kQ8MagicBits - 8 * sum, kQ8MagicBits - 16 * sum, -32 * low,
+           -32 * high}};
 }
 
 // What a sum over part kPart of the block starts from; kStart is an index of Q8Scale::start.

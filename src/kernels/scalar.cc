@@ -70,8 +70,8 @@ void DotQ8(const MatMulArgs& args, std::uint32_t row, std::uint32_t token, std::
         dot[i / 16] += (block.q[i] - zero) * q[i];
       // One scale for the whole block in all formats but Q6_K.
       if (args.w.type == DType::kQ6_K) {
-        sums[t] += static_cast<float>(dot[0]) * act.scale * scales.scale[0];
-        sums[t] += static_cast<float>(dot[1]) * act.scale * scales.scale[1];
+        sums[t] += static_cast<float>(dot[0]) * (scales.scale[0] * act.scale);
+        sums[t] += static_cast<float>(dot[1]) * (scales.scale[1] * act.scale);
       } else {
         sums[t] += static_cast<float>(dot[0] + dot[1]) * act.scale * scales.scale[0];
         sums[t] -= scales.min * act.sum_scale;
