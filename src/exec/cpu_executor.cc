@@ -110,7 +110,8 @@ struct CpuExecutor::State {
     const ModelConfig& config = graph.config;
     const std::uint32_t group = config.num_heads / config.num_kv_heads;
     const std::size_t floats =
-        AttentionScratchFloats(std::max(group, options.kernels->attention_heads), config.head_dim);
+        AttentionScratchFloats(std::max(group, options.kernels->attention_heads), config.head_dim) +
+        kWorkerGapBytes / sizeof(float);
     const std::size_t slot = MaxUnits() * AttentionPartialFloats(group, config.head_dim);
     const std::size_t all = floats * options.num_workers + slot * split.num_slots();
     auto* memory_of_all =

@@ -23,7 +23,7 @@ constexpr uint32_t kGroups = kOutTile / kLanes;
 
 // So far ahead of a pass over a tile its weights are fetched: the hardware alone leaves a third of
 // the bandwidth unused once the arithmetic takes as long as the bytes.
-constexpr size_t kAhead = 4096;
+constexpr size_t kAhead = 6144;
 
 // kTokens tokens by one tile.
 template <DType kType, uint32_t kTokens>
@@ -191,18 +191,22 @@ struct Packed {
     return Block(b) + kGroups * kQuantBytes<kType> + 32 * g;
   }
 
-  // Fetches the block that lies so many bytes after block b. HAZARD: GCC drops calls of a function
-  // that only fetches ahead, for it has no effect that it knows of; so this one is always inlined.
-  inline __attribute__((always_inline)) void Prefetch(size_t b, size_t distance) const {
+  // Fetch into the second-level cache what lies so many bytes after block b: its lines [begin,
+  // end), and what belongs to all 8 blocks of a super where b is the first of them. HAZARD: GCC
+  // drops calls of a function that only fetches ahead, for it has no effect that it knows of; so
+  // these are always inlined.
+  inline __attribute__((always_inline)) void Fetch(size_t b, size_t distance, size_t begin,
+                                                   size_t end) const {
     const uint8_t* ahead = Block(b) + distance;
     KVRM_UNROLL
-    for (size_t i = 0; i < kBlockBytes; i += 64)
-      __builtin_prefetch(ahead + i, 0, 2);
-    if (kSuperBytes<kType> != 0 && b % 8 == 0) {
-      KVRM_UNROLL
-      for (size_t i = 64; i <= kSuperBytes<kType>; i += 64)
-        __builtin_prefetch(ahead - i, 0, 2);
-    }
+    for (size_t i = begin; i < end; ++i)
+      __builtin_prefetch(ahead + 64 * i, 0, 2);
+  }
+  inline __attribute__((always_inline)) void FetchSuper(size_t b, size_t distance) const {
+    if (kSuperBytes<kType> == 0 || b % 8 != 0) return;
+    KVRM_UNROLL
+    for (size_t i = 64; i <= kSuperBytes<kType>; i += 64)
+      __builtin_prefetch(Block(b) + distance - i, 0, 2);
   }
   template <int kV>
   __m512i Quants(size_t b, uint32_t g) const {
@@ -235,9 +239,8 @@ struct Pass {
   uint32_t out;  // first row of the tile
   bool first;    // stretch of the columns: sums start from zero, not from scratch
   bool last;     // sums are the outputs and do not go back to scratch
-  // What it fetches ahead: one block in `num_passes`, from the `index`-th on, `distance` bytes
-  // after itself. A single pass runs a little ahead of itself; of several each fetches its part of
-  // the next stretch, so that the memory is at work in all of them.
+  // Of several passes the `index`-th fetches its part of every block, `distance` bytes after
+  // itself, which is the next stretch: the memory is at work in all of them.
   size_t distance;
   uint32_t num_passes;
   uint32_t index;
@@ -251,7 +254,8 @@ struct Panel {
   static constexpr size_t kMinimum = kScales + 64 * kParts<kType>;
   static constexpr size_t kBlockBytes = kMinimum + (kHasMinimum<kType> ? 64 : 0);
 
-  static_assert(kChunkTokens * kSumBytes + kStretch * kGroups * kBlockBytes <= kMatMulScratchBytes);
+  static_assert(kChunkTokens * kSumBytes + kStretch * kGroups * kBlockBytes <=
+                kMatMulScratchBytes - kWorkerGapBytes);
 
   uint8_t* blocks;
   size_t begin;  // first block that it holds
@@ -290,10 +294,18 @@ struct Panel {
   __m512 Minimum(size_t b, uint32_t g) const { return _mm512_load_ps(At(b, g) + kMinimum); }
 };
 
-// kTokens tokens by one tile, from `source`, Packed or Panel.
-template <DType kType, typename Source, uint32_t kTokens>
+// kTokens tokens by one tile, from `source`, Packed or Panel. A single pass fetches what it comes
+// to kAhead bytes later, and does so between its products, a few lines at a time: all lines of a
+// block at once fill the queue of misses (16 lines on some processors), and arithmetic waits with
+// memory.
+template <DType kType, typename Source, uint32_t kTokens, bool kSingle>
 struct QuantTile {
+  static constexpr size_t kLines = Packed<kType>::kBlockBytes / 64;
+  // Between the products of a block; not where unpacking and scales leave gaps enough anyway.
+  static constexpr bool kBetween = kSuperBytes<kType> == 0;
+
   const Source& source;
+  const Packed<kType>& packed;
   const uint8_t* x[kTokens];
   size_t act_scales;  // bytes from a row of activations to its Q8Scale[]
   __m512 sum[kTokens][kGroups];
@@ -302,6 +314,8 @@ struct QuantTile {
   template <int kV, int kEnd>
   inline __attribute__((always_inline)) void Dot(size_t b, __m512i (*dot)[kGroups]) const {
     if constexpr (kV < kEnd) {
+      if constexpr (kSingle && kBetween)
+        packed.Fetch(b, kAhead, kV * kLines / 8, (kV + 1) * kLines / 8);
       __m512i weights[kGroups];
       KVRM_UNROLL
       for (uint32_t g = 0; g < kGroups; ++g)
@@ -394,7 +408,7 @@ struct QuantTile {
 
   static void Run(const MatMulArgs& args, const Source& source, const Packed<kType>& packed,
                   uint32_t token, const Pass& pass) {
-    QuantTile tile = {source, {}, (size_t{args.w.cols} + 63) / 64 * 64, {}};
+    QuantTile tile = {source, packed, {}, (size_t{args.w.cols} + 63) / 64 * 64, {}};
     float* sums = static_cast<float*>(args.scratch) + size_t{token} * kOutTile;
     KVRM_UNROLL
     for (uint32_t t = 0; t < kTokens; ++t) {
@@ -404,11 +418,15 @@ struct QuantTile {
         tile.sum[t][g] =
             pass.first ? _mm512_setzero_ps() : _mm512_load_ps(sums + t * kOutTile + g * kLanes);
     }
-    uint32_t until_fetch = pass.index;
+    const size_t fetch_begin = kLines * pass.index / pass.num_passes;
+    const size_t fetch_end = kLines * (pass.index + 1) / pass.num_passes;
     for (size_t b = pass.begin; b < pass.end; ++b) {
-      if (until_fetch-- == 0) {
-        until_fetch = pass.num_passes - 1;
-        packed.Prefetch(b, pass.distance);
+      if constexpr (kSingle) {
+        packed.FetchSuper(b, kAhead);
+        if constexpr (!kBetween) packed.Fetch(b, kAhead, 0, kLines);
+      } else {
+        packed.Fetch(b, pass.distance, fetch_begin, fetch_end);
+        if (pass.index == 0) packed.FetchSuper(b, pass.distance);
       }
       tile.template Part<0>(b);
       if constexpr (kParts<kType> == 2) tile.template Part<1>(b);
@@ -429,10 +447,12 @@ struct QuantTile {
 };
 
 template <DType kType, typename Source, uint32_t kTokens>
-uint32_t QuantTokens(const MatMulArgs& args, const Source& source, const Packed<kType>& packed,
-                     uint32_t t, Pass* pass) {
+inline __attribute__((always_inline)) uint32_t QuantTokens(const MatMulArgs& args,
+                                                           const Source& source,
+                                                           const Packed<kType>& packed, uint32_t t,
+                                                           Pass* pass) {
   for (; args.num_tokens - t >= kTokens; t += kTokens) {
-    QuantTile<kType, Source, kTokens>::Run(args, source, packed, t, *pass);
+    QuantTile<kType, Source, kTokens, false>::Run(args, source, packed, t, *pass);
     ++pass->index;
   }
   return t;
@@ -460,23 +480,43 @@ void QuantStretch(const MatMulArgs& args, Pass pass) {
   QuantTokens<kType, File, 1>(args, packed, packed, t, &pass);
 }
 
+// All blocks of a tile in one pass of 8, 4, 2 or 1 tokens.
+template <DType kType>
+void QuantSingle(const MatMulArgs& args, const Pass& pass) {
+  const Packed<kType> packed(args, pass.out);
+  switch (args.num_tokens) {
+    case 8:
+      return QuantTile<kType, Packed<kType>, 8, true>::Run(args, packed, packed, 0, pass);
+    case 4:
+      return QuantTile<kType, Packed<kType>, 4, true>::Run(args, packed, packed, 0, pass);
+    case 2:
+      return QuantTile<kType, Packed<kType>, 2, true>::Run(args, packed, packed, 0, pass);
+    default:
+      return QuantTile<kType, Packed<kType>, 1, true>::Run(args, packed, packed, 0, pass);
+  }
+}
+
 // Requires: no more than kChunkTokens tokens.
 template <DType kType>
 void QuantColumns(const MatMulArgs& args, Columns columns) {
   const uint32_t n = args.num_tokens;
   const uint32_t num_passes = n / 8 + n / 4 % 2 + n / 2 % 2 + n % 2;
-  const bool single = num_passes == 1;
   const size_t begin = columns.begin / kBlock;
   const size_t end = columns.end / kBlock;
+  if (num_passes == 1) {
+    for (uint32_t out = args.out_begin; out < args.out_end; out += kOutTile)
+      QuantSingle<kType>(args, {begin, end, out, true, true, 0, 1, 0});
+    return;
+  }
   // Of about one length: what a pass costs whatever its length is not spent on a remainder.
-  const size_t num_stretches = single ? 1 : (end - begin + kStretch - 1) / kStretch;
+  const size_t num_stretches = (end - begin + kStretch - 1) / kStretch;
   const size_t stretch = (end - begin + num_stretches - 1) / num_stretches;
   const size_t stretch_bytes = OutTileBytes(kType, static_cast<uint32_t>(stretch) * kBlock);
   for (uint32_t out = args.out_begin; out < args.out_end; out += kOutTile) {
     for (size_t b = begin; b < end; b += stretch) {
       const size_t next = end - b < stretch ? end : b + stretch;
-      QuantStretch<kType>(args, {b, next, out, b == begin, next == end,
-                                 single ? kAhead : stretch_bytes, num_passes, 0});
+      QuantStretch<kType>(args,
+                          {b, next, out, b == begin, next == end, stretch_bytes, num_passes, 0});
     }
   }
 }
