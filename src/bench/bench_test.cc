@@ -66,7 +66,7 @@ std::string RefusalOf(const std::function<void()>& run) {
 
 TEST(Bench, PeaksOfEveryTableAreFinite) {
   WorkerTeam team(kWorkers);
-  for (const char* name : {"scalar", "avx2", "avx512"}) {
+  for (const char* name : {"scalar", "avx2", "avx512", "avx512_bf16"}) {
     const CpuKernels* kernels = FindCpuKernels(name);
     if (kernels == nullptr) continue;
     SCOPED_TRACE(name);

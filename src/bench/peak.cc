@@ -110,7 +110,7 @@ double Peaks::RoofSeconds(double bytes, double macs, PeakKind kind) const {
 Peaks MeasurePeaks(const PeakOptions& options, const CpuKernels& kernels, WorkerTeam& team,
                    const Clock& clock) {
   const PeakLoops& loops = FindPeakLoops(kernels.name);
-  Peaks peaks = {.kernels = loops.name,
+  Peaks peaks = {.kernels = kernels.name,
                  .num_workers = team.num_workers(),
                  .buffer_bytes = BufferBytes(options.buffer_bytes),
                  .read_bytes = {},

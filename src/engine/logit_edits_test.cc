@@ -191,7 +191,7 @@ void AddTruncation(int kind, Rng& rng, SamplingParams& params) {
 }
 
 TEST(LogitEdits, OnlyWhatIsLeftIsDrawn) {
-  for (const char* table : {"scalar", "avx2", "avx512"}) {
+  for (const char* table : {"scalar", "avx2", "avx512", "avx512_bf16"}) {
     const CpuKernels* kernels = FindCpuKernels(table);
     if (kernels == nullptr) continue;
     Rng rng(2);

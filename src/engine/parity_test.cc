@@ -109,7 +109,7 @@ TEST(Parity, GoldenLogitsOfEveryTypeAndArchitecture) {
   const json::value goldens =
       OrThrow(ParseJson(OrThrow(ReadFile((folder / "goldens.json").string(), 1u << 20))));
   std::printf("%-22s %14s", "relative error, worst", "reference");
-  const std::vector<const char*> tables = {"scalar", "avx2", "avx512"};
+  const std::vector<const char*> tables = {"scalar", "avx2", "avx512", "avx512_bf16"};
   for (const char* table : tables)
     std::printf(" %12s", table);
   std::printf(" %12s\n", "mean KL");

@@ -310,7 +310,7 @@ void CheckAgainstPlain(const CpuKernels& kernels, std::uint32_t vocab_size,
 }
 
 TEST(Sampler, DrawsWhatThePlainAlgorithmDraws) {
-  for (const char* name : {"scalar", "avx2", "avx512"}) {
+  for (const char* name : {"scalar", "avx2", "avx512", "avx512_bf16"}) {
     const CpuKernels* kernels = FindCpuKernels(name);
     if (kernels == nullptr) continue;
     for (const std::uint32_t vocab_size : {1u, 2u, 15u, 127u, 128u, 129u, 1000u})

@@ -102,7 +102,7 @@ std::vector<float> RunStep(const CpuKernels& kernels, DType dtype, std::uint32_t
 }
 
 TEST(LongRows, HaveTheBitsOfOneWorker) {
-  for (const char* name : {"scalar", "avx2", "avx512", "reference"}) {
+  for (const char* name : {"scalar", "avx2", "avx512", "avx512_bf16", "reference"}) {
     const CpuKernels* kernels = FindCpuKernels(name);
     if (kernels == nullptr) continue;
     for (const DType dtype : {DType::kF16, DType::kQ8_0}) {

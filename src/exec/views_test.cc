@@ -230,7 +230,7 @@ class World {
 
 std::vector<const CpuKernels*> AllTables() {
   std::vector<const CpuKernels*> tables;
-  for (const char* name : {"scalar", "avx2", "avx512"}) {
+  for (const char* name : {"scalar", "avx2", "avx512", "avx512_bf16"}) {
     if (const CpuKernels* table = FindCpuKernels(name)) tables.push_back(table);
   }
   return tables;

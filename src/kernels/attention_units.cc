@@ -97,13 +97,13 @@ class UnitWalk {
   std::uint32_t tile_ = 0;   // within the block
 };
 
-// Tile `i` of what is read from the unit on: its K, its V, then K of the next unit, if any.
+// Tile `i` of what is read from the unit on: its K, its V, then K and V of the next unit, if any.
 const std::uint8_t* Following(const AttentionUnit& unit, const AttentionUnit* next,
                               std::uint32_t i) {
   const std::uint32_t n = unit.num_tiles;
   if (i < n) return unit.k[i];
   if (i < 2 * n) return unit.v[i - n];
-  if (next != nullptr && i - 2 * n < next->num_tiles) return next->k[i - 2 * n];
+  if (next != nullptr && i - 2 * n < 2 * next->num_tiles) return Following(*next, nullptr, i - 2 * n);
   return unit.v[n - 1];
 }
 
@@ -117,6 +117,12 @@ void LookAhead(const AttentionUnit* next, AttentionUnit* unit) {
     unit->between[i] = Following(*unit, next, n + kTilesAhead + i);
 }
 
+// The first unit of `args`, whose tiles are only asked for. False when it attends nothing.
+bool FirstUnit(const AttentionArgs& args, AttentionUnit* unit) {
+  std::uint32_t index;
+  return args.begin < args.end && UnitWalk(args, 0).Next(args.end, unit, &index);
+}
+
 // Calls take(unit, index) for the units with index below `end`.
 template <typename Take>
 void ForEachUnit(const AttentionArgs& args, std::uint32_t begin, std::uint32_t end,
@@ -127,8 +133,11 @@ void ForEachUnit(const AttentionArgs& args, std::uint32_t begin, std::uint32_t e
   const std::uint32_t last = end > args.end / kAttentionUnit ? args.end : end * kAttentionUnit;
   bool more = walk.Next(last, &units[0], &index[0]);
   for (std::uint32_t i = 0; more; i ^= 1) {
-    more = walk.Next(last, &units[i ^ 1], &index[i ^ 1]);
-    LookAhead(more ? &units[i ^ 1] : nullptr, &units[i]);
+    AttentionUnit* next = &units[i ^ 1];
+    more = walk.Next(last, next, &index[i ^ 1]);
+    const bool is_known =
+        more || (args.following != nullptr && FirstUnit(*args.following, next));
+    LookAhead(is_known ? next : nullptr, &units[i]);
     take(units[i], index[i]);
   }
 }

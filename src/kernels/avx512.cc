@@ -21,6 +21,20 @@ void PrepareQ8(const float* x, void* target, uint32_t cols) {
     __builtin_memcpy(scales + b * sizeof(scale), &scale, sizeof(scale));
   }
 }
+
+uint64_t BytesBf16(uint32_t cols) {
+  return (uint64_t{cols} * sizeof(uint16_t) + 63) / 64 * 64;
+}
+
+void PrepareBf16(const float* x, void* target, uint32_t cols) {
+  auto* bits = static_cast<uint16_t*>(target);
+  for (size_t i = 0; i < cols; i += kLanes) {
+    const __mmask16 mask = TailMask(cols - static_cast<uint32_t>(i));
+    _mm256_mask_storeu_epi16(bits + i, mask,
+                             NarrowFloats<DType::kBf16>(_mm512_maskz_loadu_ps(mask, x + i)));
+  }
+}
+
 // K is a column of its tile, V a row.
 template <DType kType>
 void StoreKvType(const StoreKvArgs& args) {
@@ -267,7 +281,7 @@ const CpuKernels kAvx512Kernels = {
             kMat<DType::kQ4_0, ActFormat::kQ8>, kMat<DType::kQ5_0, ActFormat::kQ8>,
             kMat<DType::kQ4_K, ActFormat::kQ8>, kMat<DType::kQ5_K, ActFormat::kQ8>,
             kMat<DType::kQ6_K, ActFormat::kQ8>},
-    .act = {{nullptr, nullptr}, {nullptr, nullptr}, {BytesQ8, PrepareQ8}},
+    .act = {{nullptr, nullptr}, {BytesBf16, PrepareBf16}, {BytesQ8, PrepareQ8}},
     .rms_norm = RmsNorm,
     .rope = Rope,
     .store_kv = StoreKv,

@@ -4,26 +4,12 @@
 // Every output element is one lane with one chain of sums in the order of the columns, whatever the
 // number of tokens or groups that share a pass over the weights: blocking never changes a bit.
 #include "kernels/avx512_lanes.h"
+#include "kernels/avx512_passes.h"
 #include "kernels/avx_matmul.h"
 #include "kernels/cpu_kernels.h"
 
 namespace kvrm {
 namespace {
-
-// y of one token and one group of 16 outputs.
-void StoreOutputs(const MatMulArgs& args, uint32_t token, uint32_t out, __m512 sum) {
-  const __mmask16 mask = TailMask(args.out_end - out);
-  float* y = args.y + token * args.y_stride + out;
-  if (args.bias != nullptr) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, args.bias + out));
-  if (args.accumulate) sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), sum);
-  _mm512_mask_storeu_ps(y, mask, sum);
-}
-
-constexpr uint32_t kGroups = kOutTile / kLanes;
-
-// So far ahead of a pass over a tile its weights are fetched: the hardware alone leaves a third of
-// the bandwidth unused once the arithmetic takes as long as the bytes.
-constexpr size_t kAhead = 6144;
 
 // kTokens tokens by one tile.
 template <DType kType, uint32_t kTokens>
@@ -226,25 +212,8 @@ struct Packed {
   }
 };
 
-// Many tokens take a tile in stretches of its columns that stay in the nearest cache while all
-// tokens pass over them; their sums wait in scratch. At most 16 blocks, 17 KB of 8-bit weights.
+// Blocks of a stretch: at most 17 KB of 8-bit weights.
 constexpr size_t kStretch = 16;
-constexpr uint32_t kChunkTokens = 64;
-constexpr size_t kSumBytes = kOutTile * sizeof(float);  // of a token
-
-// One pass of a few tokens over blocks [begin, end) of a tile.
-struct Pass {
-  size_t begin;
-  size_t end;
-  uint32_t out;  // first row of the tile
-  bool first;    // stretch of the columns: sums start from zero, not from scratch
-  bool last;     // sums are the outputs and do not go back to scratch
-  // A single pass fetches what lies `distance` bytes ahead. Of several the `index`-th fetches its
-  // part of every block, `distance` being the next stretch: the memory is at work in all of them.
-  size_t distance;
-  uint32_t num_passes;
-  uint32_t index;
-};
 
 // A tile spelled out for many tokens: quants in bytes, scales in floats. A block of a group is 512
 // bytes of quants, then 64 for each scale and for the minimum.
@@ -411,15 +380,10 @@ struct QuantTile {
   static void Run(const MatMulArgs& args, const Source& source, const Packed<kType>& packed,
                   uint32_t token, const Pass& pass) {
     QuantTile tile = {source, packed, pass.distance, {}, (size_t{args.w.cols} + 63) / 64 * 64, {}};
-    float* sums = static_cast<float*>(args.scratch) + size_t{token} * kOutTile;
     KVRM_UNROLL
-    for (uint32_t t = 0; t < kTokens; ++t) {
+    for (uint32_t t = 0; t < kTokens; ++t)
       tile.x[t] = Bytes(args.x) + (token + t) * args.x_stride;
-      KVRM_UNROLL
-      for (uint32_t g = 0; g < kGroups; ++g)
-        tile.sum[t][g] =
-            pass.first ? _mm512_setzero_ps() : _mm512_load_ps(sums + t * kOutTile + g * kLanes);
-    }
+    LoadSums<kTokens>(args, token, pass, tile.sum);
     const size_t fetch_begin = kLines * pass.index / pass.num_passes;
     const size_t fetch_end = kLines * (pass.index + 1) / pass.num_passes;
     for (size_t b = pass.begin; b < pass.end; ++b) {
@@ -434,17 +398,7 @@ struct QuantTile {
       if constexpr (kParts<kType> == 2) tile.template Part<1>(b);
       if constexpr (kHasMinimum<kType>) tile.Minimum(b);
     }
-    KVRM_UNROLL
-    for (uint32_t t = 0; t < kTokens; ++t) {
-      KVRM_UNROLL
-      for (uint32_t g = 0; g < kGroups; ++g) {
-        if (pass.last) {
-          StoreOutputs(args, token + t, pass.out + g * kLanes, tile.sum[t][g]);
-        } else {
-          _mm512_store_ps(sums + t * kOutTile + g * kLanes, tile.sum[t][g]);
-        }
-      }
-    }
+    StoreSums<kTokens>(args, token, pass, tile.sum);
   }
 };
 
@@ -511,27 +465,16 @@ void QuantSingle(const MatMulArgs& args, const Pass& pass) {
 // Requires: no more than kChunkTokens tokens.
 template <DType kType>
 void QuantColumns(const MatMulArgs& args, Columns columns) {
-  const uint32_t n = args.num_tokens;
-  const uint32_t num_passes = n / 8 + n / 4 % 2 + n / 2 % 2 + n % 2;
   const size_t begin = columns.begin / kBlock;
   const size_t end = columns.end / kBlock;
-  if (num_passes == 1) {
-    const size_t ahead = SingleAhead<kType>(n);
+  if (NumPasses(args.num_tokens) == 1) {
+    const size_t ahead = SingleAhead<kType>(args.num_tokens);
     for (uint32_t out = args.out_begin; out < args.out_end; out += kOutTile)
       QuantSingle<kType>(args, {begin, end, out, true, true, ahead, 1, 0});
     return;
   }
-  // Of about one length: what a pass costs whatever its length is not spent on a remainder.
-  const size_t num_stretches = (end - begin + kStretch - 1) / kStretch;
-  const size_t stretch = (end - begin + num_stretches - 1) / num_stretches;
-  const size_t stretch_bytes = OutTileBytes(kType, static_cast<uint32_t>(stretch) * kBlock);
-  for (uint32_t out = args.out_begin; out < args.out_end; out += kOutTile) {
-    for (size_t b = begin; b < end; b += stretch) {
-      const size_t next = end - b < stretch ? end : b + stretch;
-      QuantStretch<kType>(args,
-                          {b, next, out, b == begin, next == end, stretch_bytes, num_passes, 0});
-    }
-  }
+  ForStretches(args, begin, end, kStretch, kBlock,
+               [&](const Pass& pass) { QuantStretch<kType>(args, pass); });
 }
 
 struct AllTokens {
@@ -540,13 +483,7 @@ struct AllTokens {
     if constexpr (kType == DType::kF32 || kType == DType::kF16 || kType == DType::kBf16) {
       return FloatColumns<kType>(args, columns);
     } else {
-      for (uint32_t t = 0; t < args.num_tokens; t += kChunkTokens) {
-        MatMulArgs chunk = args;
-        chunk.x = Bytes(args.x) + t * args.x_stride;
-        chunk.y = args.y + t * args.y_stride;
-        chunk.num_tokens = args.num_tokens - t < kChunkTokens ? args.num_tokens - t : kChunkTokens;
-        QuantColumns<kType>(chunk, columns);
-      }
+      ForChunks(args, [&](const MatMulArgs& chunk) { QuantColumns<kType>(chunk, columns); });
     }
   }
 };

@@ -178,6 +178,8 @@ struct AttentionArgs {
   uint32_t num_tokens = 1;  // at positions [end - num_tokens, end)
   size_t q_stride = 0;      // floats from token to token
   size_t out_stride = 0;
+  // What will be attended next, or null: its first tiles are asked for and never read.
+  const AttentionArgs* following = nullptr;
 };
 inline constexpr uint32_t kAttentionUnit = 512;
 
@@ -221,7 +223,7 @@ struct LogitSelection {
 };
 
 struct CpuKernels {
-  const char* name;               // "scalar", "avx2", "avx512", "reference"
+  const char* name;               // "scalar", "avx2", "avx512", "avx512_bf16", "reference"
   MatKernel mat[kNumDTypes];      // by DType
   ActKernel act[kNumActFormats];  // by ActFormat
   // y[i] = x[i] * w[i] / sqrt(mean(x^2) + eps), i in [0, n)
@@ -304,8 +306,10 @@ extern const CpuKernels kScalarKernels;
 extern const CpuKernels kReferenceKernels;
 extern const CpuKernels kAvx2Kernels;
 extern const CpuKernels kAvx512Kernels;
+extern const CpuKernels kAvx512Bf16Kernels;
 
-// The best table this processor runs, chosen once; KVRM_ISA=scalar|avx2|avx512 forces a lesser one.
+// The best table this processor runs, chosen once; KVRM_ISA=scalar|avx2|avx512|avx512_bf16
+// forces another: avx512_bf16 is the best only where its instruction is the faster one.
 // An unknown or unsupported name throws StartError. Every entry is filled.
 const CpuKernels& SelectCpuKernels();
 // By name, for tests and --reference; null when this processor cannot run it.

@@ -81,7 +81,7 @@ extern const PeakLoops kScalarPeak = {
               {}}};
 
 const PeakLoops& FindPeakLoops(const char* name) {
-  if (std::strcmp(name, kAvx512Peak.name) == 0) return kAvx512Peak;
+  if (std::strncmp(name, kAvx512Peak.name, std::strlen(kAvx512Peak.name)) == 0) return kAvx512Peak;
   if (std::strcmp(name, kAvx2Peak.name) == 0) return kAvx2Peak;
   return kScalarPeak;
 }

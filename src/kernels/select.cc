@@ -62,19 +62,36 @@ const CpuKernels& Avx512() {
   return table;
 }
 
+bool HasAvx512Bf16() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return HasAvx512() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 &&
+         (eax & (1u << 5)) != 0;
+}
+
+const CpuKernels& Avx512Bf16() {
+  static const CpuKernels table = Over(kAvx512Bf16Kernels, Avx512());
+  return table;
+}
+
 const CpuKernels& Reference() {
   static const CpuKernels table = Over(kReferenceKernels, kScalarKernels);
   return table;
 }
 
+const CpuKernels& Best() {
+  // Twice as fast as vfmadd on all of AMD's processors that have it, half as fast on Intel's.
+  if (HasAvx512Bf16() && __builtin_cpu_is("amd")) return Avx512Bf16();
+  return HasAvx512() ? Avx512() : HasAvx2() ? Avx2() : kScalarKernels;
+}
+
 const CpuKernels& Choose() {
   const char* forced = std::getenv("KVRM_ISA");
-  if (forced == nullptr || *forced == '\0')
-    return HasAvx512() ? Avx512() : HasAvx2() ? Avx2() : kScalarKernels;
+  if (forced == nullptr || *forced == '\0') return Best();
   const CpuKernels* kernels = FindCpuKernels(forced);
   if (kernels == nullptr || kernels == &Reference())
-    throw StartError("KVRM_ISA is neither scalar, avx2 nor avx512, or this processor lacks it: " +
-                     std::string(forced));
+    throw StartError(
+        "KVRM_ISA is neither scalar, avx2, avx512 nor avx512_bf16, or this processor lacks it: " +
+        std::string(forced));
   return *kernels;
 }
 
@@ -90,6 +107,7 @@ const CpuKernels* FindCpuKernels(const char* name) {
   if (std::strcmp(name, "reference") == 0) return &Reference();
   if (std::strcmp(name, "avx2") == 0) return HasAvx2() ? &Avx2() : nullptr;
   if (std::strcmp(name, "avx512") == 0) return HasAvx512() ? &Avx512() : nullptr;
+  if (std::strcmp(name, "avx512_bf16") == 0) return HasAvx512Bf16() ? &Avx512Bf16() : nullptr;
   return nullptr;
 }
 

@@ -19,7 +19,7 @@ inline constexpr double kRounding = 0x1p-24;  // The relative error of one float
 
 inline std::vector<const CpuKernels*> Tables() {
   std::vector<const CpuKernels*> tables;
-  for (const char* name : {"reference", "scalar", "avx2", "avx512"}) {
+  for (const char* name : {"reference", "scalar", "avx2", "avx512", "avx512_bf16"}) {
     if (const CpuKernels* table = FindCpuKernels(name)) tables.push_back(table);
   }
   return tables;
