@@ -437,12 +437,17 @@ struct CpuExecutor::State {
           args.num_tokens = num_tokens;
           args.q_stride = i.in_stride;
           args.out_stride = i.out_stride;
+          const std::uint32_t next = head + 1 < num_heads ? head + 1 : num_tokens * num_heads;
+          AttentionArgs following;
+          if (ArgsOfPiece(i, worker, n + next, &following)) args.following = &following;
           options.kernels->attention(args);
         }
         n += num_tokens * num_heads - 1;
         continue;
       }
-      const AttentionArgs args = ArgsOf(i, worker, piece.item);
+      AttentionArgs args = ArgsOf(i, worker, piece.item);
+      AttentionArgs following;
+      if (ArgsOfPiece(i, worker, n + 1, &following)) args.following = &following;
       if (piece.slot == kWholeItem) {
         if (step.header->padded_tokens != 0) AttendPadding(args, step.header->padded_tokens);
         options.kernels->attention(args);
@@ -481,6 +486,16 @@ struct CpuExecutor::State {
         break;
     }
     return std::max(count, 1u);
+  }
+
+  // Of piece `n` of the worker, if there is one, from its first unit on.
+  bool ArgsOfPiece(const Instruction& i, std::uint32_t worker, std::uint32_t n,
+                   AttentionArgs* args) const noexcept {
+    AttentionPiece piece;
+    if (!split.Piece(worker, n, &piece)) return false;
+    *args = ArgsOf(i, worker, piece.item);
+    args->begin = std::max(args->begin, piece.unit_begin * kAttentionUnit);
+    return true;
   }
 
   AttentionArgs ArgsOf(const Instruction& i, std::uint32_t worker,

@@ -105,6 +105,29 @@ class Cache {
     return packed;
   }
 
+  AttentionArgs ArgsOf(std::uint32_t head, std::uint32_t group, std::uint32_t begin,
+                       std::uint32_t end, const std::vector<AttentionRun>& runs) const {
+    return {.q = nullptr,
+            .out = nullptr,
+            .runs = runs.data(),
+            .scratch = nullptr,
+            .block_bytes = layout_.block_bytes(),
+            .k_offset = layout_.k_offset(1, head),
+            .v_offset = layout_.v_offset(1, head),
+            .num_runs = static_cast<std::uint32_t>(runs.size()),
+            .group = group,
+            .head_dim = layout_.head_dim,
+            .block_tokens = layout_.block_tokens,
+            .begin = begin,
+            .end = end,
+            .scale = Scale(layout_.head_dim),
+            .dtype = layout_.dtype,
+            .following = following_};
+  }
+
+  // From now on what is attended is followed by that.
+  void Follow(const AttentionArgs* following) { following_ = following; }
+
   // From now on units [0, pieces[0]), [pieces[0], pieces[1]) and so on are attended by calls of
   // their own, the last first, each with memory of its own, and then merged.
   void Cut(std::vector<std::uint32_t> pieces) { pieces_ = std::move(pieces); }
@@ -133,25 +156,6 @@ class Cache {
   }
 
   // Without q, out and scratch. `runs` outlives the result.
-  AttentionArgs ArgsOf(std::uint32_t head, std::uint32_t group, std::uint32_t begin,
-                       std::uint32_t end, const std::vector<AttentionRun>& runs) const {
-    return {.q = nullptr,
-            .out = nullptr,
-            .runs = runs.data(),
-            .scratch = nullptr,
-            .block_bytes = layout_.block_bytes(),
-            .k_offset = layout_.k_offset(1, head),
-            .v_offset = layout_.v_offset(1, head),
-            .num_runs = static_cast<std::uint32_t>(runs.size()),
-            .group = group,
-            .head_dim = layout_.head_dim,
-            .block_tokens = layout_.block_tokens,
-            .begin = begin,
-            .end = end,
-            .scale = Scale(layout_.head_dim),
-            .dtype = layout_.dtype};
-  }
-
   void AttendInPieces(const CpuKernels& table, AttentionArgs args) const {
     const std::size_t size = AttentionPartialFloats(args.group, args.head_dim);
     std::vector<float> partials(pieces_.back() * size);
@@ -169,6 +173,7 @@ class Cache {
   KvLayout layout_;
   std::vector<std::vector<std::uint8_t>> blocks_;
   std::vector<std::uint32_t> pieces_;
+  const AttentionArgs* following_ = nullptr;
 };
 
 constexpr DType kKvTypes[] = {DType::kF32, DType::kF16, DType::kBf16, DType::kQ8_0};
@@ -306,6 +311,29 @@ TEST(AttentionInvariance, TokensThatShareAPassHaveTheBitsTheyHaveAlone) {
     }
   }
   EXPECT_EQ(num_checked == 0, FindCpuKernels("avx512") == nullptr);
+}
+
+// What follows lies at addresses that nobody may read.
+TEST(Attention, WhatFollowsIsAskedForAndNeverRead) {
+  constexpr std::uint32_t kTokens = 1100;
+  const std::vector<AttentionRun> nowhere = {
+      {reinterpret_cast<const std::uint8_t*>(std::uintptr_t{4096}), 64}};
+  for (const CpuKernels* table : Tables()) {
+    for (const DType dtype : kKvTypes) {
+      Rng rng(12);
+      Cache cache(*table, RandomHistory(rng, kTokens, 1, 32), dtype, 32);
+      const std::vector<float> q = Normals(rng, 3 * 32);
+      for (const auto& [begin, end] : {std::pair{0u, 1u}, {0u, 600u}, {5u, 1071u}}) {
+        cache.Follow(nullptr);
+        const std::vector<float> alone = cache.Attend(*table, q, 3, 0, begin, end);
+        for (const auto& [from, to] : {std::pair{0u, 1u}, {40u, 800u}, {1024u, 2000u}}) {
+          const AttentionArgs following = cache.ArgsOf(0, 3, from, to, nowhere);
+          cache.Follow(&following);
+          EXPECT_EQ(cache.Attend(*table, q, 3, 0, begin, end), alone) << table->name;
+        }
+      }
+    }
+  }
 }
 
 // Slots after `end` and before `begin` may hold anything: here NaN and Inf, for both formats.

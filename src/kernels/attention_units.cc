@@ -103,7 +103,8 @@ const std::uint8_t* Following(const AttentionUnit& unit, const AttentionUnit* ne
   const std::uint32_t n = unit.num_tiles;
   if (i < n) return unit.k[i];
   if (i < 2 * n) return unit.v[i - n];
-  if (next != nullptr && i - 2 * n < 2 * next->num_tiles) return Following(*next, nullptr, i - 2 * n);
+  if (next != nullptr && i - 2 * n < 2 * next->num_tiles)
+    return Following(*next, nullptr, i - 2 * n);
   return unit.v[n - 1];
 }
 
@@ -135,8 +136,7 @@ void ForEachUnit(const AttentionArgs& args, std::uint32_t begin, std::uint32_t e
   for (std::uint32_t i = 0; more; i ^= 1) {
     AttentionUnit* next = &units[i ^ 1];
     more = walk.Next(last, next, &index[i ^ 1]);
-    const bool is_known =
-        more || (args.following != nullptr && FirstUnit(*args.following, next));
+    const bool is_known = more || (args.following != nullptr && FirstUnit(*args.following, next));
     LookAhead(is_known ? next : nullptr, &units[i]);
     take(units[i], index[i]);
   }
