@@ -162,7 +162,7 @@ class Product {
     for (std::uint32_t r = 0; r < max_rows; ++r) {
       for (float& value : row)
         value = static_cast<float>((rng.Uniform() - 0.5) * 3.5);
-      act_.prepare(row.data(), &x_[r * x_stride_], shape_.inputs);
+      act_.prepare(row.data(), &x_[r * x_stride_], shape_.inputs, 0, shape_.inputs);
     }
   }
 

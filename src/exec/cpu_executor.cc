@@ -267,9 +267,28 @@ struct CpuExecutor::State {
       default:
         break;
     }
+    if (i.split == Split::kColumn) {
+      const Range columns = ShareOutputs(i.width, i.share_outputs, worker);
+      for (std::uint32_t row = 0; row < num_rows; ++row)
+        ExecuteColumns(i, row, columns);
+      return;
+    }
     const Range rows = Share(num_rows, worker, options.num_workers);
     for (std::uint32_t row = rows.begin; row < rows.end; ++row)
       ExecuteRow(i, row);
+  }
+
+  void ExecuteColumns(const Instruction& i, std::uint32_t row, Range columns) const noexcept {
+    if (columns.begin == columns.end) return;
+    const float* in = i.in + row * i.in_stride;
+    if (i.code == Code::kPrepare) {
+      return i.act->prepare(in, i.prepared + row * i.prepared_stride, i.width, columns.begin,
+                            columns.end);
+    }
+    CHECK(i.code == Code::kSwiGlu);
+    options.kernels->swiglu(in + columns.begin, i.in2 + row * i.in2_stride + columns.begin,
+                            i.out + row * i.out_stride + columns.begin,
+                            columns.end - columns.begin);
   }
 
   void ExecuteRow(const Instruction& i, std::uint32_t row) const noexcept {
@@ -289,7 +308,7 @@ struct CpuExecutor::State {
       case Code::kRmsNorm:
         return kernels.rms_norm(in, i.vector, config.rms_eps, out, i.width);
       case Code::kPrepare:
-        return i.act->prepare(in, i.prepared + row * i.prepared_stride, i.width);
+        return i.act->prepare(in, i.prepared + row * i.prepared_stride, i.width, 0, i.width);
       case Code::kHeadNorm:
         for (std::uint32_t head = 0; head < i.num_heads; ++head) {
           float* x = out + head * config.head_dim;
@@ -310,14 +329,13 @@ struct CpuExecutor::State {
         if (!step.mirrors.empty()) StoreKv(i.layer, step.mirrors[row], in, in2);
         if (has_layer_windows) StoreIntoBuffer(i.layer, row, in, in2);
         return;
-      case Code::kSwiGlu:
-        return kernels.swiglu(in, in2, out, i.width);
       case Code::kGather:
         std::memcpy(out, i.in + step.sample_token[row] * i.in_stride, i.width * sizeof(float));
         return;
       case Code::kMatMul:
       case Code::kStage:
       case Code::kAttention:
+      case Code::kSwiGlu:
       case Code::kLogitStats:
         CHECK(false);
     }

@@ -152,6 +152,32 @@ TEST(Program, LogitStatsNeedNoBarrier) {
   }
 }
 
+// Each worker goes on with the columns that it has just written, up to the next product.
+TEST(Program, WhatTwoProductsGiveIsGoneOnWithWithoutABarrier) {
+  const SmallDecoder decoder(SmallDecoderConfig());
+  HostDevice device;
+  WorkerTeam team(2);
+  for (const CpuKernels* kernels : {&Scalar(), &SelectCpuKernels()}) {
+    const Program program = CompileProgram(
+        decoder.graph(), {.kernels = kernels, .max_tokens = 4, .max_samples = 4}, device, team);
+    std::size_t num_checked = 0;
+    for (std::size_t i = 1; i + 1 < program.code.size(); ++i) {
+      if (program.code[i].code != Code::kSwiGlu) continue;
+      ++num_checked;
+      EXPECT_EQ(program.code[i - 1].code, Code::kMatMul);
+      EXPECT_FALSE(program.code[i].barrier);
+      std::size_t product = i + 1;
+      if (program.code[product].code == Code::kPrepare) {
+        EXPECT_EQ(program.code[product].split, Split::kColumn);
+        EXPECT_FALSE(program.code[product++].barrier);
+      }
+      EXPECT_EQ(program.code[product].code, Code::kMatMul);
+      EXPECT_TRUE(program.code[product].barrier);
+    }
+    EXPECT_GT(num_checked, 0u);
+  }
+}
+
 // How many tiles the calls of the kernel went over. The executor has one worker here.
 std::uint64_t num_tiles = 0;
 

@@ -28,13 +28,15 @@ struct Access {
   Split split;
 };
 
-bool SameWorker(Split a, Split b) {
-  return a == b && (a == Split::kToken || a == Split::kSample || a == Split::kChunk);
+bool SameWorker(const Access& a, const Access& b) {
+  if (a.split != b.split) return false;
+  if (a.split == Split::kColumn) return a.begin == b.begin && a.end == b.end;
+  return a.split == Split::kToken || a.split == Split::kSample || a.split == Split::kChunk;
 }
 
 bool Conflict(const Access& a, const Access& b) {
   return a.resource == b.resource && a.begin < b.end && b.begin < a.end && (a.write || b.write) &&
-         !SameWorker(a.split, b.split);
+         !SameWorker(a, b);
 }
 
 // The file's bytes are not read again: their pages leave this process, so that a model is resident
@@ -159,11 +161,12 @@ class Compiler {
   Access Write(Slice slice, Split split) const {
     return {Index(slice.buffer), slice.begin, slice.begin + slice.width, true, split};
   }
-  std::uint32_t PreparedResource(ActFormat format) const {
-    return static_cast<std::uint32_t>(graph_.buffers.size()) + static_cast<std::uint32_t>(format);
+  std::uint32_t PreparedResource(ActFormat format, bool by_column) const {
+    return static_cast<std::uint32_t>(graph_.buffers.size()) +
+           2 * static_cast<std::uint32_t>(format) + (by_column ? 1 : 0);
   }
   std::uint32_t CacheResource() const {
-    return static_cast<std::uint32_t>(graph_.buffers.size()) + kNumActFormats;
+    return static_cast<std::uint32_t>(graph_.buffers.size()) + 2 * kNumActFormats;
   }
   std::uint32_t LayerBufferResource() const { return CacheResource() + 1; }
 
@@ -238,9 +241,7 @@ class Compiler {
       case OpKind::kAttention:
         return EmitAttention(op);
       case OpKind::kSwiGlu:
-        return Append(Basic(op, Code::kSwiGlu),
-                      {Write(op.out, Split::kToken), Read(op.in, Split::kToken),
-                       Read(op.in2, Split::kToken)});
+        return EmitSwiGlu(op);
       case OpKind::kGather: {
         Instruction i = Basic(op, Code::kGather);
         // The rows read are not the rows written: a token's row may be another worker's.
@@ -248,6 +249,13 @@ class Compiler {
         return Append(i, {Write(op.out, Split::kSample), Read(op.in, Split::kSample)});
       }
     }
+  }
+
+  // Both inputs are products' outputs: each worker takes the columns that it has just written.
+  void EmitSwiGlu(const Op& op) {
+    Instruction i = Basic(op, Code::kSwiGlu);
+    i.split = Split::kColumn;
+    Append(i, {Write(op.out, i.split), Read(op.in, i.split), Read(op.in2, i.split)});
   }
 
   void EmitEmbed(const Op& op) {
@@ -320,20 +328,33 @@ class Compiler {
     const bool per_sample = graph_.buffers[Index(op.in.buffer)].per_sample;
     Instruction i;
     i.code = Code::kPrepare;
-    i.split = per_sample ? Split::kSample : Split::kToken;
+    const bool by_column = WrittenByColumn(operand);
+    i.split = by_column ? Split::kColumn : per_sample ? Split::kSample : Split::kToken;
     i.per_sample = per_sample;
     i.width = op.in.width;
     i.in = Address(op.in);
     i.in_stride = Stride(op.in);
     i.act = &options_.kernels->act[static_cast<std::size_t>(format)];
-    i.prepared = PreparedMemory(format);
+    i.prepared = PreparedMemory(format, by_column);
     i.prepared_stride = OddLines(i.act->bytes(op.in.width));
-    Append(i, {Read(op.in, i.split), Access{PreparedResource(format), 0, 1, true, i.split}});
-    prepared_[static_cast<std::size_t>(format)] = {operand.resource, operand.begin, operand.end};
+    Append(i, {Read(op.in, i.split),
+               Access{PreparedResource(format, by_column), 0, op.in.width, true, i.split}});
+    have = {operand.resource, operand.begin, operand.end, by_column};
   }
 
-  std::byte* PreparedMemory(ActFormat format) {
-    std::byte*& memory = prepared_memory_[static_cast<std::size_t>(format)];
+  // Since the last barrier, so that to go on by column takes none.
+  bool WrittenByColumn(const Access& operand) const {
+    return std::any_of(since_barrier_.begin(), since_barrier_.end(), [&](const Access& earlier) {
+      return earlier.write && earlier.split == Split::kColumn &&
+             earlier.resource == operand.resource && earlier.begin == operand.begin &&
+             earlier.end == operand.end;
+    });
+  }
+
+  // What is prepared by column has memory of its own: with the operand of the product before, which
+  // the other workers may still read, it would have to wait for them.
+  std::byte* PreparedMemory(ActFormat format, bool by_column) {
+    std::byte*& memory = prepared_memory_[static_cast<std::size_t>(format)][by_column ? 1 : 0];
     if (memory != nullptr) return memory;
     std::uint32_t widest = 0;
     for (const Op& op : graph_.ops) {
@@ -352,7 +373,7 @@ class Compiler {
     if (!direct) Prepare(op, kernel.act);
     Instruction i = Basic(op, Code::kMatMul);
     const bool is_logits = op.out.buffer == graph_.logits.buffer;
-    i.split = is_logits ? Split::kChunk : Split::kOutput;
+    i.split = is_logits ? Split::kChunk : Split::kColumn;
     if (is_logits) i.share_outputs = kLogitChunk;
     i.accumulate = op.accumulate;
     i.kernel = &kernel;
@@ -365,11 +386,12 @@ class Compiler {
       i.prepared = nullptr;
       return Append(i, {Write(op.out, i.split), Read(op.in, Split::kOutput)});
     }
-    i.prepared = PreparedMemory(kernel.act);
+    const bool by_column = prepared_[static_cast<std::size_t>(kernel.act)].by_column;
+    i.prepared = PreparedMemory(kernel.act, by_column);
     i.prepared_stride =
         OddLines(options_.kernels->act[static_cast<std::size_t>(kernel.act)].bytes(op.in.width));
-    Append(i, {Write(op.out, i.split),
-               Access{PreparedResource(kernel.act), 0, 1, false, Split::kOutput}});
+    Append(i, {Write(op.out, i.split), Access{PreparedResource(kernel.act, by_column), 0,
+                                              op.in.width, false, Split::kOutput}});
   }
 
   // Every worker takes the chunks whose logits it has just written: no barrier.
@@ -395,6 +417,7 @@ class Compiler {
     std::uint32_t resource = ~0u;
     std::uint32_t begin = 0;
     std::uint32_t end = 0;
+    bool by_column = false;
   };
 
   const Graph& graph_;
@@ -406,7 +429,7 @@ class Compiler {
   std::vector<std::size_t> strides_;
   std::map<const std::byte*, const std::byte*> packed_;  // by the file's address
   std::array<PreparedSlice, kNumActFormats> prepared_ = {};
-  std::array<std::byte*, kNumActFormats> prepared_memory_ = {};
+  std::array<std::array<std::byte*, 2>, kNumActFormats> prepared_memory_ = {};  // [1]: by column
   std::vector<Access> since_barrier_;
 };
 

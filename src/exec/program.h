@@ -19,8 +19,10 @@ namespace kvrm {
 
 // How an instruction is divided among the workers. Two instructions divided by token (or both by
 // sample, or by chunk of the logits) touch the same memory from the same worker, so no barrier is
-// needed between them.
-enum class Split : std::uint8_t { kToken, kSample, kOutput, kItem, kBlock, kChunk };
+// needed between them. So do two by column, of the same columns: the outputs of a product are
+// written that way, and what goes on element by element from there stays with the worker, whose
+// caches hold it. kOutput is a share of a product's outputs, for which all of its input is read.
+enum class Split : std::uint8_t { kToken, kSample, kColumn, kOutput, kItem, kBlock, kChunk };
 
 enum class Code : std::uint8_t {
   kEmbed,
@@ -48,7 +50,7 @@ struct Instruction {
   bool needs_layer = false;  // it may be the first to touch `layer` of the cache
   std::uint32_t layer = 0;
   std::uint32_t num_heads = 0;
-  std::uint32_t share_outputs = kOutTile;  // kMatMul: shares of outputs are multiples of this
+  std::uint32_t share_outputs = kOutTile;  // shares of outputs or columns are multiples of this
   std::uint32_t width = 0;                 // floats per row
   float* out = nullptr;                    // row 0; rows are out_stride floats apart
   const float* in = nullptr;

@@ -12,10 +12,10 @@ uint64_t BytesQ8(uint32_t cols) {
   return (uint64_t{cols} + 63) / 64 * 64 + (scales + 63) / 64 * 64;
 }
 
-void PrepareQ8(const float* x, void* target, uint32_t cols) {
+void PrepareQ8(const float* x, void* target, uint32_t cols, uint32_t begin, uint32_t end) {
   auto* q = static_cast<int8_t*>(target);
   uint8_t* scales = static_cast<uint8_t*>(target) + (size_t{cols} + 63) / 64 * 64;
-  for (size_t b = 0; b < cols / kBlock; ++b) {
+  for (size_t b = begin / kBlock; b < end / kBlock; ++b) {
     const Q8Scale scale = QuantizeBlock(x + b * kBlock, q + b * kBlock);
     __builtin_memcpy(scales + b * sizeof(scale), &scale, sizeof(scale));
   }

@@ -13,10 +13,10 @@ uint64_t BytesQ8(uint32_t cols) {
   return (uint64_t{cols} + 63) / 64 * 64 + (scales + 63) / 64 * 64;
 }
 
-void PrepareQ8(const float* x, void* target, uint32_t cols) {
+void PrepareQ8(const float* x, void* target, uint32_t cols, uint32_t begin, uint32_t end) {
   auto* q = static_cast<int8_t*>(target);
   uint8_t* scales = static_cast<uint8_t*>(target) + (size_t{cols} + 63) / 64 * 64;
-  for (size_t b = 0; b < cols / kBlock; ++b) {
+  for (size_t b = begin / kBlock; b < end / kBlock; ++b) {
     const Q8Scale scale = QuantizeBlock(x + b * kBlock, q + b * kBlock);
     __builtin_memcpy(scales + b * sizeof(scale), &scale, sizeof(scale));
   }
@@ -26,10 +26,10 @@ uint64_t BytesBf16(uint32_t cols) {
   return (uint64_t{cols} * sizeof(uint16_t) + 63) / 64 * 64;
 }
 
-void PrepareBf16(const float* x, void* target, uint32_t cols) {
+void PrepareBf16(const float* x, void* target, uint32_t /*cols*/, uint32_t begin, uint32_t end) {
   auto* bits = static_cast<uint16_t*>(target);
-  for (size_t i = 0; i < cols; i += kLanes) {
-    const __mmask16 mask = TailMask(cols - static_cast<uint32_t>(i));
+  for (size_t i = begin; i < end; i += kLanes) {
+    const __mmask16 mask = TailMask(end - static_cast<uint32_t>(i));
     _mm256_mask_storeu_epi16(bits + i, mask,
                              NarrowFloats<DType::kBf16>(_mm512_maskz_loadu_ps(mask, x + i)));
   }

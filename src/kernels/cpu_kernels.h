@@ -112,8 +112,9 @@ struct MatKernel {
 struct ActKernel {
   // Bytes of one prepared row of `cols` floats, a multiple of 64.
   uint64_t (*bytes)(uint32_t cols);
-  // Requires: cols is a multiple of 32 for kQ8.
-  void (*prepare)(const float* x, void* target, uint32_t cols);
+  // Prepares columns [begin, end) of a row of `cols`; any division of a row gives the same bytes.
+  // Requires: begin and, unless it is cols, end are multiples of 32; cols is for kQ8.
+  void (*prepare)(const float* x, void* target, uint32_t cols, uint32_t begin, uint32_t end);
 };
 
 enum class RopeStyle : uint8_t {

@@ -60,7 +60,7 @@ class Operand {
     std::vector<std::uint8_t> storage(stride * num_tokens + 64);
     std::uint8_t* prepared = Align64(storage);
     for (std::uint32_t t = 0; t < num_tokens; ++t)
-      act.prepare(x.data() + std::size_t{t} * w_.cols, prepared + t * stride, w_.cols);
+      act.prepare(x.data() + std::size_t{t} * w_.cols, prepared + t * stride, w_.cols, 0, w_.cols);
     std::vector<std::uint8_t> scratch(kMatMulScratchBytes + 64, 0xff);
     y->resize(std::size_t{num_tokens} * w_.rows);
     for (std::size_t i = 0; i + 1 < cuts.size(); ++i)
@@ -204,7 +204,8 @@ void CheckDistance(const CpuKernels& table, DType type, std::uint32_t rows, std:
   }
   std::vector<std::uint8_t> act(kScalarKernels.act[static_cast<int>(ActFormat::kQ8)].bytes(cols));
   if (!floats)
-    kScalarKernels.act[static_cast<int>(ActFormat::kQ8)].prepare(x.data(), act.data(), cols);
+    kScalarKernels.act[static_cast<int>(ActFormat::kQ8)].prepare(x.data(), act.data(), cols, 0,
+                                                                 cols);
   for (std::uint32_t o = 0; o < rows; ++o) {
     const std::uint8_t* row = file.data() + o * FileRowBytes(type, cols);
     const Exact exact = floats ? ExactFloat(type, row, x.data(), cols)
@@ -302,11 +303,12 @@ TEST(Activations, EveryTablePreparesTheSameBytes) {
     const std::size_t bytes = kScalarKernels.act[format].bytes(kCols);
     EXPECT_EQ(bytes % 64, 0u);
     std::vector<std::uint8_t> expected(bytes);
-    kScalarKernels.act[format].prepare(x.data(), expected.data(), kCols);
+    kScalarKernels.act[format].prepare(x.data(), expected.data(), kCols, 0, kCols);
     for (const CpuKernels* table : Tables()) {
       ASSERT_EQ(table->act[format].bytes(kCols), bytes);
       std::vector<std::uint8_t> prepared(bytes);
-      table->act[format].prepare(x.data(), prepared.data(), kCols);
+      table->act[format].prepare(x.data(), prepared.data(), kCols, 96, kCols);
+      table->act[format].prepare(x.data(), prepared.data(), kCols, 0, 96);
       EXPECT_EQ(prepared, expected) << table->name << " format " << format;
     }
   }
@@ -319,7 +321,7 @@ TEST(Activations, ABlockOfEightBitsIsNearAndShowsWhatIsNotFinite) {
   x[64] = 3;  // The greatest of its block by far.
   const ActKernel& act = kScalarKernels.act[static_cast<int>(ActFormat::kQ8)];
   std::vector<std::uint8_t> prepared(act.bytes(96));
-  act.prepare(x.data(), prepared.data(), 96);
+  act.prepare(x.data(), prepared.data(), 96, 0, 96);
   for (std::uint32_t b = 0; b < 3; ++b) {
     Q8Scale scale;
     std::memcpy(&scale, &prepared[128 + b * sizeof(scale)], sizeof(scale));
@@ -340,7 +342,7 @@ TEST(Activations, AScaleMakesFloatsOfSumsOfBytesExactly) {
     for (float& value : x)
       value = std::ldexp(std::clamp(value, -4.0f, 4.0f), power);
     std::vector<std::uint8_t> prepared(act.bytes(32));
-    act.prepare(x.data(), prepared.data(), 32);
+    act.prepare(x.data(), prepared.data(), 32, 0, 32);
     Q8Scale scale;
     std::memcpy(&scale, &prepared[64], sizeof(scale));
     float greatest = 0;

@@ -128,16 +128,18 @@ std::uint64_t BytesF32(std::uint32_t cols) {
   return RoundUp64(std::uint64_t{cols} * sizeof(float));
 }
 
-void PrepareF32(const float* x, void* target, std::uint32_t cols) {
-  std::memcpy(target, x, cols * sizeof(float));
+void PrepareF32(const float* x, void* target, std::uint32_t /*cols*/, std::uint32_t begin,
+                std::uint32_t end) {
+  std::memcpy(static_cast<float*>(target) + begin, x + begin, (end - begin) * sizeof(float));
 }
 
 std::uint64_t BytesBf16(std::uint32_t cols) {
   return RoundUp64(std::uint64_t{cols} * sizeof(std::uint16_t));
 }
 
-void PrepareBf16(const float* x, void* target, std::uint32_t cols) {
-  for (std::uint32_t i = 0; i < cols; ++i)
+void PrepareBf16(const float* x, void* target, std::uint32_t /*cols*/, std::uint32_t begin,
+                 std::uint32_t end) {
+  for (std::uint32_t i = begin; i < end; ++i)
     StoreElement(static_cast<std::uint8_t*>(target), i, DType::kBf16, x[i]);
 }
 
@@ -161,11 +163,12 @@ Q8Scale QuantizeBlock(const float* x, std::int8_t* q) {
   return MakeQ8Scale(greatest, scale, sum[0], sum[1]);
 }
 
-void PrepareQ8(const float* x, void* target, std::uint32_t cols) {
-  CHECK(cols % kQuantElements == 0);
+void PrepareQ8(const float* x, void* target, std::uint32_t cols, std::uint32_t begin,
+               std::uint32_t end) {
+  CHECK(cols % kQuantElements == 0 && begin % kQuantElements == 0 && end % kQuantElements == 0);
   auto* q = static_cast<std::int8_t*>(target);
   std::uint8_t* scales = static_cast<std::uint8_t*>(target) + RoundUp64(cols);
-  for (std::uint32_t b = 0; b < cols / kQuantElements; ++b) {
+  for (std::uint32_t b = begin / kQuantElements; b < end / kQuantElements; ++b) {
     const Q8Scale scale = QuantizeBlock(x + b * kQuantElements, q + b * kQuantElements);
     std::memcpy(scales + b * sizeof(scale), &scale, sizeof(scale));
   }
