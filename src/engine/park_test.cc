@@ -2,6 +2,7 @@
 // Preemption by park and resume: a pool that holds half of what runs serves all of it, computes no
 // token twice while the host tier has room, and nobody's output tells.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <map>
@@ -10,6 +11,7 @@
 #include "base/clock.h"
 #include "base/rng.h"
 #include "engine/engine.h"
+#include "engine/engine_options.h"
 #include "engine/outputs_for_test.h"
 #include "engine/random_request.h"
 #include "model/weights.h"
@@ -87,7 +89,7 @@ TEST(Park, AnOversubscribedPoolComputesNothingTwiceWhileTheHostHasRoom) {
     EngineOptions options = Options(kHostKvAuto);
     options.prefix_cache = cache;
     Engine engine(Demo(), options, kClock);
-    EXPECT_EQ(engine.options().host_kv_bytes, 384 * TokenBytes());
+    EXPECT_EQ(engine.options().host_kv_bytes, 4 * kRows * kContext * TokenBytes());
     EXPECT_EQ(Serve(engine), expected);
     EXPECT_GT(engine.stats().num_preemptions, 3u);
     EXPECT_EQ(engine.stats().num_recomputed_tokens, 0u);
@@ -148,6 +150,43 @@ TEST(Park, MoreThanThereAreRowsMayBeParked) {
   EXPECT_GT(most_parked, 2u);
   EXPECT_EQ(engine.kv_stats().num_park_refusals, 0u);
   EXPECT_EQ(engine.stats().num_recomputed_tokens, 0u);
+}
+
+// A pool of one history and a little, as long as the context: every second one is parked, and so
+// are those that more urgent ones push out, as many as there are places.
+TEST(Park, TheDefaultHoldsAllThatMayBeParked) {
+  EngineOptions options = Options(kHostKvAuto);
+  options.max_rows = 2;
+  options.kv_tokens = kContext + 32;
+  Engine engine(Demo(), options, kClock);
+  Rng rng(5, "default");
+  std::uint32_t most_parked = 0;
+  for (std::int32_t i = 0; i < 12; ++i) {
+    Request request = RandomRequest(rng, Demo().config().vocab_size, 60, kContext - 60);
+    request.priority = -i;
+    request.stop_ids.clear();
+    OrThrow(engine.Submit(std::move(request)));
+    for (int step = 0; step < 60; ++step)
+      engine.Step();
+    most_parked = std::max(most_parked, engine.kv_stats().num_parked);
+  }
+  RunToEnd(engine);
+  EXPECT_GT(most_parked, 2u);
+  EXPECT_EQ(engine.kv_stats().num_park_refusals, 0u);
+  EXPECT_EQ(engine.stats().num_recomputed_tokens, 0u);
+}
+
+TEST(Park, TheDefaultIsAtMostAQuarterOfMemory) {
+  EngineOptions options = Options(kHostKvAuto);
+  options.max_context = 1 << 20;
+  options.max_rows = 1024;
+  const KvLayout layout = {.num_layers = 64, .num_kv_heads = 8, .head_dim = 128};
+  const EngineParts parts = {.layout = layout, .max_context = options.max_context};
+  const std::uint64_t bytes = ResolvedOptions(options, parts).host_kv_bytes;
+  const std::uint64_t quarter = static_cast<std::uint64_t>(::sysconf(_SC_PHYS_PAGES)) *
+                                static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE)) / 4;
+  EXPECT_LE(bytes, quarter);
+  EXPECT_GT(bytes, quarter / 2);
 }
 
 TEST(Park, WhatFindsNoRoomIsRecomputedAndCounted) {
