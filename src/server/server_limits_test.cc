@@ -281,6 +281,7 @@ constexpr char kHeadOfBody[] = "POST /v1/completions HTTP/1.1\r\nHost: a\r\n";
 
 // Nothing of the body has been sent, and nothing of it is asked for.
 TEST_F(ServerLimitsTest, AFullQueueRefusesByTheHeadAlone) {
+  engine_.SetReply("abc", FinishReason::kStop);
   engine_.SetPlaces(0);
   Start();
   for (const char* framing :
@@ -297,7 +298,6 @@ TEST_F(ServerLimitsTest, AFullQueueRefusesByTheHeadAlone) {
   }
   // What needs no place is served.
   EXPECT_EQ(Ask(PostText("/tokenize", R"({"content":"a"})")).status, 200);
-  engine_.SetReply("abc", FinishReason::kStop);
   engine_.SetPlaces(1);
   EXPECT_EQ(Ask(PostText("/v1/completions", kCompletion)).status, 200);
 }
