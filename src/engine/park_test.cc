@@ -152,21 +152,21 @@ TEST(Park, MoreThanThereAreRowsMayBeParked) {
   EXPECT_EQ(engine.stats().num_recomputed_tokens, 0u);
 }
 
-// A pool of one history and a little, as long as the context: every second one is parked, and so
-// are those that more urgent ones push out, as many as there are places.
+// What the pool lacks for its two rows is less than one history, and more urgent ones push out more
+// than one.
 TEST(Park, TheDefaultHoldsAllThatMayBeParked) {
   EngineOptions options = Options(kHostKvAuto);
   options.max_rows = 2;
-  options.kv_tokens = kContext + 32;
+  options.kv_tokens = 160;
   Engine engine(Demo(), options, kClock);
+  EXPECT_EQ(engine.options().host_kv_bytes, 8 * kContext * TokenBytes());
   Rng rng(5, "default");
   std::uint32_t most_parked = 0;
-  for (std::int32_t i = 0; i < 12; ++i) {
-    Request request = RandomRequest(rng, Demo().config().vocab_size, 60, kContext - 60);
+  for (std::int32_t i = 0; i < 8; ++i) {
+    Request request = RandomRequest(rng, Demo().config().vocab_size, 40, 60);
     request.priority = -i;
-    request.stop_ids.clear();
     OrThrow(engine.Submit(std::move(request)));
-    for (int step = 0; step < 60; ++step)
+    for (int step = 0; step < 40; ++step)
       engine.Step();
     most_parked = std::max(most_parked, engine.kv_stats().num_parked);
   }

@@ -20,7 +20,7 @@ namespace kvrm {
 namespace {
 
 // A server on loopback that answers one connection after the other. Prompts of 13 tokens are
-// refused, of 17 cut in the middle, of 19 fail in the stream, of 29 are never answered.
+// refused, of 17 cut in the middle, of 19 fail in the stream, of 15 are never answered.
 class FakeServer {
  public:
   explicit FakeServer(bool has_ledger)
@@ -109,7 +109,7 @@ class FakeServer {
       num_wrong_ += id.as_int64() < 0 || id.as_int64() >= 100 ? 1 : 0;
     num_wrong_ += right ? 0 : 1;
     if (prompt.size() == 13) return Whole("429 Too Many Requests", "slow\ndown");
-    if (prompt.size() == 29) return "";
+    if (prompt.size() == 15) return "";
     std::string events;
     for (std::int64_t i = 0; i < asked; ++i)
       events += "data: {\"choices\":[{\"index\":0,\"text\":\"a\",\"finish_reason\":null}]}\n\n";
@@ -208,7 +208,7 @@ TEST(UrlTarget, SilenceEndsARequest) {
   const LookingClock clock;
   UrlTarget target({.url = server.url(), .silence_limit_ns = 5'000'000'000}, clock);
   Workload workload;
-  workload.requests.push_back({.prompt_tokens = 29, .output_tokens = 3});
+  workload.requests.push_back({.prompt_tokens = 15, .output_tokens = 3});
   const Record record = Replayed(target, workload);
   ASSERT_EQ(record.requests.size(), 1u);
   EXPECT_EQ(record.requests[0].error, "nothing came for too long");
