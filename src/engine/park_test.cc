@@ -78,6 +78,23 @@ void RunToEnd(Engine& engine) {
   }
 }
 
+// Each that comes is more urgent than those before it and is taken in before what is parked.
+// Returns how many were parked at most.
+std::uint32_t ServeUrgent(Engine& engine, std::uint64_t seed) {
+  Rng rng(seed, "urgent");
+  std::uint32_t most_parked = 0;
+  for (std::int32_t i = 0; i < 8; ++i) {
+    Request request = RandomRequest(rng, Demo().config().vocab_size, 40, 60);
+    request.priority = -i;
+    OrThrow(engine.Submit(std::move(request)));
+    for (int step = 0; step < 40; ++step)
+      engine.Step();
+    most_parked = std::max(most_parked, engine.kv_stats().num_parked);
+  }
+  RunToEnd(engine);
+  return most_parked;
+}
+
 TEST(Park, AnOversubscribedPoolComputesNothingTwiceWhileTheHostHasRoom) {
   EngineOptions ample = Options(0);
   ample.kv_tokens = 0;
@@ -130,23 +147,12 @@ TEST(Park, SamplesAreComputedOnceWhileTheHostHasRoom) {
   EXPECT_GT(num_parks, 10u);
 }
 
-// Each that comes is more urgent than those before it and is taken in before what is parked.
 TEST(Park, MoreThanThereAreRowsMayBeParked) {
   EngineOptions options = Options(std::uint64_t{1} << 26);
   options.max_rows = 2;
   options.kv_tokens = 160;
   Engine engine(Demo(), options, kClock);
-  Rng rng(3, "urgent");
-  std::uint32_t most_parked = 0;
-  for (std::int32_t i = 0; i < 8; ++i) {
-    Request request = RandomRequest(rng, Demo().config().vocab_size, 40, 60);
-    request.priority = -i;
-    OrThrow(engine.Submit(std::move(request)));
-    for (int step = 0; step < 40; ++step)
-      engine.Step();
-    most_parked = std::max(most_parked, engine.kv_stats().num_parked);
-  }
-  RunToEnd(engine);
+  const std::uint32_t most_parked = ServeUrgent(engine, 3);
   EXPECT_GT(most_parked, 2u);
   EXPECT_EQ(engine.kv_stats().num_park_refusals, 0u);
   EXPECT_EQ(engine.stats().num_recomputed_tokens, 0u);
@@ -160,17 +166,7 @@ TEST(Park, TheDefaultHoldsAllThatMayBeParked) {
   options.kv_tokens = 160;
   Engine engine(Demo(), options, kClock);
   EXPECT_EQ(engine.options().host_kv_bytes, 8 * kContext * TokenBytes());
-  Rng rng(5, "default");
-  std::uint32_t most_parked = 0;
-  for (std::int32_t i = 0; i < 8; ++i) {
-    Request request = RandomRequest(rng, Demo().config().vocab_size, 40, 60);
-    request.priority = -i;
-    OrThrow(engine.Submit(std::move(request)));
-    for (int step = 0; step < 40; ++step)
-      engine.Step();
-    most_parked = std::max(most_parked, engine.kv_stats().num_parked);
-  }
-  RunToEnd(engine);
+  const std::uint32_t most_parked = ServeUrgent(engine, 5);
   EXPECT_GT(most_parked, 2u);
   EXPECT_EQ(engine.kv_stats().num_park_refusals, 0u);
   EXPECT_EQ(engine.stats().num_recomputed_tokens, 0u);

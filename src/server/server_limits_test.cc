@@ -19,7 +19,19 @@ constexpr char kCompletionStream[] = R"({"prompt":"a","stream":true})";
 
 class ServerLimitsTest : public LoopbackServer {
  protected:
+  // Before the server starts: whoever tokenizes is counted and waits for go_on_.
+  void HoldEncoding() {
+    model_.encode = [this, encode = model_.encode](std::string_view text,
+                                                   const EncodeOptions& options) {
+      ++num_begun_;
+      EXPECT_TRUE(WaitFor([this] { return go_on_.load(); }));
+      return encode(text, options);
+    };
+  }
+
   std::vector<int> fillers_;
+  std::atomic<int> num_begun_{0};
+  std::atomic<bool> go_on_{false};
 };
 
 TEST_F(ServerLimitsTest, BodyThatStopsIsRefusedAfterTenSeconds) {
@@ -330,13 +342,7 @@ TEST_F(ServerLimitsTest, AShortRefusedBodyIsReadPast) {
 // One is being tokenized and takes the only place; who comes with a body after it is not read, who
 // had sent a part of it is not parsed.
 TEST_F(ServerLimitsTest, WhatIsPreparedTakesItsPlace) {
-  std::atomic<int> num_begun{0};
-  std::atomic<bool> go_on{false};
-  model_.encode = [&, encode = model_.encode](std::string_view text, const EncodeOptions& options) {
-    ++num_begun;
-    EXPECT_TRUE(WaitFor([&] { return go_on.load(); }));
-    return encode(text, options);
-  };
+  HoldEncoding();
   engine_.SetReply("abc", FinishReason::kStop);
   engine_.SetPlaces(1);
   Start();
@@ -346,14 +352,14 @@ TEST_F(ServerLimitsTest, WhatIsPreparedTakesItsPlace) {
   EXPECT_EQ(Ask(GetText("/health")).status, 200);  // the head of it has been taken
   TestClient prepared(port_);
   prepared.Send(PostText("/v1/completions", kCompletion));
-  EXPECT_TRUE(WaitFor([&] { return num_begun == 1; }));
+  EXPECT_TRUE(WaitFor([&] { return num_begun_ == 1; }));
   late.Send(late_text.substr(late_text.size() - 1));
   EXPECT_EQ(late.ReadResponse().status, 429);
   EXPECT_EQ(Ask(PostText("/v1/completions", kCompletion)).status, 429);
-  go_on = true;
+  go_on_ = true;
   EXPECT_EQ(prepared.ReadResponse().status, 200);
   EXPECT_EQ(Ask(PostText("/v1/completions", kCompletion)).status, 200);
-  EXPECT_EQ(num_begun, 2);
+  EXPECT_EQ(num_begun_, 2);
   EXPECT_EQ(Stop().num_rejected, 2u);
 }
 
@@ -394,24 +400,18 @@ TEST_F(ServerLimitsTest, DrainFinishesWhatWasAccepted) {
 
 // It is being tokenized, or waits for that, when the drain begins.
 TEST_F(ServerLimitsTest, DrainFinishesWhatIsBeingPrepared) {
-  std::atomic<int> num_begun{0};
-  std::atomic<bool> go_on{false};
-  model_.encode = [&, encode = model_.encode](std::string_view text, const EncodeOptions& options) {
-    ++num_begun;
-    EXPECT_TRUE(WaitFor([&] { return go_on.load(); }));
-    return encode(text, options);
-  };
+  HoldEncoding();
   engine_.SetReply("abc", FinishReason::kStop);
   Start();
   TestClient prepared(port_);
   prepared.Send(PostText("/v1/completions", kCompletion));
-  EXPECT_TRUE(WaitFor([&] { return num_begun == 1; }));
+  EXPECT_TRUE(WaitFor([&] { return num_begun_ == 1; }));
   TestClient behind(port_);
   behind.Send(PostText("/v1/completions", kCompletion));
   EXPECT_EQ(Ask(GetText("/health")).status, 200);  // that one has been taken, too
   server_->BeginDrain();
   EXPECT_EQ(engine_.num_submitted(), 0u);
-  go_on = true;
+  go_on_ = true;
   for (TestClient* client : {&prepared, &behind}) {
     EXPECT_EQ(client->ReadResponse().status, 200);
     client->Close();
