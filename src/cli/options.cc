@@ -111,7 +111,7 @@ void AddHostTierFlags(CLI::App& command, EngineOptions* engine) {
       command
           .add_option("--host-kv-bytes", engine->host_kv_bytes,
                       "bytes of the memory where sequences are parked for want of blocks, like 4G; "
-                      "0: none; else what the pool lacks, at most its size again")
+                      "0: none; else all that may be parked, at most a quarter of memory")
           ->transform(CLI::AsSizeValue(false))
           ->transform(CLI::Validator(CheckSize, ""));
   const auto add_alias = [&](const char* names, const char* help, double unit) {

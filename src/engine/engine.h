@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -38,9 +39,10 @@ struct EngineOptions {
   // Pool size in tokens; 0: max_rows x max_context or a quarter of memory, whichever is less. The
   // static views take exactly max_rows x max_context.
   std::uint64_t kv_tokens = 0;
-  // Bytes of the host tier, where sequences are parked for want of blocks. kHostKvAuto: what the
-  // pool lacks for max_rows x max_context, at most its own size again; with a memory budget, and in
-  // the static views, which preempt nobody, none.
+  // Bytes of the host tier, where sequences are parked for want of blocks. kHostKvAuto: of a pool
+  // of less than max_rows x max_context, all that may be parked, four histories of max_context a
+  // row, or a quarter of memory, whichever is less; it takes memory as it is used. With a memory
+  // budget, and in the static views, which preempt nobody, none.
   std::uint64_t host_kv_bytes = kHostKvAuto;
   std::uint32_t max_runs = 32;  // R
   // Movement of one step: transfer groups and mappings, and bytes, at least one block.
@@ -123,6 +125,10 @@ class Engine {
   // draining). Nothing is kept on error. What was accepted never fails for memory.
   // With several samples: the id of the first.
   Result<RequestId> Submit(Request request);
+  // Any thread. What Submit would say to any request at all if `num_ahead` others were accepted
+  // first: kOverloaded (queue full, by requests or by prompt tokens, or draining), counted as a
+  // rejection; nothing when there may be room.
+  std::optional<Error> RefuseIfFull(std::uint32_t num_ahead);
 
   // Any thread. The request ends with kAborted within one step; unknown or finished: no effect.
   void Cancel(RequestId request);

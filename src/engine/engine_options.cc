@@ -57,11 +57,11 @@ void CheckPace(const StepPaceOptions& pace) {
   if (pace.min_prompt_tokens == 0) throw StartError("a step takes at least 1 prompt token");
 }
 
+// Addresses only: what is never parked takes no memory.
 std::uint64_t DefaultHostKvBytes(const EngineOptions& options, const KvLayout& layout) {
-  if (options.memory_budget != 0) return 0;
   const std::uint64_t most = std::uint64_t{options.max_rows} * options.max_context;
-  const std::uint64_t lacking = most > options.kv_tokens ? most - options.kv_tokens : 0;
-  return std::min(lacking, options.kv_tokens) * layout.token_bytes();
+  if (options.memory_budget != 0 || most <= options.kv_tokens) return 0;
+  return std::min(kParkedPerRow * most * layout.token_bytes(), PhysicalMemoryBytes() / 4);
 }
 
 // In whole blocks.

@@ -71,7 +71,10 @@ struct Engine::State {
   // Any thread. One sequence for each sample, the first at the front.
   std::unique_ptr<Sequence> MakeSequences(Request request) const;
   // Any thread. Whether the queue takes so many more; then they count as accepted.
-  bool Accept(std::uint32_t num_requests, std::uint32_t num_tokens, std::string* why) noexcept;
+  bool Accept(std::uint32_t num_requests, std::uint32_t num_tokens, std::string* why);
+  // Any thread. Count a rejection and say why.
+  std::string RejectForRequests();
+  std::string RejectForTokens(std::uint64_t num_waiting);
   // Consecutive ids; all but the first wait for its prompt.
   static void Number(Sequence& first, RequestId id) noexcept;
 

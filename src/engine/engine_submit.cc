@@ -90,13 +90,23 @@ std::unique_ptr<Sequence> Engine::State::MakeSequences(Request request) const {
   return first;
 }
 
-bool Engine::State::Accept(std::uint32_t num_requests, std::uint32_t num_tokens,
-                           std::string* why) noexcept {
+std::string Engine::State::RejectForRequests() {
+  metrics.num_rejected_requests.fetch_add(1, std::memory_order_relaxed);
+  return "the queue is full: " + std::to_string(options.max_queued + options.max_rows) +
+         " requests run or wait";
+}
+
+std::string Engine::State::RejectForTokens(std::uint64_t num_waiting) {
+  metrics.num_rejected_tokens.fetch_add(1, std::memory_order_relaxed);
+  return "the queue is full: prompts of " + std::to_string(num_waiting) + " tokens wait, and " +
+         std::to_string(options.max_queued_tokens) + " may";
+}
+
+bool Engine::State::Accept(std::uint32_t num_requests, std::uint32_t num_tokens, std::string* why) {
   const std::uint32_t limit = options.max_queued + options.max_rows;
   if (num_accepted.fetch_add(num_requests) + num_requests > limit) {
     num_accepted.fetch_sub(num_requests);
-    metrics.num_rejected_requests.fetch_add(1, std::memory_order_relaxed);
-    *why = "the queue is full: " + std::to_string(limit) + " requests run or wait";
+    *why = RejectForRequests();
     return false;
   }
   // One prompt of any length may wait: the context bounds it.
@@ -104,9 +114,7 @@ bool Engine::State::Accept(std::uint32_t num_requests, std::uint32_t num_tokens,
   if (before > 0 && before + num_tokens > options.max_queued_tokens) {
     num_queued_tokens.fetch_sub(num_tokens);
     num_accepted.fetch_sub(num_requests);
-    metrics.num_rejected_tokens.fetch_add(1, std::memory_order_relaxed);
-    *why = "the queue is full: prompts of " + std::to_string(before) + " tokens wait, and " +
-           std::to_string(options.max_queued_tokens) + " may";
+    *why = RejectForTokens(before);
     return false;
   }
   return true;
@@ -193,6 +201,19 @@ Result<RequestId> Engine::Submit(Request request) {
   accepted.Keep();
   s.Wake();
   return id;
+}
+
+std::optional<Error> Engine::RefuseIfFull(std::uint32_t num_ahead) {
+  State& s = *state_;
+  if (s.stop.load()) return Error{ErrorCode::kOverloaded, "draining"};
+  const std::uint64_t limit = std::uint64_t{s.options.max_queued} + s.options.max_rows;
+  if (std::uint64_t{s.num_accepted.load()} + num_ahead >= limit)
+    return Error{ErrorCode::kOverloaded, s.RejectForRequests()};
+  // A prompt has a token at least, and none waits alone any more.
+  const std::uint64_t num_waiting = s.num_queued_tokens.load();
+  if (num_waiting > 0 && num_waiting >= s.options.max_queued_tokens)
+    return Error{ErrorCode::kOverloaded, s.RejectForTokens(num_waiting)};
+  return std::nullopt;
 }
 
 void Engine::Cancel(RequestId request) {

@@ -2,6 +2,7 @@
 // Preemption by park and resume: a pool that holds half of what runs serves all of it, computes no
 // token twice while the host tier has room, and nobody's output tells.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <map>
@@ -10,6 +11,7 @@
 #include "base/clock.h"
 #include "base/rng.h"
 #include "engine/engine.h"
+#include "engine/engine_options.h"
 #include "engine/outputs_for_test.h"
 #include "engine/random_request.h"
 #include "model/weights.h"
@@ -76,6 +78,23 @@ void RunToEnd(Engine& engine) {
   }
 }
 
+// Each that comes is more urgent than those before it and is taken in before what is parked.
+// Returns how many were parked at most.
+std::uint32_t ServeUrgent(Engine& engine, std::uint64_t seed) {
+  Rng rng(seed, "urgent");
+  std::uint32_t most_parked = 0;
+  for (std::int32_t i = 0; i < 8; ++i) {
+    Request request = RandomRequest(rng, Demo().config().vocab_size, 40, 60);
+    request.priority = -i;
+    OrThrow(engine.Submit(std::move(request)));
+    for (int step = 0; step < 40; ++step)
+      engine.Step();
+    most_parked = std::max(most_parked, engine.kv_stats().num_parked);
+  }
+  RunToEnd(engine);
+  return most_parked;
+}
+
 TEST(Park, AnOversubscribedPoolComputesNothingTwiceWhileTheHostHasRoom) {
   EngineOptions ample = Options(0);
   ample.kv_tokens = 0;
@@ -87,7 +106,7 @@ TEST(Park, AnOversubscribedPoolComputesNothingTwiceWhileTheHostHasRoom) {
     EngineOptions options = Options(kHostKvAuto);
     options.prefix_cache = cache;
     Engine engine(Demo(), options, kClock);
-    EXPECT_EQ(engine.options().host_kv_bytes, 384 * TokenBytes());
+    EXPECT_EQ(engine.options().host_kv_bytes, 4 * kRows * kContext * TokenBytes());
     EXPECT_EQ(Serve(engine), expected);
     EXPECT_GT(engine.stats().num_preemptions, 3u);
     EXPECT_EQ(engine.stats().num_recomputed_tokens, 0u);
@@ -128,26 +147,42 @@ TEST(Park, SamplesAreComputedOnceWhileTheHostHasRoom) {
   EXPECT_GT(num_parks, 10u);
 }
 
-// Each that comes is more urgent than those before it and is taken in before what is parked.
 TEST(Park, MoreThanThereAreRowsMayBeParked) {
   EngineOptions options = Options(std::uint64_t{1} << 26);
   options.max_rows = 2;
   options.kv_tokens = 160;
   Engine engine(Demo(), options, kClock);
-  Rng rng(3, "urgent");
-  std::uint32_t most_parked = 0;
-  for (std::int32_t i = 0; i < 8; ++i) {
-    Request request = RandomRequest(rng, Demo().config().vocab_size, 40, 60);
-    request.priority = -i;
-    OrThrow(engine.Submit(std::move(request)));
-    for (int step = 0; step < 40; ++step)
-      engine.Step();
-    most_parked = std::max(most_parked, engine.kv_stats().num_parked);
-  }
-  RunToEnd(engine);
+  const std::uint32_t most_parked = ServeUrgent(engine, 3);
   EXPECT_GT(most_parked, 2u);
   EXPECT_EQ(engine.kv_stats().num_park_refusals, 0u);
   EXPECT_EQ(engine.stats().num_recomputed_tokens, 0u);
+}
+
+// What the pool lacks for its two rows is less than one history, and more urgent ones push out more
+// than one.
+TEST(Park, TheDefaultHoldsAllThatMayBeParked) {
+  EngineOptions options = Options(kHostKvAuto);
+  options.max_rows = 2;
+  options.kv_tokens = 160;
+  Engine engine(Demo(), options, kClock);
+  EXPECT_EQ(engine.options().host_kv_bytes, 8 * kContext * TokenBytes());
+  const std::uint32_t most_parked = ServeUrgent(engine, 5);
+  EXPECT_GT(most_parked, 2u);
+  EXPECT_EQ(engine.kv_stats().num_park_refusals, 0u);
+  EXPECT_EQ(engine.stats().num_recomputed_tokens, 0u);
+}
+
+TEST(Park, TheDefaultIsAtMostAQuarterOfMemory) {
+  EngineOptions options = Options(kHostKvAuto);
+  options.max_context = 1 << 20;
+  options.max_rows = 1024;
+  const KvLayout layout = {.num_layers = 64, .num_kv_heads = 8, .head_dim = 128};
+  const EngineParts parts = {.layout = layout, .max_context = options.max_context};
+  const std::uint64_t bytes = ResolvedOptions(options, parts).host_kv_bytes;
+  const std::uint64_t quarter = static_cast<std::uint64_t>(::sysconf(_SC_PHYS_PAGES)) *
+                                static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE)) / 4;
+  EXPECT_LE(bytes, quarter);
+  EXPECT_GT(bytes, quarter / 2);
 }
 
 TEST(Park, WhatFindsNoRoomIsRecomputedAndCounted) {

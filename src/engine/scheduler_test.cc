@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <functional>
 #include <map>
+#include <optional>
 #include <ostream>
 #include <string>
 #include <utility>
@@ -342,6 +343,29 @@ TEST(Queue, IsBoundedByPromptTokensAndByRequests) {
   EXPECT_EQ(accepted, 9);  // two run or may, eight wait
   EXPECT_EQ(world.engine().metrics().num_rejected_tokens.load(), 1u);
   EXPECT_EQ(world.engine().metrics().num_rejected_requests.load(), 1u);
+}
+
+TEST(Queue, SaysBeforeARequestIsMadeThatItIsFull) {
+  EngineOptions options = TwoRows();
+  options.max_queued = 2;
+  options.max_queued_tokens = 1000;
+  TimedWorld world(options, MiddleModelSeconds);
+  Engine& engine = world.engine();
+  EXPECT_FALSE(engine.RefuseIfFull(3));
+  EXPECT_TRUE(engine.RefuseIfFull(4));  // those before it take every place
+  EXPECT_EQ(engine.metrics().num_rejected_requests.load(), 1u);
+  world.Submit(999, 1);
+  EXPECT_FALSE(engine.RefuseIfFull(0));
+  world.Submit(1, 1);
+  const std::optional<Error> refused = engine.RefuseIfFull(0);
+  ASSERT_TRUE(refused);
+  EXPECT_EQ(refused->code, ErrorCode::kOverloaded);
+  EXPECT_EQ(refused->message, engine.Submit(TimedWorld::MakeRequest(1, 1, 99)).error().message);
+  EXPECT_EQ(engine.metrics().num_rejected_tokens.load(), 2u);
+  world.Step();
+  EXPECT_FALSE(engine.RefuseIfFull(1));
+  engine.Stop();
+  EXPECT_TRUE(engine.RefuseIfFull(0));
 }
 
 TEST(Queue, RetryAfterFollowsWhatEndsASecond) {

@@ -259,6 +259,26 @@ TEST(Report, EveryLogarithmicAxisHasNumbers) {
   }
 }
 
+// Logarithms have no zero to begin at, and numbers far from it have no neighbours a tick away.
+TEST(Report, EveryAxisEnds) {
+  constexpr std::int64_t kFarNs = std::int64_t{9'000'000'000'000'000'000};
+  Record record;
+  RequestRecord request = OneRequest();
+  request.gaps_ns = {0, 0, 0};
+  record.requests.push_back(request);
+  for (const std::int64_t at_ns : {kFarNs, kFarNs + 2000}) {
+    StepRecord step;
+    step.at_ns = at_ns;
+    step.ns = kMs;
+    record.steps.push_back(step);
+  }
+  const ReportedRecord reported = {"r", &record, Measure(record, {})};
+  const std::string html = ReportHtml({&reported, 1});
+  EXPECT_GE(TicksUnder(html, "Inter-token latency").size(), 3u);
+  EXPECT_LE(TicksUnder(html, "Inter-token latency").size(), 10u);
+  EXPECT_LE(TicksUnder(html, "Step time").size(), 7u);
+}
+
 struct Reply {
   std::string error;
   int status = 0;

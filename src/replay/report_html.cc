@@ -99,17 +99,22 @@ double NiceStep(double span, double count) {
   return 10.0 * power;
 }
 
-// Multiples of a nice step.
-std::vector<double> EvenTicks(double low, double high, double count) {
+// Multiples of a nice step. Far from zero their numbers are beyond 2^53, where adding one has no
+// effect: what is counted is the ticks.
+std::vector<double> EvenTicks(double low, double high, int count) {
   std::vector<double> ticks;
   const double step = NiceStep(high - low, count);
-  for (double i = std::ceil(low / step); i * step <= high; i += 1.0)
-    ticks.push_back(i * step);
+  const double first = std::ceil(low / step);
+  for (int i = 0; i <= count; ++i) {
+    const double x = (first + i) * step;
+    if (x <= high && (ticks.empty() || x > ticks.back())) ticks.push_back(x);
+  }
   return ticks;
 }
 
 // The coarsest of 1, of 1 and 3, of 1, 2 and 5 times powers of ten that has four ticks or more.
 // Where the range is too short for all of them, logarithms are nearly even: so are the ticks.
+// Requires: 0 < low.
 std::vector<double> LogTicks(double low, double high) {
   static const std::vector<std::vector<double>> kFactors = {{1.0}, {1.0, 3.0}, {1.0, 2.0, 5.0}};
   for (const std::vector<double>& factors : kFactors) {
@@ -143,6 +148,8 @@ class Axes {
         any = true;
       }
     }
+    // Without a positive value a logarithmic axis has nothing to begin at.
+    if (!any && chart.log_x) x_low_ = x_high_ = 1.0;
     if (y_high_ <= 0.0) y_high_ = 1.0;
     if (chart.max_y <= 0.0) y_high_ *= 1.05;
     if (x_high_ <= x_low_) x_high_ = x_low_ + (x_low_ > 0.0 ? x_low_ : 1.0);

@@ -204,7 +204,11 @@ class UrlTarget::Session {
     }
   }
 
+  // Ten times a second at most: it looks at all that is on its way, which may be thousands, and
+  // something comes for each of them.
   void CutSilent() {
+    if (Now() < next_silent_ns_) return;
+    next_silent_ns_ = Now() + kPollNs;
     for (const std::size_t request : run_.running()) {
       Pending& pending = pending_.at(request);
       if (Now() - pending.last_ns < target_.options_.silence_limit_ns) continue;
@@ -249,6 +253,7 @@ class UrlTarget::Session {
   std::optional<HttpClient::ExchangeId> ledger_;
   std::string ledger_body_;
   std::int64_t next_ledger_ns_ = 0;
+  std::int64_t next_silent_ns_ = 0;
 };
 
 namespace {

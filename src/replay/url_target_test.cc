@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "base/json.h"
 #include "replay/metrics.h"
@@ -19,7 +20,7 @@ namespace kvrm {
 namespace {
 
 // A server on loopback that answers one connection after the other. Prompts of 13 tokens are
-// refused, of 17 cut in the middle, of 19 fail in the stream.
+// refused, of 17 cut in the middle, of 19 fail in the stream, of 15 are never answered.
 class FakeServer {
  public:
   explicit FakeServer(bool has_ledger)
@@ -37,6 +38,8 @@ class FakeServer {
   ~FakeServer() {
     ::shutdown(fd_, SHUT_RDWR);
     thread_.join();
+    for (const int peer : silent_)
+      ::close(peer);
     ::close(fd_);
   }
   FakeServer(const FakeServer&) = delete;
@@ -53,6 +56,10 @@ class FakeServer {
       if (peer < 0) return;
       const std::string request = Read(peer);
       const std::string reply = Reply(request);
+      if (reply.empty()) {
+        silent_.push_back(peer);
+        continue;
+      }
       EXPECT_EQ(::send(peer, reply.data(), reply.size(), MSG_NOSIGNAL),
                 static_cast<ssize_t>(reply.size()));
       ::close(peer);
@@ -102,6 +109,7 @@ class FakeServer {
       num_wrong_ += id.as_int64() < 0 || id.as_int64() >= 100 ? 1 : 0;
     num_wrong_ += right ? 0 : 1;
     if (prompt.size() == 13) return Whole("429 Too Many Requests", "slow\ndown");
+    if (prompt.size() == 15) return "";
     std::string events;
     for (std::int64_t i = 0; i < asked; ++i)
       events += "data: {\"choices\":[{\"index\":0,\"text\":\"a\",\"finish_reason\":null}]}\n\n";
@@ -119,6 +127,7 @@ class FakeServer {
   const int fd_;
   std::uint16_t port_ = 0;
   std::atomic<int> num_wrong_ = 0;
+  std::vector<int> silent_;  // connections that stay open
   std::thread thread_;
 };
 
@@ -182,6 +191,28 @@ TEST(UrlTarget, AFailureIsOfItsRequestAlone) {
   EXPECT_EQ(errors[2], "oh");
   EXPECT_EQ(errors[3], "");
   EXPECT_EQ(Measure(record, {}).failed, 3u);
+}
+
+// Every look at it is a tenth of a second.
+class LookingClock final : public Clock {
+ public:
+  std::int64_t NowNs() const noexcept override { return now_ns_ += 100'000'000; }
+  std::int64_t UnixSeconds() const noexcept override { return 0; }
+
+ private:
+  mutable std::int64_t now_ns_ = 0;
+};
+
+TEST(UrlTarget, SilenceEndsARequest) {
+  FakeServer server(false);
+  const LookingClock clock;
+  UrlTarget target({.url = server.url(), .silence_limit_ns = 5'000'000'000}, clock);
+  Workload workload;
+  workload.requests.push_back({.prompt_tokens = 15, .output_tokens = 3});
+  const Record record = Replayed(target, workload);
+  ASSERT_EQ(record.requests.size(), 1u);
+  EXPECT_EQ(record.requests[0].error, "nothing came for too long");
+  EXPECT_GE(record.requests[0].end_ns - record.requests[0].sent_ns, 5'000'000'000);
 }
 
 TEST(UrlTarget, NobodyThereIsSaidAtStart) {

@@ -71,6 +71,11 @@ JobKind JobKindOf(RouteId route) {
   }
 }
 
+// Whether the job ends in the engine's queue.
+bool Generates(JobKind kind) {
+  return kind == JobKind::kChat || kind == JobKind::kCompletion || kind == JobKind::kEmbeddings;
+}
+
 // A job on its way to the worker and back, so that the way back needs no memory.
 struct Ticket {
   Job job;
@@ -84,6 +89,7 @@ struct Server::State {
         const Clock& clock_in);
 
   std::optional<HttpResponse> OnHead(const HttpRequest& request);
+  std::optional<HttpResponse> RefuseIfFull(JobKind kind, const std::string& request_id);
   HttpResponse OptionsResponse(const HttpRequest& request, const std::string& allow) const;
   std::string_view PathOf(std::string_view path) const;
   void OnRequest(ExchangeId exchange, HttpRequest request);
@@ -120,7 +126,12 @@ struct Server::State {
   HttpMetrics metrics;
   Generations generations;
   Rng seeds;
-  std::unordered_map<std::uint64_t, bool> preparing;  // by exchange; false: the client has gone
+  struct Preparing {
+    bool wanted = true;  // false: the client has gone
+    bool generates = false;
+  };
+  std::unordered_map<std::uint64_t, Preparing> preparing;     // by exchange
+  std::uint32_t num_generating = 0;                           // of them, and wanted
   std::unordered_map<std::uint64_t, ReplyUsage> used_tokens;  // by exchange, until it is done
   std::uint64_t num_rejected = 0;
   std::uint64_t num_dropped = 0;
@@ -242,11 +253,24 @@ std::optional<HttpResponse> Server::State::OnHead(const HttpRequest& request) {
   }
   if (!route->is_post) return std::nullopt;
   if (draining) return ShuttingDown(request_id);
+  return RefuseIfFull(JobKindOf(route->id), request_id);
+}
+
+// What is prepared has come before and counts as accepted: of a crowd only as many are read, parsed
+// and tokenised as the engine's queue has places.
+std::optional<HttpResponse> Server::State::RefuseIfFull(JobKind kind,
+                                                        const std::string& request_id) {
   if (preparing.size() >= options.max_preparing) {
     ++num_rejected;
     return ErrorResponse(Refusal(429, "the server is busy, try again later"), request_id);
   }
-  return std::nullopt;
+  if (!Generates(kind) || !engine.refuse_if_full) return std::nullopt;
+  std::optional<Error> full = engine.refuse_if_full(num_generating);
+  if (!full) return std::nullopt;
+  ++num_rejected;
+  ApiError error = Refusal(429, std::move(full->message));
+  if (engine.retry_after_s) error.retry_after_s = engine.retry_after_s();
+  return ErrorResponse(error, request_id);
 }
 
 void Server::State::OnRequest(ExchangeId exchange, HttpRequest request) {
@@ -308,6 +332,11 @@ void Server::State::Answer(ExchangeId exchange, const Route& route, const HttpRe
 }
 
 void Server::State::Enqueue(ExchangeId exchange, JobKind kind, HttpRequest request) {
+  // Others may have come while its body did.
+  if (std::optional<HttpResponse> refusal = RefuseIfFull(kind, request.request_id)) {
+    http.Respond(exchange, *std::move(refusal));
+    return;
+  }
   auto ticket = std::make_unique<Ticket>();
   Job& job = ticket->job;
   job.exchange = exchange;
@@ -319,13 +348,8 @@ void Server::State::Enqueue(ExchangeId exchange, JobKind kind, HttpRequest reque
   job.key_idx = KeyOf(request);
   ticket->prepared.exchange = exchange;
   ticket->prepared.request_id = request.request_id;
-  if (preparing.size() >= options.max_preparing) {
-    ++num_rejected;
-    http.Respond(exchange, ErrorResponse(Refusal(429, "the server is busy, try again later"),
-                                         request.request_id));
-    return;
-  }
-  preparing.emplace(static_cast<std::uint64_t>(exchange), true);
+  preparing.emplace(static_cast<std::uint64_t>(exchange), Preparing{.generates = Generates(kind)});
+  num_generating += Generates(kind) ? 1u : 0u;
   CHECK(jobs.TryPush(std::move(ticket)));  // It has room for everything that is preparing.
   num_jobs_pushed.fetch_add(1, std::memory_order_release);
   num_jobs_pushed.notify_one();
@@ -333,7 +357,8 @@ void Server::State::Enqueue(ExchangeId exchange, JobKind kind, HttpRequest reque
 
 void Server::State::OnGone(ExchangeId exchange) {
   const auto found = preparing.find(static_cast<std::uint64_t>(exchange));
-  if (found != preparing.end()) found->second = false;
+  if (found != preparing.end() && std::exchange(found->second.wanted, false))
+    num_generating -= found->second.generates ? 1u : 0u;
   generations.OnGone(exchange);
 }
 
@@ -397,7 +422,8 @@ void Server::State::OrFail(ExchangeId exchange, Body body) {
 void Server::State::TakePrepared(Prepared prepared) {
   const auto found = preparing.find(static_cast<std::uint64_t>(prepared.exchange));
   CHECK(found != preparing.end());
-  const bool wanted = found->second;
+  const bool wanted = found->second.wanted;
+  if (wanted) num_generating -= found->second.generates ? 1u : 0u;
   preparing.erase(found);
   if (!wanted) {
     ++num_dropped;

@@ -16,6 +16,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -58,6 +59,10 @@ class FakeEngine {
  public:
   EnginePort Port() {
     return {.submit = [this](Request request) { return Submit(std::move(request)); },
+            .refuse_if_full = [this](std::uint32_t num_ahead) -> std::optional<Error> {
+              if (num_ahead < num_places_) return std::nullopt;
+              return Error{ErrorCode::kOverloaded, "the queue is full"};
+            },
             .cancel = [this](RequestId request) { Cancel(request); },
             .poll = [this](std::span<TokenEvent> events) { return Poll(events); },
             .poll_logprobs =
@@ -91,7 +96,9 @@ class FakeEngine {
   }
   // Events are there to be polled, but nobody says so. Before the server starts.
   void SetSilent() { silent_ = true; }
+  // That refuses; what comes while so many others are prepared is refused by its head.
   void SetFull(bool full) { full_ = full; }
+  void SetPlaces(std::uint32_t num_places) { num_places_ = num_places; }
 
   void Send(RequestId request, std::int32_t token, FinishReason finish,
             std::uint32_t num_cached_tokens = 0) {
@@ -174,6 +181,7 @@ class FakeEngine {
   bool has_reply_ = false;
   bool silent_ = false;
   std::atomic<bool> full_{false};
+  std::atomic<std::uint32_t> num_places_{~std::uint32_t{0}};
   BoundedQueue<TokenEvent> events_{1 << 16};
   std::function<void()> wake_ = [] {};
 };

@@ -312,6 +312,8 @@ void HttpServer::State::OnPeerEnd(Session& session, bool properly) {
 }
 
 void HttpServer::State::Consume(Session& session, std::string_view bytes) {
+  session.Skip(&bytes);
+  if (bytes.empty()) return;
   if (session.phase != Phase::kReading) {
     // Bytes beyond the request: no pipelining. The answer is sent, then the connection ends.
     session.close_after = true;
@@ -327,14 +329,16 @@ void HttpServer::State::Consume(Session& session, std::string_view bytes) {
     const std::size_t used = session.parser.Feed(bytes);
     session.record.num_bytes_in += used;
     bytes.remove_prefix(used);
-    Advance(session, !bytes.empty());
+    Advance(session, bytes.size());
+    session.Skip(&bytes);
   }
 }
 
-// Acts on the parser's state. `bytes_follow`: the client has sent more than the parser took.
-void HttpServer::State::Advance(Session& session, bool bytes_follow) {
+// Acts on the parser's state. `num_following`: bytes that the client has sent beyond what the
+// parser took.
+void HttpServer::State::Advance(Session& session, std::size_t num_following) {
   RequestParser& parser = session.parser;
-  if (parser.state() == RequestParser::State::kHeadDone) OnHead(session, bytes_follow);
+  if (parser.state() == RequestParser::State::kHeadDone) OnHead(session, num_following);
   if (session.phase != Phase::kReading) return;
   const bool has_room = ReserveBody(session, parser.request().body.size());
   if (parser.state() == RequestParser::State::kFailed) {
@@ -342,12 +346,12 @@ void HttpServer::State::Advance(Session& session, bool bytes_follow) {
   } else if (!has_room) {
     Refuse(session, 503, "too many request bodies are in flight, try again later");
   } else if (parser.state() == RequestParser::State::kDone) {
-    if (bytes_follow) session.close_after = true;
+    if (num_following > 0) session.close_after = true;
     OnComplete(session);
   }
 }
 
-void HttpServer::State::OnHead(Session& session, bool bytes_follow) {
+void HttpServer::State::OnHead(Session& session, std::size_t num_following) {
   HttpRequest& request = session.parser.request();
   AccessRecord& record = session.record;
   record.method = request.method;
@@ -357,15 +361,23 @@ void HttpServer::State::OnHead(Session& session, bool bytes_follow) {
   session.origin = MayRead(request.Field("origin")) ? request.Field("origin") : "";
   session.head_only = request.method == "HEAD";
   session.old_version = request.version_minor == 0;
-  const bool pipelined = bytes_follow && !session.parser.has_body();
+  const bool pipelined = num_following > 0 && !session.parser.has_body();
   session.close_after = pipelined || !request.keep_alive || draining ||
                         ++session.num_requests >= options.max_requests_per_connection ||
                         record.begin_ns - session.accepted_ns >= options.connection_ms * kNsPerMs;
   session.deadline_ns = After(options.body_ms);
   session.body_begin_ns = clock.NowNs();
   if (const std::optional<HttpResponse> refusal = callbacks.on_head(request)) {
-    // Its body, if any, stays unread, so nothing on this connection can be framed any more.
-    if (session.parser.has_body()) session.close_after = true;
+    if (session.parser.has_body()) {
+      // A short body of known length is read past and the connection kept. Behind any other nothing
+      // can be framed: nor where the client asked first, which may send it now or not.
+      const std::uint64_t body_bytes = session.parser.declared_bytes();
+      if (body_bytes == 0 || body_bytes > kMaxLingerBytes || num_following > body_bytes ||
+          request.expects_continue) {
+        session.close_after = true;
+      }
+      if (!session.close_after) session.skip_bytes = body_bytes;
+    }
     return SendResponse(session, *refusal);
   }
   if (!ReserveBody(session, session.parser.declared_bytes())) {
@@ -615,7 +627,11 @@ void HttpServer::BeginDrain() noexcept {
       Session& session = *entry.second;
       if (session.phase == Phase::kHandshake ||
           (session.phase == Phase::kReading && !session.parser.begun())) {
-        state.Close(session);
+        // Closing while a refused body arrives could destroy the answer.
+        if (session.skip_bytes > 0)
+          state.Linger(session);
+        else
+          state.Close(session);
       }
     }
     state.FinishClosed();

@@ -109,7 +109,9 @@ struct AccessRecord {
 };
 
 struct HttpCallbacks {
-  // The head is complete and the body has not been read. An answer refuses the request.
+  // The head is complete and the body has not been read. An answer refuses the request: it is sent
+  // at once, a body of a Content-Length of at most 64 KiB is read past and the connection kept; any
+  // other body ends it.
   std::function<std::optional<HttpResponse>(const HttpRequest&)> on_head;
   std::function<void(ExchangeId, HttpRequest)> on_request;
   // The client left before its answer was complete.

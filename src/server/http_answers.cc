@@ -108,7 +108,11 @@ void HttpServer::State::OnSent(Session& session) {
     return;
   }
   if (session.peer_ended) return Close(session);
-  // Closing with unread input would send RST, which can destroy the answer before it is read.
+  Linger(session);
+}
+
+// Closing with unread input would send RST, which can destroy the answer before it is read.
+void HttpServer::State::Linger(Session& session) {
   session.EndSending();
   session.phase = Phase::kLingering;
   session.deadline_ns = After(options.linger_ms);

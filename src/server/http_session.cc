@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/http_session.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace kvrm {
@@ -39,6 +40,12 @@ IoResult HttpSession::WriteUnsent() {
   }
   if (result.state == IoState::kDone) out_offset += result.num_bytes;
   return result;
+}
+
+void HttpSession::Skip(std::string_view* bytes) {
+  const std::size_t num_skipped = std::min<std::uint64_t>(skip_bytes, bytes->size());
+  skip_bytes -= num_skipped;
+  bytes->remove_prefix(num_skipped);
 }
 
 void HttpSession::EndSending() {

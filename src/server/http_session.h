@@ -50,6 +50,9 @@ struct HttpSession {
 
   std::uint64_t num_body_bytes() const { return parser.num_body_bytes(); }
 
+  // Takes what belongs to a body that is read past.
+  void Skip(std::string_view* bytes);
+
   const std::uint64_t id;
   Socket socket;
   std::optional<TlsSession> tls;
@@ -70,6 +73,7 @@ struct HttpSession {
   int num_pending = 0;            // handlers the io_context holds; the session outlives them all
   std::uint32_t num_requests = 0;
   std::size_t num_discarded = 0;
+  std::uint64_t skip_bytes = 0;  // still to come of the body of a request refused by its head
   std::uint64_t body_bytes = 0;  // counted among the bodies in flight
   std::uint64_t address = 0;     // key of the per-address count; 0: not counted
   std::int64_t accepted_ns = 0;

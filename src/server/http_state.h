@@ -59,8 +59,9 @@ struct HttpServer::State {
   bool ContinueHandshake(HttpSession& session);
   void OnPeerEnd(HttpSession& session, bool properly);
   void Consume(HttpSession& session, std::string_view bytes);
-  void Advance(HttpSession& session, bool bytes_follow);
-  void OnHead(HttpSession& session, bool bytes_follow);
+  void Advance(HttpSession& session, std::size_t num_following);
+  void OnHead(HttpSession& session, std::size_t num_following);
+  void Linger(HttpSession& session);
   void OnComplete(HttpSession& session);
   void Refuse(HttpSession& session, int status, std::string_view message);
   bool ReserveBody(HttpSession& session, std::uint64_t bytes);

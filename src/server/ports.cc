@@ -23,6 +23,8 @@ ChatSupport LoadChatSupport(const Model& model) {
 EnginePort PortOf(Engine& engine) {
   return {
       .submit = [&engine](Request request) { return engine.Submit(std::move(request)); },
+      .refuse_if_full =
+          [&engine](std::uint32_t num_ahead) { return engine.RefuseIfFull(num_ahead); },
       .cancel = [&engine](RequestId request) { engine.Cancel(request); },
       .poll = [&engine](std::span<TokenEvent> events) { return engine.Poll(events); },
       .poll_logprobs = [&engine](TopLogprobs* logprobs) { return engine.PollLogprobs(logprobs); },

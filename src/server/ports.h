@@ -24,7 +24,9 @@ namespace kvrm {
 
 // As the verbs of Engine.
 struct EnginePort {
-  std::function<Result<RequestId>(Request)> submit;        // I/O thread
+  std::function<Result<RequestId>(Request)> submit;  // I/O thread
+  // As Engine::RefuseIfFull; absent: submit alone refuses. I/O thread.
+  std::function<std::optional<Error>(std::uint32_t)> refuse_if_full = {};
   std::function<void(RequestId)> cancel;                   // I/O thread
   std::function<std::size_t(std::span<TokenEvent>)> poll;  // I/O thread
   std::function<bool(TopLogprobs*)> poll_logprobs;         // I/O thread, after poll

@@ -19,7 +19,19 @@ constexpr char kCompletionStream[] = R"({"prompt":"a","stream":true})";
 
 class ServerLimitsTest : public LoopbackServer {
  protected:
+  // Before the server starts: whoever tokenizes is counted and waits for go_on_.
+  void HoldEncoding() {
+    model_.encode = [this, encode = model_.encode](std::string_view text,
+                                                   const EncodeOptions& options) {
+      ++num_begun_;
+      EXPECT_TRUE(WaitFor([this] { return go_on_.load(); }));
+      return encode(text, options);
+    };
+  }
+
   std::vector<int> fillers_;
+  std::atomic<int> num_begun_{0};
+  std::atomic<bool> go_on_{false};
 };
 
 TEST_F(ServerLimitsTest, BodyThatStopsIsRefusedAfterTenSeconds) {
@@ -277,6 +289,80 @@ TEST_F(ServerLimitsTest, AClientThatLeavesIsCountedAs499) {
   }));
 }
 
+constexpr char kHeadOfBody[] = "POST /v1/completions HTTP/1.1\r\nHost: a\r\n";
+
+// Nothing of the body has been sent, and nothing of it is asked for.
+TEST_F(ServerLimitsTest, AFullQueueRefusesByTheHeadAlone) {
+  engine_.SetReply("abc", FinishReason::kStop);
+  engine_.SetPlaces(0);
+  Start();
+  for (const char* framing :
+       {"Content-Length: 8000000\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n",
+        "Expect: 100-continue\r\nContent-Length: 100\r\n\r\n"}) {
+    SCOPED_TRACE(framing);
+    TestClient client(port_);
+    client.Send(std::string(kHeadOfBody) + framing);
+    const ClientResponse refused = client.ReadResponse();
+    EXPECT_EQ(refused.status, 429);
+    EXPECT_TRUE(Has(refused, "Retry-After: 1"));
+    EXPECT_TRUE(Has(refused, "Connection: close"));
+    EXPECT_TRUE(client.closed_by_server());
+  }
+  // What needs no place is served.
+  EXPECT_EQ(Ask(PostText("/tokenize", R"({"content":"a"})")).status, 200);
+  engine_.SetPlaces(1);
+  EXPECT_EQ(Ask(PostText("/v1/completions", kCompletion)).status, 200);
+}
+
+// However its bytes are cut, what belongs to the refused body is not taken for a request.
+TEST_F(ServerLimitsTest, AShortRefusedBodyIsReadPast) {
+  engine_.SetPlaces(0);
+  Start();
+  const std::string body = GetText("/version") + std::string(200, ' ');
+  const std::string head =
+      kHeadOfBody + ("Content-Length: " + std::to_string(body.size()) + "\r\n\r\n");
+  TestClient client(port_);
+  for (const std::size_t with_head : {std::size_t{0}, std::size_t{10}, body.size()}) {
+    SCOPED_TRACE(with_head);
+    client.Send(head + body.substr(0, with_head));
+    const ClientResponse refused = client.ReadResponse();
+    EXPECT_EQ(refused.status, 429);
+    EXPECT_FALSE(Has(refused, "Connection: close"));
+    client.SendByteByByte(body.substr(with_head));
+    client.Send(GetText("/health"));
+    const ClientResponse health = client.ReadResponse();
+    EXPECT_EQ(health.status, 200);
+    EXPECT_EQ(health.body, R"({"status":"ok"})");
+  }
+  client.Send(head + body + GetText("/health"));  // pipelined
+  EXPECT_TRUE(Has(client.ReadResponse(), "Connection: close"));
+  EXPECT_EQ(client.ReadAll(), "");
+}
+
+// One is being tokenized and takes the only place; who comes with a body after it is not read, who
+// had sent a part of it is not parsed.
+TEST_F(ServerLimitsTest, WhatIsPreparedTakesItsPlace) {
+  HoldEncoding();
+  engine_.SetReply("abc", FinishReason::kStop);
+  engine_.SetPlaces(1);
+  Start();
+  const std::string late_text = PostText("/v1/completions", kCompletion);
+  TestClient late(port_);
+  late.Send(late_text.substr(0, late_text.size() - 1));
+  EXPECT_EQ(Ask(GetText("/health")).status, 200);  // the head of it has been taken
+  TestClient prepared(port_);
+  prepared.Send(PostText("/v1/completions", kCompletion));
+  EXPECT_TRUE(WaitFor([&] { return num_begun_ == 1; }));
+  late.Send(late_text.substr(late_text.size() - 1));
+  EXPECT_EQ(late.ReadResponse().status, 429);
+  EXPECT_EQ(Ask(PostText("/v1/completions", kCompletion)).status, 429);
+  go_on_ = true;
+  EXPECT_EQ(prepared.ReadResponse().status, 200);
+  EXPECT_EQ(Ask(PostText("/v1/completions", kCompletion)).status, 200);
+  EXPECT_EQ(num_begun_, 2);
+  EXPECT_EQ(Stop().num_rejected, 2u);
+}
+
 // Whatever has been read whole is answered, its first token come or not; what has not, is refused.
 TEST_F(ServerLimitsTest, DrainFinishesWhatWasAccepted) {
   Start();
@@ -314,24 +400,18 @@ TEST_F(ServerLimitsTest, DrainFinishesWhatWasAccepted) {
 
 // It is being tokenized, or waits for that, when the drain begins.
 TEST_F(ServerLimitsTest, DrainFinishesWhatIsBeingPrepared) {
-  std::atomic<int> num_begun{0};
-  std::atomic<bool> go_on{false};
-  model_.encode = [&, encode = model_.encode](std::string_view text, const EncodeOptions& options) {
-    ++num_begun;
-    EXPECT_TRUE(WaitFor([&] { return go_on.load(); }));
-    return encode(text, options);
-  };
+  HoldEncoding();
   engine_.SetReply("abc", FinishReason::kStop);
   Start();
   TestClient prepared(port_);
   prepared.Send(PostText("/v1/completions", kCompletion));
-  EXPECT_TRUE(WaitFor([&] { return num_begun == 1; }));
+  EXPECT_TRUE(WaitFor([&] { return num_begun_ == 1; }));
   TestClient behind(port_);
   behind.Send(PostText("/v1/completions", kCompletion));
   EXPECT_EQ(Ask(GetText("/health")).status, 200);  // that one has been taken, too
   server_->BeginDrain();
   EXPECT_EQ(engine_.num_submitted(), 0u);
-  go_on = true;
+  go_on_ = true;
   for (TestClient* client : {&prepared, &behind}) {
     EXPECT_EQ(client->ReadResponse().status, 200);
     client->Close();
