@@ -17,7 +17,7 @@ constexpr std::uint32_t kBlocks = 64;
 // Runs of one block at first, wherever a seed has put them; a budget of `max_moved` blocks a step.
 struct Bench {
   explicit Bench(std::uint32_t max_moved, std::uint64_t seed = 3,
-                 PlacementPolicy placement = PlacementPolicy::kScattered)
+                 PlacementPolicy placement = PlacementPolicy::kScattered, bool prefix_cache = false)
       : pool(device.Reserve(kBlocks * 64, "pool")),
         pager({.num_blocks = kBlocks,
                .block_tokens = 16,
@@ -25,7 +25,8 @@ struct Bench {
                .max_blocks_per_seq = kBlocks,
                .crowded_runs = Compactor::TriggerFor(2),
                .placement = placement,
-               .placement_seed = seed}),
+               .placement_seed = seed,
+               .prefix_cache = prefix_cache}),
         transport({.block_bytes = 64,
                    .num_pool_blocks = kBlocks,
                    .max_groups = 8,
@@ -74,6 +75,35 @@ struct Bench {
   Transport transport;
   StepBuilder builder;
 };
+
+// Nobody holds what lies beside the row, and hardly a block is free: it is moved where the cache
+// is.
+TEST(Compactor, AStuckRowTakesAHoleOfCachedBlocks) {
+  Bench bench(8, 3, PlacementPolicy::kScattered, /*prefix_cache=*/true);
+  constexpr std::uint32_t kCachedBlocks = kBlocks - 1 - 6;
+  ASSERT_TRUE(bench.pager.Open(SeqId{0}, kCachedBlocks * 16));
+  bench.Write(SeqId{0}, kCachedBlocks);
+  ASSERT_TRUE(bench.pager.Open(SeqId{1}, 5 * 16));
+  bench.Write(SeqId{1}, 5);
+  ASSERT_GT(bench.pager.num_runs(SeqId{1}), 2u);
+  const std::vector<std::int32_t> tokens(kCachedBlocks * 16, 1);
+  std::vector<PrefixKey> keys(kCachedBlocks);
+  for (std::uint32_t i = 0; i < kCachedBlocks; ++i)
+    keys[i].bytes[0] = static_cast<std::uint8_t>(i);
+  bench.pager.Publish(SeqId{0}, tokens, keys);
+  bench.pager.Release(SeqId{0});
+  ASSERT_EQ(bench.pager.num_cached(), kCachedBlocks);
+  ASSERT_EQ(bench.pager.num_free(), 1u);
+  Compactor compactor(2);
+  for (int step = 0; step < 4; ++step)
+    bench.Step(compactor);
+  EXPECT_EQ(compactor.num_stalls(), 0u);
+  EXPECT_LE(bench.pager.num_runs(SeqId{1}), 2u);
+  // What it left is free instead: no more was evicted than it took.
+  EXPECT_EQ(bench.pager.num_cached() + bench.pager.num_free(), kCachedBlocks + 1);
+  EXPECT_GE(bench.pager.num_cached(), kCachedBlocks - 5);
+  EXPECT_LT(bench.pager.num_cached(), kCachedBlocks);
+}
 
 TEST(Compactor, HolesStayWhereTheyAre) {
   Bench bench(8);

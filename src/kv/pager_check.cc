@@ -42,6 +42,8 @@ void Pager::CheckInvariants() const {
     num_shared += block.refs > 1 ? 1u : 0u;
     num_live_tokens += block.state == BlockState::kHeld ? block.filled : 0u;
     num_planned += block.planned > 0 ? 1u : 0u;
+    const bool is_vacant = is_there || block.state == BlockState::kCached;
+    CHECK(vacant_runs().IsFree(BlockId{b}) == is_vacant);  // P3
     hole = is_there ? hole + 1 : 0;
     longest = std::max(longest, hole);
   }

@@ -223,6 +223,7 @@ void Pager::Share(BlockId id) noexcept {
   Block& block = blocks_[Index(id)];
   if (block.state == BlockState::kCached) {
     if (!IsMutant(Mutant::kEvictHeld)) index_.TakeUp(id);
+    vacant_runs_->Take({id, 1});  // P3
     block.state = BlockState::kHeld;
     ++num_held_;
     num_live_tokens_ += block.filled;
@@ -236,16 +237,31 @@ void Pager::Share(BlockId id) noexcept {
 void Pager::Evict(std::uint32_t num_free, std::uint32_t ahead) noexcept {
   std::uint32_t num_evicted = 0;
   while (num_cached() > 0 && (free_runs_.num_free() < num_free || num_evicted < ahead)) {
-    const BlockId block = index_.Oldest();
-    index_.TakeUp(block);
-    index_.Erase(block);
-    CHECK(blocks_[Index(block)].state == BlockState::kCached || IsMutant(Mutant::kEvictHeld));
-    blocks_[Index(block)].state = BlockState::kFree;
-    blocks_[Index(block)].filled = 0;
-    Free({block, 1});
+    EvictOne(index_.Oldest());
     ++num_evicted;
   }
-  num_evictions_ += num_evicted;
+}
+
+void Pager::EvictOne(BlockId id) noexcept {
+  Block& block = blocks_[Index(id)];
+  index_.TakeUp(id);
+  index_.Erase(id);
+  CHECK(block.state == BlockState::kCached || IsMutant(Mutant::kEvictHeld));
+  // It was vacant and stays so: Free adds it, as one that was not.
+  if (block.state == BlockState::kCached) vacant_runs_->Take({id, 1});
+  block.state = BlockState::kFree;
+  block.filled = 0;
+  Free({id, 1});
+  ++num_evictions_;
+}
+
+// Whichever of the blocks are cached. What continues them in the cache stays there, found by nobody
+// until they are computed anew, and goes in its turn.
+void Pager::EvictFrom(const Extent& blocks) noexcept {
+  if (!vacant_runs_ || num_cached() == 0) return;
+  for (std::uint32_t b = Index(blocks.start); b < Index(blocks.start) + blocks.num_blocks; ++b) {
+    if (blocks_[b].state == BlockState::kCached) EvictOne(BlockId{b});
+  }
 }
 
 }  // namespace kvrm
