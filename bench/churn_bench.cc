@@ -261,16 +261,23 @@ class Traffic {
       seqs_[s].lengths.output =
           static_cast<std::uint32_t>(rng_.Between(1, seqs_[s].lengths.output));
   }
-  // Under names that nobody asks for: only where the blocks lie matters. What a step in flight
-  // writes is left out.
-  void Publish(std::uint32_t s) {
-    keys_.resize(seqs_[s].length / kBlockTokens);
-    tokens_.resize(seqs_[s].length);
+  // Names of so many tokens that nobody else asks for: only where blocks lie matters.
+  void Invent(std::uint32_t num_tokens) {
+    keys_.resize(num_tokens / kBlockTokens);
+    tokens_.resize(num_tokens);
     for (PrefixKey& key : keys_) {
       ++num_keys_;
       std::memcpy(key.bytes.data(), &num_keys_, sizeof(num_keys_));
     }
+  }
+  void Publish(std::uint32_t s) {
+    Invent(seqs_[s].length);
     cache_.Publish(SeqId{s}, tokens_, keys_);
+  }
+  bool Open(std::uint32_t s, std::uint32_t reserve) {
+    if (!setting_.cached) return cache_.Open(SeqId{s}, reserve);
+    Invent(seqs_[s].lengths.prompt);
+    return cache_.OpenCached(SeqId{s}, tokens_, keys_, reserve).has_value();
   }
   std::uint32_t ReserveOf(const Seq& seq) const {
     const std::uint32_t known = std::max(seq.length, seq.lengths.prompt) + 1;
@@ -287,7 +294,7 @@ class Traffic {
       ++num_row_steps_;
       const std::uint32_t reserve = ReserveOf(seq);
       const std::uint32_t spare = headroom_ > 0 && num_open_ > 0 ? headroom_ : 0;
-      if (cache_.num_available_tokens() < spare + reserve || !cache_.Open(SeqId{s}, reserve)) {
+      if (cache_.num_available_tokens() < spare + reserve || !Open(s, reserve)) {
         ++num_empty_;
         return 0;
       }

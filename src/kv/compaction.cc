@@ -154,11 +154,13 @@ void Compactor::Evacuate(Pager& pager, Transport& transport) noexcept {
   if (best.gain > 0) Move(best_seq, best, MovePriority::kCompact, pager, transport);
 }
 
-// Among free blocks, and for one that is pressed among cached ones as well.
+// Among free blocks, and then, for one that is pressed or where the cache is of no use, among
+// cached ones as well.
 Compactor::Action Compactor::Best(SeqId seq, const Pager& pager,
                                   const Transport& transport) const noexcept {
   const Action action = BestWindow(seq, pager.free_runs(), pager, transport);
-  if (action.gain > 0 || !is_pressed(pager.num_runs(seq))) return action;
+  const bool may_evict = is_pressed(pager.num_runs(seq)) || !pager.cache_pays();
+  if (action.gain > 0 || !may_evict) return action;
   return BestWindow(seq, pager.vacant_runs(), pager, transport);
 }
 

@@ -24,8 +24,8 @@
 //
 // Holes are free blocks. A pressed one that finds none takes holes of free and cached blocks, and
 // these are evicted, whatever their age: in a pool that caches all that nobody holds there is
-// hardly a hole else. Who is only crowded does not, for what it gained would cost prefixes (ADR
-// 0013).
+// hardly a hole else. Who is only crowded does so where the cache does not pay: elsewhere what it
+// gained would cost prefixes (ADR 0013).
 //
 // When a stuck one finds nothing that helps, because holes are too small or all free blocks are
 // promised, that is counted as a stall: the engine must then free memory (preempt), after which a

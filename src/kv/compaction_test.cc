@@ -105,6 +105,46 @@ TEST(Compactor, AStuckRowTakesAHoleOfCachedBlocks) {
   EXPECT_LT(bench.pager.num_cached(), kCachedBlocks);
 }
 
+// Nothing that was asked for was cached: a sequence grows over what is cached behind it.
+TEST(Pager, GrowsInPlaceWhereTheCacheDoesNotPay) {
+  for (const bool pays : {false, true}) {
+    Bench bench(0, 3, PlacementPolicy::kInPlace, /*prefix_cache=*/true);
+    std::vector<std::int32_t> tokens(16 * 20, 1);
+    std::vector<PrefixKey> keys(20);
+    std::uint8_t number = 0;
+    for (std::uint32_t seq = 0; seq < 3; ++seq) {
+      for (PrefixKey& key : keys)
+        key.bytes[0] = ++number;
+      ASSERT_TRUE(bench.pager.Open(SeqId{seq}, 20 * 16));
+      bench.Write(SeqId{seq}, 20);
+      bench.pager.Publish(SeqId{seq}, tokens, keys);
+    }
+    // The one in the middle is cached, and then the one before it, which goes on.
+    std::uint32_t first = 0;
+    for (std::uint32_t seq = 1; seq < 3; ++seq) {
+      if (bench.pager.runs(SeqId{seq})[0].start < bench.pager.runs(SeqId{first})[0].start)
+        first = seq;
+    }
+    ASSERT_EQ(bench.pager.num_runs(SeqId{first}), 1u);
+    for (std::uint32_t seq = 0; seq < 3; ++seq) {
+      if (seq != first) bench.pager.Release(SeqId{seq});
+    }
+    ASSERT_EQ(bench.pager.num_cached(), 40u);
+    // So much was asked for that the pool has turned over twice.
+    std::vector<PrefixKey> asked(20);
+    for (PrefixKey& key : asked)
+      key.bytes[1] = 1;
+    for (int i = 0; i < 7; ++i) {
+      ASSERT_TRUE(bench.pager.OpenCached(SeqId{3}, tokens, pays ? keys : asked, 0));
+      bench.pager.Release(SeqId{3});
+    }
+    EXPECT_EQ(bench.pager.cache_pays(), pays);
+    ASSERT_TRUE(bench.pager.Extend(SeqId{first}, 30 * 16));
+    bench.pager.CheckInvariants();
+    EXPECT_EQ(bench.pager.num_runs(SeqId{first}) == 1, !pays);
+  }
+}
+
 TEST(Compactor, HolesStayWhereTheyAre) {
   Bench bench(8);
   ASSERT_TRUE(bench.pager.Open(SeqId{0}, 0));

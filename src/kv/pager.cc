@@ -117,6 +117,12 @@ void Pager::Grow(SeqId seq, std::uint32_t want) noexcept {
   // blocks go from a history's end to its begin, so that evicted part by part they would make it a
   // hole, and so a run, for every part.
   const std::uint32_t soon = want > 0 ? std::max(want, mine) : 0;
+  if (vacant_runs_ && !cache_pays() && num_runs(seq) > 0) {
+    const Extent last = AllRuns(seq)[num_runs(seq) - 1];
+    const std::uint32_t next = Index(last.start) + last.num_blocks;
+    if (last.start != kSentinelBlock)
+      EvictFrom({BlockId{next}, vacant_runs_->LengthFrom(next, soon)});
+  }
   if (soon > free_runs_.num_free()) Evict(soon);
   while (want > 0) {
     const Extent last =

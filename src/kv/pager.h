@@ -271,6 +271,12 @@ class Pager {
   std::uint32_t num_soft() const noexcept { return placement_.num_soft(); }
   std::uint64_t num_hits() const noexcept { return num_hits_; }
   std::uint64_t num_misses() const noexcept { return num_misses_; }
+  // Whether of late enough of what was asked for was cached. While it was not, cached blocks are
+  // evicted for where they lie; a pool that has not turned over twice has shown nothing yet.
+  bool cache_pays() const noexcept {
+    return late_misses_ < 2 * std::uint64_t{options_.num_blocks} ||
+           late_hits_ * kPaysShare >= late_misses_;
+  }
   std::uint64_t num_evictions() const noexcept { return num_evictions_; }
   std::uint64_t num_copied_shared() const noexcept { return num_copied_shared_; }
   std::uint64_t reserved_bytes() const noexcept;
@@ -373,6 +379,8 @@ class Pager {
   void Bury(const Extent& blocks, std::uint64_t epoch) noexcept;
   void FreeBlocks(const Extent& blocks) noexcept;
   void Evict(std::uint32_t num_free, std::uint32_t ahead) noexcept;
+  static constexpr std::uint64_t kPaysShare = 16;
+  void CountFound(std::uint32_t num_hits, std::uint32_t num_misses) noexcept;
   void EvictOne(BlockId block) noexcept;
   void EvictFrom(const Extent& blocks) noexcept;
   void Evict(std::uint32_t num_free) noexcept { Evict(num_free, options_.num_blocks / 64); }
@@ -414,6 +422,8 @@ class Pager {
   std::uint64_t num_live_tokens_ = 0;
   std::uint64_t num_hits_ = 0;
   std::uint64_t num_misses_ = 0;
+  std::uint64_t late_hits_ = 0;  // as num_hits_, halved with the below whenever that has grown
+  std::uint64_t late_misses_ = 0;
   std::uint64_t num_evictions_ = 0;
   std::uint64_t num_copied_shared_ = 0;
 };

@@ -141,6 +141,7 @@ std::uint64_t Pager::StateHash() const {
     mix(slabs_.IsAsleep(slab * slabs_.slab_blocks()) ? 1 : 0);
   if (slabs_.is_elastic()) mix(std::min(retired_ - last_wake_, kDrowsyEpochs));
   if (options_.max_cached == kCachedAsHeld) mix(most_held_);
+  mix(late_hits_ << 32 | late_misses_);
   for (const Block& block : blocks_) {
     mix(static_cast<std::uint64_t>(block.state) << 32 | block.refs);
     mix(std::uint64_t{block.filled} << 32 | block.planned);

@@ -64,10 +64,19 @@ std::optional<std::uint32_t> Pager::OpenCached(SeqId seq, std::span<const std::i
   const std::uint32_t reserve_blocks = BlocksFor(reserve_tokens);
   const std::uint32_t more = reserve_blocks > num_hits ? reserve_blocks - num_hits : 0;
   if (more + num_idle > num_spare()) return std::nullopt;
-  num_hits_ += num_hits;
-  num_misses_ += most - num_hits;
+  CountFound(num_hits, most - num_hits);
   StartFound(seq, reserve_blocks, num_hits, num_runs);
   return num_hits * options_.block_tokens;
+}
+
+void Pager::CountFound(std::uint32_t num_hits, std::uint32_t num_misses) noexcept {
+  num_hits_ += num_hits;
+  num_misses_ += num_misses;
+  late_hits_ += num_hits;
+  late_misses_ += num_misses;
+  if (late_misses_ < 8 * std::uint64_t{options_.num_blocks}) return;
+  late_hits_ /= 2;
+  late_misses_ /= 2;
 }
 
 bool Pager::Fork(SeqId child, SeqId parent, std::uint32_t num_tokens,
