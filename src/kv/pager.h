@@ -383,7 +383,9 @@ class Pager {
   void CountFound(std::uint32_t num_hits, std::uint32_t num_misses) noexcept;
   void EvictOne(BlockId block) noexcept;
   void EvictFrom(const Extent& blocks) noexcept;
-  void Evict(std::uint32_t num_free) noexcept { Evict(num_free, options_.num_blocks / 64); }
+  void Evict(std::uint32_t num_free) noexcept {
+    Evict(num_free, options_.num_blocks / (cache_pays() ? 64 : 16));
+  }
   void SetFilled(BlockId block, std::uint32_t filled) noexcept;
   bool AnyPlanned(const Extent& blocks) const noexcept;
   // Replaces blocks [first_block, first_block + target.num_blocks) in the list of runs.
