@@ -299,7 +299,8 @@ void ReplayOnFleet(const ReplayFlags& flags, const DeviceProfile& profile) {
   const Workload workload = WorkloadOf(flags);
   FleetTarget fleet(profile, {.num_replicas = flags.num_replicas,
                               .route = flags.route,
-                              .engine = ProfileEngineOptions(flags.engine, profile)});
+                              .engine = ProfileEngineOptions(flags.engine, profile),
+                              .seed = flags.generate.seed});
   RecordHeader header = {.target = "sim", .clock = "virtual"};
   header.config = {{"profile", profile.name},
                    {"replicas", std::to_string(flags.num_replicas)},
@@ -322,7 +323,7 @@ void ReplayOnProfile(const ReplayFlags& flags, const DeviceProfile& profile) {
   SimClock clock;
   CostDevice device;
   StepProbe probe;
-  Engine engine(ProfileParts(profile, device, &probe, &clock),
+  Engine engine(ProfileParts(profile, device, &probe, &clock, flags.generate.seed),
                 ProfileEngineOptions(flags.engine, profile), clock);
   const EngineTargetOptions target = {
       .vocab = {.first_id = 0, .vocab_size = kProfileVocab},
