@@ -5,6 +5,7 @@
 //   churn_bench --all           every policy, compaction or none, a hint or none        (10 min)
 //   churn_bench --occupancies 75,90 --seeds 5   from each seed, and the range over them (70 s)
 //   churn_bench --hour --headroom 6   an hour of steps of 30 ms, the mixed family        (10 s)
+//   churn_bench --cached        the same where what has ended stays in the prefix cache
 //   churn_bench --families mixed --policies soft,in-place --occupancies 90 --hints max --json
 //
 // Expected: at 75 % soft extents keep a median run of 16 blocks and more with 2 groups a step at
@@ -38,6 +39,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -139,6 +141,7 @@ struct Setting {
   std::uint32_t max_groups = 8;
   std::uint32_t max_moved = 64;  // blocks a step
   std::uint32_t headroom = 0;    // percent of the pool
+  bool cached = false;           // what ends stays in the prefix cache
   std::uint32_t num_steps = 30000;
   std::uint64_t seed = 1;
 };
@@ -154,7 +157,8 @@ KvCacheOptions CacheOptions(const Setting& setting, std::uint32_t num_blocks) {
       .max_groups = setting.max_groups,
       .max_move_bytes_per_step = setting.compaction ? setting.max_moved * kLayout.block_bytes() : 0,
       .placement = setting.policy,
-      .placement_seed = setting.seed};
+      .placement_seed = setting.seed,
+      .prefix_cache = setting.cached};
 }
 
 StepLimits Limits(const KvCacheOptions& options) {
@@ -232,6 +236,7 @@ class Traffic {
     for (std::uint32_t s = 0; s < kRows; ++s) {
       if (!seqs_[s].open || seqs_[s].length < seqs_[s].lengths.prompt + seqs_[s].lengths.output)
         continue;
+      if (setting_.cached) Publish(s);
       cache_.Release(SeqId{s});
       --num_open_;
       Next(s);
@@ -256,6 +261,24 @@ class Traffic {
       seqs_[s].lengths.output =
           static_cast<std::uint32_t>(rng_.Between(1, seqs_[s].lengths.output));
   }
+  // Names of so many tokens that nobody else asks for: only where blocks lie matters.
+  void Invent(std::uint32_t num_tokens) {
+    keys_.resize(num_tokens / kBlockTokens);
+    tokens_.resize(num_tokens);
+    for (PrefixKey& key : keys_) {
+      ++num_keys_;
+      std::memcpy(key.bytes.data(), &num_keys_, sizeof(num_keys_));
+    }
+  }
+  void Publish(std::uint32_t s) {
+    Invent(seqs_[s].length);
+    cache_.Publish(SeqId{s}, tokens_, keys_);
+  }
+  bool Open(std::uint32_t s, std::uint32_t reserve) {
+    if (!setting_.cached) return cache_.Open(SeqId{s}, reserve);
+    Invent(seqs_[s].lengths.prompt);
+    return cache_.OpenCached(SeqId{s}, tokens_, keys_, reserve).has_value();
+  }
   std::uint32_t ReserveOf(const Seq& seq) const {
     const std::uint32_t known = std::max(seq.length, seq.lengths.prompt) + 1;
     if (!setting_.hint_max) return known;
@@ -271,7 +294,7 @@ class Traffic {
       ++num_row_steps_;
       const std::uint32_t reserve = ReserveOf(seq);
       const std::uint32_t spare = headroom_ > 0 && num_open_ > 0 ? headroom_ : 0;
-      if (cache_.num_available_tokens() < spare + reserve || !cache_.Open(SeqId{s}, reserve)) {
+      if (cache_.num_available_tokens() < spare + reserve || !Open(s, reserve)) {
         ++num_empty_;
         return 0;
       }
@@ -333,6 +356,9 @@ class Traffic {
   std::uint64_t num_again_ = 0;
   std::uint64_t num_empty_ = 0;
   std::uint64_t num_row_steps_ = 0;
+  std::uint64_t num_keys_ = 0;
+  std::vector<PrefixKey> keys_;
+  std::vector<std::int32_t> tokens_;
 };
 
 Figures Traffic::figures() const {
@@ -385,6 +411,7 @@ std::uint32_t PoolFor(const Setting& setting) {
   unlimited.compaction = false;
   unlimited.hint_max = false;
   unlimited.headroom = 0;
+  unlimited.cached = false;
   Traffic traffic(unlimited, kRows * kMaxBlocksPerSeq + 1);
   for (std::uint32_t i = 0; i < setting.num_steps; ++i)
     traffic.Step();
@@ -483,6 +510,7 @@ int Main(int argc, char** argv) {
   app.add_option("--groups", asked.base.max_groups, "groups a step")->check(CLI::Range(1, 4096));
   app.add_option("--moved", asked.base.max_moved, "blocks moved a step");
   app.add_option("--headroom", asked.base.headroom, "percent that admission leaves free");
+  app.add_flag("--cached", asked.base.cached, "what has ended stays in the prefix cache");
   app.add_option("--seed", asked.base.seed);
   app.add_option("--seeds", asked.num_seeds, "so many, from --seed on")->check(CLI::Range(1, 1000));
   app.add_flag("--all", asked.all, "every policy, compaction and hint");

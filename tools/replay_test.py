@@ -74,8 +74,18 @@ def recorded_differs(kvrm, folder):
     return False
 
 
+def route_is_taken_alone(kvrm):
+    """Whether `--route` without `--replicas` runs, or is refused without naming both."""
+    run = subprocess.run([kvrm, "replay", *ENGINE, "--requests", "1", "--route", "prefix"],
+                         capture_output=True, text=True, check=False)
+    refused = run.returncode != 0 and "--route requires --replicas" in run.stderr
+    if not refused:
+        print(f"--route alone: {run.returncode}, {run.stderr}")
+    return not refused
+
+
 def main(kvrm):
-    failures = 0
+    failures = route_is_taken_alone(kvrm)
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
         runs = {"victims": VICTIMS}
         for name, make in TRACES.items():
@@ -97,7 +107,7 @@ def main(kvrm):
             if not metrics_check.check(kvrm, paths[0]):
                 failures += 1
         failures += recorded_differs(kvrm, first)
-    print(f"{2 * len(runs) + 1 - failures} passed, {failures} failed")
+    print(f"{2 * len(runs) + 2 - failures} passed, {failures} failed")
     return failures
 
 

@@ -299,7 +299,8 @@ void ReplayOnFleet(const ReplayFlags& flags, const DeviceProfile& profile) {
   const Workload workload = WorkloadOf(flags);
   FleetTarget fleet(profile, {.num_replicas = flags.num_replicas,
                               .route = flags.route,
-                              .engine = ProfileEngineOptions(flags.engine, profile)});
+                              .engine = ProfileEngineOptions(flags.engine, profile),
+                              .seed = flags.generate.seed});
   RecordHeader header = {.target = "sim", .clock = "virtual"};
   header.config = {{"profile", profile.name},
                    {"replicas", std::to_string(flags.num_replicas)},
@@ -322,7 +323,7 @@ void ReplayOnProfile(const ReplayFlags& flags, const DeviceProfile& profile) {
   SimClock clock;
   CostDevice device;
   StepProbe probe;
-  Engine engine(ProfileParts(profile, device, &probe, &clock),
+  Engine engine(ProfileParts(profile, device, &probe, &clock, flags.generate.seed),
                 ProfileEngineOptions(flags.engine, profile), clock);
   const EngineTargetOptions target = {
       .vocab = {.first_id = 0, .vocab_size = kProfileVocab},
@@ -352,10 +353,11 @@ void RunReplay(const ReplayFlags& flags) {
 }
 
 template <typename Kind>
-void AddName(CLI::App& command, const std::string& flag, const std::string& help,
-             const std::string& names, std::function<std::optional<Kind>(std::string_view)> find,
-             std::function<void(Kind)> take) {
-  command.add_option_function<std::string>(
+CLI::Option* AddName(CLI::App& command, const std::string& flag, const std::string& help,
+                     const std::string& names,
+                     std::function<std::optional<Kind>(std::string_view)> find,
+                     std::function<void(Kind)> take) {
+  return command.add_option_function<std::string>(
       flag,
       [flag, names, find, take](const std::string& text) {
         const std::optional<Kind> found = find(text);
@@ -511,14 +513,16 @@ void AddReplayCommand(CLI::App& app) {
   AddReplayEngineFlags(*command, flags.get());
   AddReplayWorkloadFlags(*command, flags.get());
   AddVictimFlags(*command, flags.get());
-  command
-      ->add_option("--replicas", flags->num_replicas,
-                   "so many engines behind a router, with --profile; the record is summarised")
-      ->check(CLI::Range(1u, kMaxReplicas))
-      ->capture_default_str();
+  CLI::Option* const replicas =
+      command
+          ->add_option("--replicas", flags->num_replicas,
+                       "so many engines behind a router, with --profile; the record is summarised")
+          ->check(CLI::Range(1u, kMaxReplicas))
+          ->capture_default_str();
   AddName<RoutePolicy>(*command, "--route", "which of them a request goes to",
                        Names(kNumRoutePolicies, RoutePolicyName), FindRoutePolicy,
-                       [flags](RoutePolicy policy) { flags->route = policy; });
+                       [flags](RoutePolicy policy) { flags->route = policy; })
+      ->needs(replicas);
   command->add_flag("--summary", flags->summary,
                     "a summarised record: of every request the first and the last output, of all "
                     "else histograms and sums");

@@ -18,6 +18,7 @@
 #include "base/clock.h"
 #include "base/result.h"
 #include "device/host_device.h"
+#include "engine/block_map.h"
 #include "engine/metrics.h"
 #include "engine/parts.h"
 #include "engine/request.h"
@@ -164,6 +165,9 @@ class Engine {
   // Seconds after which a refused request may find room, 1 to 60: what waits over what ended a
   // second of late.
   std::uint32_t RetryAfterSeconds() const;
+  // Engine thread, between steps. Who has which blocks of the pool: ascending and disjoint runs;
+  // what nobody has is in none. Shared blocks are those of who comes first in rank. Allocates.
+  std::vector<BlockMapRun> BlockMap() const;
   // Engine thread, between steps. Recounts the cache's books and aborts on a violation; slow.
   void CheckInvariants() const;
   const std::vector<ReservedBytes>& reserved() const;

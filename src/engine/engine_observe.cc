@@ -113,6 +113,30 @@ KvStats Engine::kv_stats() const {
   return state_->kv_stats.Load();
 }
 
+std::vector<BlockMapRun> Engine::BlockMap() const {
+  constexpr std::uint64_t kNobody = ~std::uint64_t{0};
+  const KvCache& cache = state_->loop.cache();
+  std::vector<std::uint64_t> owners(cache.options().num_blocks, kNobody);
+  for (const std::unique_ptr<Sequence>& sequence : state_->scheduler.running()) {
+    for (const Extent& run : cache.home(sequence->seq)) {
+      if (run.start == kSentinelBlock) continue;
+      for (std::uint32_t b = Index(run.start); b < Index(run.start) + run.num_blocks; ++b) {
+        if (owners[b] == kNobody) owners[b] = static_cast<std::uint64_t>(sequence->id);
+      }
+    }
+  }
+  std::vector<BlockMapRun> runs;
+  for (std::uint32_t b = 1; b < owners.size(); ++b) {
+    if (owners[b] == kNobody && cache.is_cached(BlockId{b})) owners[b] = kCacheOwner;
+    if (owners[b] == kNobody) continue;
+    if (b > 1 && owners[b] == owners[b - 1])
+      ++runs.back().num_blocks;
+    else
+      runs.push_back({b, 1, owners[b]});
+  }
+  return runs;
+}
+
 std::uint32_t Engine::RetryAfterSeconds() const {
   const double rate = state_->ends_per_second.load(std::memory_order_relaxed);
   const double waiting =

@@ -113,6 +113,8 @@ class Scheduler {
   bool Has(RequestId id) const noexcept {
     return Find(running_, id) != nullptr || Find(waiting_, id) != nullptr;
   }
+  // Those that run, in order of rank.
+  std::span<const std::unique_ptr<Sequence>> running() const noexcept { return running_; }
   // Any sequence, or null when there is none.
   const Sequence* Any() const noexcept;
 

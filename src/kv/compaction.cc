@@ -26,11 +26,11 @@ bool CanMove(const Pager& pager, const Extent& run, bool stuck) {
   return run.start != kSentinelBlock && (stuck || pager.is_sole_holder(run));
 }
 
-// Whether so many blocks right before run number `next` are free.
-bool RoomBefore(const Pager& pager, std::span<const Extent> runs, std::size_t next,
+// Whether so many blocks right before run number `next` are in the holes.
+bool RoomBefore(const FreeRuns& holes, std::span<const Extent> runs, std::size_t next,
                 std::uint32_t num_blocks) {
   if (next >= runs.size() || runs[next].start == kSentinelBlock) return false;
-  return pager.free_runs().LengthBefore(Index(runs[next].start), num_blocks) == num_blocks;
+  return holes.LengthBefore(Index(runs[next].start), num_blocks) == num_blocks;
 }
 
 }  // namespace
@@ -76,7 +76,7 @@ void Compactor::PlanOrdered(Pager& pager, Transport& transport) noexcept {
     const std::uint32_t num_runs = pager.num_runs(seq);
     // A named one may also have had its action above.
     if (num_runs <= trigger_ || num_runs > max_runs_ || pager.is_named(seq)) continue;
-    const Action action = BestWindow(seq, pager, transport);
+    const Action action = Best(seq, pager, transport);
     const double per_block =
         action.gain == 0 ? 0 : static_cast<double>(action.gain) / action.target.num_blocks;
     candidates[count++] = {seq, per_block * pager.num_likely_blocks(seq)};
@@ -93,11 +93,11 @@ void Compactor::PlanOrdered(Pager& pager, Transport& transport) noexcept {
 void Compactor::PlanSequence(SeqId seq, Pager& pager, Transport& transport) noexcept {
   if (transport.num_groups_left() == 0 || transport.num_blocks_left() == 0) return;
   const std::uint32_t num_runs = pager.num_runs(seq);
-  Action action = BestWindow(seq, pager, transport);
+  Action action = Best(seq, pager, transport);
   // What gains nothing at once is only worth its bytes to one that is stuck or soon will be.
   if (action.gain == 0 && is_pressed(num_runs)) {
     is_unserved_ = true;
-    action = BestStart(seq, pager, transport);
+    action = BestStart(seq, pager.vacant_runs(), pager, transport);
   }
   if (action.target.num_blocks == 0) {
     if (num_runs > max_runs_) ++num_stalls_;
@@ -154,8 +154,18 @@ void Compactor::Evacuate(Pager& pager, Transport& transport) noexcept {
   if (best.gain > 0) Move(best_seq, best, MovePriority::kCompact, pager, transport);
 }
 
+// Among free blocks, and then, for one that is pressed or where the cache is of no use, among
+// cached ones as well.
+Compactor::Action Compactor::Best(SeqId seq, const Pager& pager,
+                                  const Transport& transport) const noexcept {
+  const Action action = BestWindow(seq, pager.free_runs(), pager, transport);
+  const bool may_evict = is_pressed(pager.num_runs(seq)) || !pager.cache_pays();
+  if (action.gain > 0 || !may_evict) return action;
+  return BestWindow(seq, pager.vacant_runs(), pager, transport);
+}
+
 // Over all windows of settled runs that fit the budget and a place.
-Compactor::Action Compactor::BestWindow(SeqId seq, const Pager& pager,
+Compactor::Action Compactor::BestWindow(SeqId seq, const FreeRuns& holes, const Pager& pager,
                                         const Transport& transport) const noexcept {
   const std::span<const Extent> runs = pager.runs(seq).first(pager.num_settled_runs(seq));
   const std::span<const Extent> all = pager.runs(seq);
@@ -163,7 +173,7 @@ Compactor::Action Compactor::BestWindow(SeqId seq, const Pager& pager,
   const bool stuck = num_runs > max_runs_;
   const std::uint32_t need = std::min(num_runs - trigger_, kMostWidth);
   const std::uint32_t cap = Cap(pager, transport);
-  const std::uint32_t longest = pager.free_runs().Longest().num_blocks;
+  const std::uint32_t longest = holes.Longest().num_blocks;
 
   Action best;
   const auto consider = [&](std::uint32_t gain, std::uint32_t first_block, const Extent& target) {
@@ -178,7 +188,7 @@ Compactor::Action Compactor::BestWindow(SeqId seq, const Pager& pager,
   for (std::size_t i = 0; i < runs.size(); first_block += runs[i].num_blocks, ++i) {
     const bool follows = i > 0 && runs[i - 1].start != kSentinelBlock;
     const std::uint32_t behind = follows ? EndOf(runs[i - 1]) : 0;
-    const std::uint32_t room = follows ? pager.free_runs().LengthFrom(behind, cap) : 0;
+    const std::uint32_t room = follows ? holes.LengthFrom(behind, cap) : 0;
     std::uint32_t cost = 0;
     std::uint32_t num_groups = 0;
     std::uint32_t width = 0;
@@ -189,19 +199,19 @@ Compactor::Action Compactor::BestWindow(SeqId seq, const Pager& pager,
       ++width;
       if (cost > cap || num_groups > transport.num_groups_left()) break;
       if (cost <= room) consider(width, first_block, {BlockId{behind}, cost});
-      if (RoomBefore(pager, all, j + 1, cost))
+      if (RoomBefore(holes, all, j + 1, cost))
         consider(width, first_block, {BlockId{Index(all[j + 1].start) - cost}, cost});
       if (cost <= longest && width > 1) consider(width - 1, first_block, {BlockId{0}, cost});
     }
   }
   // Only the winner's place in the hole is worked out.
   if (best.gain > 0 && best.target.start == kSentinelBlock)
-    best.target = Placement::Together(pager.free_runs(), best.target.num_blocks);
+    best.target = Placement::Together(holes, best.target.num_blocks);
   return best;
 }
 
 // The first part of a window that as a whole is beyond the budget.
-Compactor::Action Compactor::BestStart(SeqId seq, const Pager& pager,
+Compactor::Action Compactor::BestStart(SeqId seq, const FreeRuns& holes, const Pager& pager,
                                        const Transport& transport) const noexcept {
   const std::span<const Extent> runs = pager.runs(seq).first(pager.num_settled_runs(seq));
   const std::uint32_t num_runs = pager.num_runs(seq);
@@ -210,7 +220,7 @@ Compactor::Action Compactor::BestStart(SeqId seq, const Pager& pager,
   const auto cap =
       static_cast<std::uint32_t>(std::min<std::uint64_t>(Cap(pager, transport), group_cap));
   if (cap == 0) return {};
-  const std::uint32_t longest = pager.free_runs().Longest().num_blocks;
+  const std::uint32_t longest = holes.Longest().num_blocks;
   // Cutting a run in two makes one more of them for a while.
   const bool may_cut = num_runs + 1 <= max_runs_ || num_runs > max_runs_;
 
@@ -224,7 +234,7 @@ Compactor::Action Compactor::BestStart(SeqId seq, const Pager& pager,
     if (!CanMove(pager, runs[i], num_runs > max_runs_)) continue;
     if (i > 0 && runs[i - 1].start != kSentinelBlock && length < best_rest) {
       const std::uint32_t behind = EndOf(runs[i - 1]);
-      const std::uint32_t room = pager.free_runs().LengthFrom(behind, length);
+      const std::uint32_t room = holes.LengthFrom(behind, length);
       // Room for all of it, or a gap right before it that wanders through it as it moves.
       if (room == length || (room > 0 && behind + room == Index(runs[i].start))) {
         best = {first_block, {BlockId{behind}, std::min(now, room)}, 0};
@@ -234,7 +244,7 @@ Compactor::Action Compactor::BestStart(SeqId seq, const Pager& pager,
     if (i + 1 < runs.size() && (may_cut || now == length) && runs[i + 1].start != kSentinelBlock) {
       const std::uint32_t both = length + runs[i + 1].num_blocks;
       if (both <= longest && both < best_rest) {
-        best = {first_block, {Placement::Together(pager.free_runs(), both).start, now}, 0};
+        best = {first_block, {Placement::Together(holes, both).start, now}, 0};
         best_rest = both;
       }
     }

@@ -22,6 +22,11 @@
 // 0013). With two runs a row and a budget of two blocks, some randomly scattered sequences stall
 // even in a half empty pool.
 //
+// Holes are free blocks. A pressed one that finds none takes holes of free and cached blocks, and
+// these are evicted, whatever their age: in a pool that caches all that nobody holds there is
+// hardly a hole else. Who is only crowded does so where the cache does not pay: elsewhere what it
+// gained would cost prefixes (ADR 0013).
+//
 // When a stuck one finds nothing that helps, because holes are too small or all free blocks are
 // promised, that is counted as a stall: the engine must then free memory (preempt), after which a
 // sequence written anew in an empty pool has one run.
@@ -65,8 +70,11 @@ class Compactor {
   bool is_pressed(std::uint32_t num_runs) const noexcept { return num_runs + 2 > max_runs_; }
   static void Move(SeqId seq, const Action& action, MovePriority priority, Pager& pager,
                    Transport& transport) noexcept;
-  Action BestWindow(SeqId seq, const Pager& pager, const Transport& transport) const noexcept;
-  Action BestStart(SeqId seq, const Pager& pager, const Transport& transport) const noexcept;
+  Action Best(SeqId seq, const Pager& pager, const Transport& transport) const noexcept;
+  Action BestWindow(SeqId seq, const FreeRuns& holes, const Pager& pager,
+                    const Transport& transport) const noexcept;
+  Action BestStart(SeqId seq, const FreeRuns& holes, const Pager& pager,
+                   const Transport& transport) const noexcept;
 
   // Bounds of what Plan costs the host: about a microsecond a sequence.
   static constexpr std::uint32_t kStuckPerStep = 4;

@@ -17,7 +17,7 @@ constexpr std::uint32_t kBlocks = 64;
 // Runs of one block at first, wherever a seed has put them; a budget of `max_moved` blocks a step.
 struct Bench {
   explicit Bench(std::uint32_t max_moved, std::uint64_t seed = 3,
-                 PlacementPolicy placement = PlacementPolicy::kScattered)
+                 PlacementPolicy placement = PlacementPolicy::kScattered, bool prefix_cache = false)
       : pool(device.Reserve(kBlocks * 64, "pool")),
         pager({.num_blocks = kBlocks,
                .block_tokens = 16,
@@ -25,7 +25,8 @@ struct Bench {
                .max_blocks_per_seq = kBlocks,
                .crowded_runs = Compactor::TriggerFor(2),
                .placement = placement,
-               .placement_seed = seed}),
+               .placement_seed = seed,
+               .prefix_cache = prefix_cache}),
         transport({.block_bytes = 64,
                    .num_pool_blocks = kBlocks,
                    .max_groups = 8,
@@ -74,6 +75,75 @@ struct Bench {
   Transport transport;
   StepBuilder builder;
 };
+
+// Nobody holds what lies beside the row, and hardly a block is free: it is moved where the cache
+// is.
+TEST(Compactor, AStuckRowTakesAHoleOfCachedBlocks) {
+  Bench bench(8, 3, PlacementPolicy::kScattered, /*prefix_cache=*/true);
+  constexpr std::uint32_t kCachedBlocks = kBlocks - 1 - 6;
+  ASSERT_TRUE(bench.pager.Open(SeqId{0}, kCachedBlocks * 16));
+  bench.Write(SeqId{0}, kCachedBlocks);
+  ASSERT_TRUE(bench.pager.Open(SeqId{1}, 5 * 16));
+  bench.Write(SeqId{1}, 5);
+  ASSERT_GT(bench.pager.num_runs(SeqId{1}), 2u);
+  const std::vector<std::int32_t> tokens(kCachedBlocks * 16, 1);
+  std::vector<PrefixKey> keys(kCachedBlocks);
+  for (std::uint32_t i = 0; i < kCachedBlocks; ++i)
+    keys[i].bytes[0] = static_cast<std::uint8_t>(i);
+  bench.pager.Publish(SeqId{0}, tokens, keys);
+  bench.pager.Release(SeqId{0});
+  ASSERT_EQ(bench.pager.num_cached(), kCachedBlocks);
+  ASSERT_EQ(bench.pager.num_free(), 1u);
+  Compactor compactor(2);
+  for (int step = 0; step < 4; ++step)
+    bench.Step(compactor);
+  EXPECT_EQ(compactor.num_stalls(), 0u);
+  EXPECT_LE(bench.pager.num_runs(SeqId{1}), 2u);
+  // What it left is free instead: no more was evicted than it took.
+  EXPECT_EQ(bench.pager.num_cached() + bench.pager.num_free(), kCachedBlocks + 1);
+  EXPECT_GE(bench.pager.num_cached(), kCachedBlocks - 5);
+  EXPECT_LT(bench.pager.num_cached(), kCachedBlocks);
+}
+
+// Nothing that was asked for was cached: a sequence grows over what is cached behind it.
+TEST(Pager, GrowsInPlaceWhereTheCacheDoesNotPay) {
+  for (const bool pays : {false, true}) {
+    Bench bench(0, 3, PlacementPolicy::kInPlace, /*prefix_cache=*/true);
+    std::vector<std::int32_t> tokens(16 * 20, 1);
+    std::vector<PrefixKey> keys(20);
+    std::uint8_t number = 0;
+    for (std::uint32_t seq = 0; seq < 3; ++seq) {
+      for (PrefixKey& key : keys)
+        key.bytes[0] = ++number;
+      ASSERT_TRUE(bench.pager.Open(SeqId{seq}, 20 * 16));
+      bench.Write(SeqId{seq}, 20);
+      bench.pager.Publish(SeqId{seq}, tokens, keys);
+    }
+    // The one in the middle is cached, and then the one before it, which goes on.
+    std::uint32_t first = 0;
+    for (std::uint32_t seq = 1; seq < 3; ++seq) {
+      if (bench.pager.runs(SeqId{seq})[0].start < bench.pager.runs(SeqId{first})[0].start)
+        first = seq;
+    }
+    ASSERT_EQ(bench.pager.num_runs(SeqId{first}), 1u);
+    for (std::uint32_t seq = 0; seq < 3; ++seq) {
+      if (seq != first) bench.pager.Release(SeqId{seq});
+    }
+    ASSERT_EQ(bench.pager.num_cached(), 40u);
+    // So much was asked for that the pool has turned over twice.
+    std::vector<PrefixKey> asked(20);
+    for (PrefixKey& key : asked)
+      key.bytes[1] = 1;
+    for (int i = 0; i < 7; ++i) {
+      ASSERT_TRUE(bench.pager.OpenCached(SeqId{3}, tokens, pays ? keys : asked, 0));
+      bench.pager.Release(SeqId{3});
+    }
+    EXPECT_EQ(bench.pager.cache_pays(), pays);
+    ASSERT_TRUE(bench.pager.Extend(SeqId{first}, 30 * 16));
+    bench.pager.CheckInvariants();
+    EXPECT_EQ(bench.pager.num_runs(SeqId{first}) == 1, !pays);
+  }
+}
 
 TEST(Compactor, HolesStayWhereTheyAre) {
   Bench bench(8);

@@ -494,6 +494,10 @@ std::span<const Extent> KvCache::home(SeqId seq) const noexcept {
   return state_->pager.runs(seq);
 }
 
+bool KvCache::is_cached(BlockId block) const noexcept {
+  return state_->pager.state(block) == BlockState::kCached;
+}
+
 std::uint64_t KvCache::StateHash() const {
   return Mix64(state_->pager.StateHash()) ^ Mix64(~state_->host_tier.StateHash()) ^
          state_->views.StateHash(state_->pager);

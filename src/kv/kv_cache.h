@@ -289,6 +289,8 @@ class KvCache {
   std::span<std::byte> layer_buffers() const noexcept;
   // The sequence's home in token order, holes included. For logs, tests and pictures.
   std::span<const Extent> home(SeqId seq) const noexcept;
+  // Whether the block is kept by the prefix cache alone. For the same.
+  bool is_cached(BlockId block) const noexcept;
   // Recounts everything from scratch and aborts on a violation (kv/pager.h). Slow.
   void CheckInvariants() const;
   // Of the books, those of windows included: two caches of one hash go on alike, but for whose turn

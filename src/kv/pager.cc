@@ -38,6 +38,7 @@ Pager::Pager(const PagerOptions& options)
   CHECK(options.max_seqs > 0 && options.max_blocks_per_seq > 0);
   CHECK(std::uint64_t{options.max_blocks_per_seq} * options.block_tokens <=
         std::uint64_t{std::numeric_limits<std::int32_t>::max()});
+  if (index_.is_on()) vacant_runs_.emplace(options.num_blocks);
   blocks_[Index(kSentinelBlock)].state = BlockState::kHeld;
   const Extent first =
       slabs_.is_elastic() ? slabs_.BlocksOf(0) : Extent{BlockId{1}, options.num_blocks - 1};
@@ -116,6 +117,12 @@ void Pager::Grow(SeqId seq, std::uint32_t want) noexcept {
   // blocks go from a history's end to its begin, so that evicted part by part they would make it a
   // hole, and so a run, for every part.
   const std::uint32_t soon = want > 0 ? std::max(want, mine) : 0;
+  if (vacant_runs_ && !cache_pays() && num_runs(seq) > 0) {
+    const Extent last = AllRuns(seq)[num_runs(seq) - 1];
+    const std::uint32_t next = Index(last.start) + last.num_blocks;
+    if (last.start != kSentinelBlock)
+      EvictFrom({BlockId{next}, vacant_runs_->LengthFrom(next, soon)});
+  }
   if (soon > free_runs_.num_free()) Evict(soon);
   while (want > 0) {
     const Extent last =
@@ -433,8 +440,9 @@ bool Pager::is_still(const Extent& blocks) const noexcept {
 }
 
 std::uint64_t Pager::reserved_bytes() const noexcept {
-  return free_runs_.reserved_bytes() + slabs_.reserved_bytes() + placement_.reserved_bytes() +
-         index_.reserved_bytes() + blocks_.size() * sizeof(Block) +
+  const std::uint64_t vacant_bytes = vacant_runs_ ? vacant_runs_->reserved_bytes() : 0;
+  return free_runs_.reserved_bytes() + vacant_bytes + slabs_.reserved_bytes() +
+         placement_.reserved_bytes() + index_.reserved_bytes() + blocks_.size() * sizeof(Block) +
          sequences_.size() * sizeof(Sequence) + num_runs_.size() * sizeof(num_runs_[0]) +
          last_epoch_.size() * sizeof(last_epoch_[0]) +
          (runs_.size() + scratch_runs_.size()) * sizeof(Extent);
@@ -531,6 +539,7 @@ void Pager::DropTail(SeqId seq, std::uint32_t keep_blocks) noexcept {
 
 void Pager::Hold(const Extent& blocks) noexcept {
   free_runs_.Take(blocks);  // P3
+  if (vacant_runs_) vacant_runs_->Take(blocks);
   placement_.Taken(blocks);
   slabs_.Taken(blocks);
   for (std::uint32_t b = Index(blocks.start); b < Index(blocks.start) + blocks.num_blocks; ++b) {
@@ -605,6 +614,7 @@ void Pager::FreeBlocks(const Extent& blocks) noexcept {
       continue;
     }
     index_.GiveUp(BlockId{b});
+    vacant_runs_->Free({BlockId{b}, 1});  // P3
     if (num_free > 0) Free({BlockId{b + 1}, num_free});
     num_free = 0;
   }
@@ -614,6 +624,7 @@ void Pager::FreeBlocks(const Extent& blocks) noexcept {
 // Of blocks that are kFree and awake: everybody may choose them from now on.
 void Pager::Free(const Extent& blocks) noexcept {
   free_runs_.Free(blocks);  // P3
+  if (vacant_runs_) vacant_runs_->Free(blocks);
   placement_.Freed(blocks);
   slabs_.Freed(blocks);
 }

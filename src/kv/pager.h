@@ -39,6 +39,7 @@
 //     kLimbo  -> kCached  FreeBlocks  the same, and it is published
 //     kCached -> kHeld    Share       a prefix hit; blocks in limbo are not found
 //     kCached -> kFree    Evict       its room is needed; the oldest first. No epoch touches it
+//     kCached -> kFree    Remap       it lies where a crowded history is moved together
 //
 // Which epoch a dropped block waits for. A block can be touched by (1) rows of committed steps,
 // (2) the step under construction if its descriptor may already name the block, (3) the copies of
@@ -66,7 +67,8 @@
 // Invariants (checked where they matter, and all of them by CheckInvariants):
 //   P1  Every block is in one state, and free + held + cached + limbo == num_blocks - 1 (K1, I2).
 //   P2  refs > 0 if and only if the block is kHeld; refs == runs that name it (K2, I1).
-//   P3  The index of free runs holds exactly the kFree blocks whose slab is awake (K3, E1).
+//   P3  The index of free runs holds exactly the kFree blocks whose slab is awake (K3, E1), that of
+//       vacant ones these and the kCached.
 //   P4  A block in limbo waits for an epoch in (retired, committed + 1] and leaves it when that one
 //       retires, not before (K4).
 //   P5  The sum of all credits <= free + cached: Extend within its credit cannot fail (I5).
@@ -197,7 +199,7 @@ class Pager {
   void Abandoned() noexcept;
   void Retired(StepId step) noexcept;
 
-  // Puts `target` (free blocks) in place of as many of the sequence's blocks from block number
+  // Puts `target` (vacant blocks) in place of as many of the sequence's blocks from block number
   // `first_block` on, and calls copy(source, target part) for each piece of them that holds written
   // tokens. Requires: settled, not named, within num_spare(). The sequence is named afterwards.
   template <typename CopyFn>
@@ -252,6 +254,8 @@ class Pager {
 
   StepId next() const noexcept { return StepId{committed_ + 1}; }
   const FreeRuns& free_runs() const noexcept { return free_runs_; }
+  // The blocks that Remap may take: free ones, and cached ones, which it evicts.
+  const FreeRuns& vacant_runs() const noexcept { return vacant_runs_ ? *vacant_runs_ : free_runs_; }
   // Sleeping ones included.
   std::uint32_t num_free() const noexcept { return free_runs_.num_free() + slabs_.num_asleep(); }
   const Slabs& slabs() const noexcept { return slabs_; }
@@ -267,6 +271,12 @@ class Pager {
   std::uint32_t num_soft() const noexcept { return placement_.num_soft(); }
   std::uint64_t num_hits() const noexcept { return num_hits_; }
   std::uint64_t num_misses() const noexcept { return num_misses_; }
+  // Whether of late enough of what was asked for was cached. While it was not, cached blocks are
+  // evicted for where they lie; a pool that has not turned over twice has shown nothing yet.
+  bool cache_pays() const noexcept {
+    return late_misses_ < 2 * std::uint64_t{options_.num_blocks} ||
+           late_hits_ * kPaysShare >= late_misses_;
+  }
   std::uint64_t num_evictions() const noexcept { return num_evictions_; }
   std::uint64_t num_copied_shared() const noexcept { return num_copied_shared_; }
   std::uint64_t reserved_bytes() const noexcept;
@@ -369,7 +379,13 @@ class Pager {
   void Bury(const Extent& blocks, std::uint64_t epoch) noexcept;
   void FreeBlocks(const Extent& blocks) noexcept;
   void Evict(std::uint32_t num_free, std::uint32_t ahead) noexcept;
-  void Evict(std::uint32_t num_free) noexcept { Evict(num_free, options_.num_blocks / 64); }
+  static constexpr std::uint64_t kPaysShare = 16;
+  void CountFound(std::uint32_t num_hits, std::uint32_t num_misses) noexcept;
+  void EvictOne(BlockId block) noexcept;
+  void EvictFrom(const Extent& blocks) noexcept;
+  void Evict(std::uint32_t num_free) noexcept {
+    Evict(num_free, options_.num_blocks / (cache_pays() ? 64 : 16));
+  }
   void SetFilled(BlockId block, std::uint32_t filled) noexcept;
   bool AnyPlanned(const Extent& blocks) const noexcept;
   // Replaces blocks [first_block, first_block + target.num_blocks) in the list of runs.
@@ -380,6 +396,7 @@ class Pager {
 
   const PagerOptions options_;
   FreeRuns free_runs_;
+  std::optional<FreeRuns> vacant_runs_;  // with a prefix cache
   Slabs slabs_;
   Placement placement_;
   PrefixIndex index_;
@@ -407,6 +424,8 @@ class Pager {
   std::uint64_t num_live_tokens_ = 0;
   std::uint64_t num_hits_ = 0;
   std::uint64_t num_misses_ = 0;
+  std::uint64_t late_hits_ = 0;  // as num_hits_, halved with the below whenever that has grown
+  std::uint64_t late_misses_ = 0;
   std::uint64_t num_evictions_ = 0;
   std::uint64_t num_copied_shared_ = 0;
 };
@@ -432,6 +451,7 @@ void Pager::Remap(SeqId seq, std::uint32_t first_block, const Extent& target,
   CHECK(sequence.open && !is_named(seq));                                // P8
   CHECK(target.num_blocks > 0 && end_block <= SettledBlocks(sequence));  // P8
   CHECK(target.num_blocks <= num_spare());                               // P5
+  EvictFrom(target);
   Hold(target);
   std::uint32_t num_replaced = 0;
   ForEachPiece(seq, first_block, end_block, [&](const Extent& source, std::uint32_t number) {

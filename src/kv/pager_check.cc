@@ -42,6 +42,8 @@ void Pager::CheckInvariants() const {
     num_shared += block.refs > 1 ? 1u : 0u;
     num_live_tokens += block.state == BlockState::kHeld ? block.filled : 0u;
     num_planned += block.planned > 0 ? 1u : 0u;
+    const bool is_vacant = is_there || block.state == BlockState::kCached;
+    CHECK(vacant_runs().IsFree(BlockId{b}) == is_vacant);  // P3
     hole = is_there ? hole + 1 : 0;
     longest = std::max(longest, hole);
   }
@@ -139,6 +141,7 @@ std::uint64_t Pager::StateHash() const {
     mix(slabs_.IsAsleep(slab * slabs_.slab_blocks()) ? 1 : 0);
   if (slabs_.is_elastic()) mix(std::min(retired_ - last_wake_, kDrowsyEpochs));
   if (options_.max_cached == kCachedAsHeld) mix(most_held_);
+  mix(late_hits_ << 32 | late_misses_);
   for (const Block& block : blocks_) {
     mix(static_cast<std::uint64_t>(block.state) << 32 | block.refs);
     mix(std::uint64_t{block.filled} << 32 | block.planned);

@@ -64,10 +64,19 @@ std::optional<std::uint32_t> Pager::OpenCached(SeqId seq, std::span<const std::i
   const std::uint32_t reserve_blocks = BlocksFor(reserve_tokens);
   const std::uint32_t more = reserve_blocks > num_hits ? reserve_blocks - num_hits : 0;
   if (more + num_idle > num_spare()) return std::nullopt;
-  num_hits_ += num_hits;
-  num_misses_ += most - num_hits;
+  CountFound(num_hits, most - num_hits);
   StartFound(seq, reserve_blocks, num_hits, num_runs);
   return num_hits * options_.block_tokens;
+}
+
+void Pager::CountFound(std::uint32_t num_hits, std::uint32_t num_misses) noexcept {
+  num_hits_ += num_hits;
+  num_misses_ += num_misses;
+  late_hits_ += num_hits;
+  late_misses_ += num_misses;
+  if (late_misses_ < 8 * std::uint64_t{options_.num_blocks}) return;
+  late_hits_ /= 2;
+  late_misses_ /= 2;
 }
 
 bool Pager::Fork(SeqId child, SeqId parent, std::uint32_t num_tokens,
@@ -223,6 +232,7 @@ void Pager::Share(BlockId id) noexcept {
   Block& block = blocks_[Index(id)];
   if (block.state == BlockState::kCached) {
     if (!IsMutant(Mutant::kEvictHeld)) index_.TakeUp(id);
+    vacant_runs_->Take({id, 1});  // P3
     block.state = BlockState::kHeld;
     ++num_held_;
     num_live_tokens_ += block.filled;
@@ -236,16 +246,31 @@ void Pager::Share(BlockId id) noexcept {
 void Pager::Evict(std::uint32_t num_free, std::uint32_t ahead) noexcept {
   std::uint32_t num_evicted = 0;
   while (num_cached() > 0 && (free_runs_.num_free() < num_free || num_evicted < ahead)) {
-    const BlockId block = index_.Oldest();
-    index_.TakeUp(block);
-    index_.Erase(block);
-    CHECK(blocks_[Index(block)].state == BlockState::kCached || IsMutant(Mutant::kEvictHeld));
-    blocks_[Index(block)].state = BlockState::kFree;
-    blocks_[Index(block)].filled = 0;
-    Free({block, 1});
+    EvictOne(index_.Oldest());
     ++num_evicted;
   }
-  num_evictions_ += num_evicted;
+}
+
+void Pager::EvictOne(BlockId id) noexcept {
+  Block& block = blocks_[Index(id)];
+  index_.TakeUp(id);
+  index_.Erase(id);
+  CHECK(block.state == BlockState::kCached || IsMutant(Mutant::kEvictHeld));
+  // It was vacant and stays so: Free adds it, as one that was not.
+  if (block.state == BlockState::kCached) vacant_runs_->Take({id, 1});
+  block.state = BlockState::kFree;
+  block.filled = 0;
+  Free({id, 1});
+  ++num_evictions_;
+}
+
+// Whichever of the blocks are cached. What continues them in the cache stays there, found by nobody
+// until they are computed anew, and goes in its turn.
+void Pager::EvictFrom(const Extent& blocks) noexcept {
+  if (!vacant_runs_ || num_cached() == 0) return;
+  for (std::uint32_t b = Index(blocks.start); b < Index(blocks.start) + blocks.num_blocks; ++b) {
+    if (blocks_[b].state == BlockState::kCached) EvictOne(BlockId{b});
+  }
 }
 
 }  // namespace kvrm

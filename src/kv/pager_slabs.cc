@@ -55,6 +55,7 @@ bool Pager::SleepOne() noexcept {
   if (slab == 0) return false;
   const Extent blocks = slabs_.BlocksOf(slab);
   free_runs_.Take(blocks);  // P3
+  if (vacant_runs_) vacant_runs_->Take(blocks);
   placement_.Taken(blocks);
   slabs_.Sleep(slab);
   return true;

@@ -14,6 +14,7 @@
 #include "base/rng.h"
 #include "engine/random_request.h"
 #include "replay/engine_target.h"
+#include "replay/metrics.h"
 
 namespace kvrm {
 namespace {
@@ -176,7 +177,8 @@ class Calibration {
            .tokens = static_cast<double>(kind.tokens),
            .attended_bytes = seen.attended / static_cast<double>(seen.ns.size()) * token_bytes_,
            .prompt_pairs = static_cast<double>(kind.pairs),
-           .ns = std::reduce(ns.begin(), ns.end()) / static_cast<double>(ns.size())});
+           .ns = std::reduce(ns.begin(), ns.end()) / static_cast<double>(ns.size()),
+           .each_ns = ns});
     }
     return cells;
   }
@@ -197,6 +199,36 @@ class Calibration {
 
 }  // namespace
 
+namespace {
+
+// Close where the tail is: the 99th percentile of gaps is read off it.
+constexpr std::array<double, 13> kShares = {0.0,  0.05, 0.1,  0.25,  0.5,   0.75, 0.9,
+                                            0.95, 0.98, 0.99, 0.995, 0.999, 1.0};
+
+std::vector<SpreadPoint> SpreadOf(std::span<const StepCell> cells) {
+  std::vector<double> ratios;
+  for (const StepCell& cell : cells) {
+    if (cell.each_ns.size() < kSpreadSteps) continue;
+    for (const double ns : cell.each_ns)
+      ratios.push_back(ns / cell.ns);
+  }
+  std::vector<SpreadPoint> spread;
+  if (ratios.empty()) return spread;
+  std::ranges::sort(ratios);
+  for (const double share : kShares)
+    spread.push_back({share, Percentile(ratios, share)});
+  double mean = 0.0;
+  for (std::size_t i = 1; i < spread.size(); ++i) {
+    const double width = spread[i].share - spread[i - 1].share;
+    mean += width * (spread[i].factor + spread[i - 1].factor) / 2.0;
+  }
+  for (SpreadPoint& point : spread)
+    point.factor /= mean;
+  return spread;
+}
+
+}  // namespace
+
 DeviceProfile FitProfile(std::span<const StepCell> cells, const DeviceProfile& profile) {
   CHECK(!cells.empty());
   const Features costs = Solve(cells);
@@ -206,6 +238,7 @@ DeviceProfile FitProfile(std::span<const StepCell> cells, const DeviceProfile& p
   fitted.kv_byte_ns = costs[2];
   fitted.pair_ns = costs[3];
   fitted.token_us = 0.0;
+  fitted.spread = SpreadOf(cells);
   fitted.tokens_us = {{1.0, 0.0}};
   double most = 0.0;
   for (const StepCell& cell : cells)

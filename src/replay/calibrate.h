@@ -39,11 +39,14 @@ struct StepCell {
   double tokens = 0.0;
   double attended_bytes = 0.0;
   double prompt_pairs = 0.0;
-  double ns = 0.0;  // the mean, without what lost its core
+  double ns = 0.0;                   // the mean, without what lost its core
+  std::vector<double> each_ns = {};  // of which it is the mean, ascending
 };
 
-// What the profile fitted to `cells` says of them; `profile` brings what is not fitted. Requires:
-// cells.
+// What the profile fitted to `cells` says of them; `profile` brings what is not fitted. The spread
+// is of all steps of cells with at least kSpreadSteps of them, each over the mean of its cell, and
+// is none without such cells; its mean is 1. Requires: cells.
+inline constexpr std::size_t kSpreadSteps = 12;
 DeviceProfile FitProfile(std::span<const StepCell> cells, const DeviceProfile& profile);
 double PredictNs(const DeviceProfile& profile, const StepCell& cell);
 

@@ -47,6 +47,44 @@ TEST(CalibrateTest, FindsTheCostsOfAKnownDevice) {
   EXPECT_NEAR(PredictNs(fitted, other) / PredictNs(known, other), 1.0, 0.05);
 }
 
+// A machine whose steps differ gives back how much they do, and the means all the same.
+TEST(CalibrateTest, FindsHowMuchStepsDiffer) {
+  DeviceProfile known = KnownProfile();
+  known.spread = {{0.0, 0.8}, {0.9, 1.0}, {1.0, 1.8}};  // of mean 0.95
+  SimClock clock;
+  HostDevice device;
+  StepProbe probe;
+  const std::vector<StepCell> cells =
+      MeasureSteps({.decode_steps = 400}, ProfileParts(known, device, &probe, &clock, /*seed=*/5),
+                   {.kernels = "scalar"}, clock);
+  const DeviceProfile fitted = FitProfile(cells, {.name = "fitted"});
+  ASSERT_FALSE(fitted.spread.empty());
+  EXPECT_EQ(fitted.spread.front().share, 0.0);
+  EXPECT_EQ(fitted.spread.back().share, 1.0);
+  for (const double share : {0.1, 0.5, 0.9, 0.95, 0.99}) {
+    EXPECT_NEAR(SpreadFactor(fitted, share), SpreadFactor(known, share) / 0.95, 0.06) << share;
+  }
+  const StepCell other = {.rows = 12.0, .tokens = 12.0, .attended_bytes = 3e4};
+  EXPECT_NEAR(PredictNs(fitted, other) / PredictNs(known, other), 0.95, 0.04);
+  // Steps that do not differ have none to speak of.
+  SimClock even_clock;
+  const std::vector<StepCell> even =
+      MeasureSteps({}, ProfileParts(KnownProfile(), device, &probe, &even_clock),
+                   {.kernels = "scalar"}, even_clock);
+  EXPECT_NEAR(SpreadFactor(FitProfile(even, {}), 0.99), 1.0, 0.02);
+}
+
+TEST(CalibrateTest, ASpreadThatIsNoneIsRefused) {
+  for (const char* points : {"[[0,1]]", "[[0,1],[0.5,2]]", "[[0.1,1],[1,2]]", "[[0,2],[1,1]]",
+                             "[[0,1],[1,1001]]", "[[0,1],[1,-1]]", "3"}) {
+    const std::string text = std::string(R"({"name": "x", "spread": )") + points + "}";
+    const Result<DeviceProfile> profile = ParseDeviceProfile(text);
+    ASSERT_FALSE(profile) << points;
+    EXPECT_NE(profile.error().message.find("spread"), std::string::npos);
+  }
+  EXPECT_TRUE(ParseDeviceProfile(R"({"name": "x", "spread": []})"));
+}
+
 TEST(CalibrateTest, AHistoryBeyondTheModelIsRefused) {
   SimClock clock;
   HostDevice device;
@@ -58,13 +96,16 @@ TEST(CalibrateTest, AHistoryBeyondTheModelIsRefused) {
 }
 
 TEST(CalibrateTest, AProfileSurvivesItsText) {
-  const DeviceProfile known = KnownProfile();
+  DeviceProfile known = KnownProfile();
+  known.spread = {{0.0, 0.75}, {0.5, 1.0}, {1.0, 1.25}};
   const Result<DeviceProfile> read = ParseDeviceProfile(DeviceProfileJson(known));
   ASSERT_TRUE(read) << read.error().message;
   EXPECT_EQ(DeviceProfileJson(*read), DeviceProfileJson(known));
   EXPECT_DOUBLE_EQ(TokensUs(*read, 1.0), 0.0);
   EXPECT_DOUBLE_EQ(TokensUs(*read, 4.5), 35.0);
   EXPECT_DOUBLE_EQ(TokensUs(*read, 448.0), 7100.0);  // as the last stretch
+  EXPECT_DOUBLE_EQ(SpreadFactor(*read, 0.25), 0.875);
+  EXPECT_DOUBLE_EQ(SpreadFactor(*read, 1.0), 1.25);
 }
 
 TEST(CalibrateTest, PointsThatDoNotAscendAreRefused) {

@@ -4,9 +4,11 @@
 #include <algorithm>
 #include <boost/json/serialize.hpp>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include "base/json.h"
+#include "base/rng.h"
 
 namespace kvrm {
 namespace {
@@ -15,6 +17,7 @@ namespace {
 constexpr std::uint32_t kSimTokenBytes = 8;
 constexpr std::uint32_t kMaxLayers = 1024;
 constexpr double kMaxCost = 1e9;
+constexpr double kMaxFactor = 1000.0;
 constexpr std::uint32_t kMaxTokenBytes = 64u << 20;
 constexpr std::uint32_t kMaxContext = 1u << 24;
 
@@ -22,9 +25,10 @@ constexpr std::uint32_t kMaxContext = 1u << 24;
 class CostExecutor final : public Executor {
  public:
   CostExecutor(const ExecutorNeeds& needs, const DeviceProfile& profile, StepProbe* probe,
-               SimClock* clock)
+               SimClock* clock, std::uint64_t seed)
       : layout_(needs.layout),
         profile_(profile),
+        rng_(seed, "spread"),
         probe_(probe),
         clock_(clock),
         logits_(kProfileVocab),
@@ -49,7 +53,12 @@ class CostExecutor final : public Executor {
     probe_->See(step, layout_);
   }
   void Wait() noexcept override {
-    clock_->Advance(StepCostNs(profile_, *probe_, ProfileBytesScale(profile_)));
+    std::int64_t ns = StepCostNs(profile_, *probe_, ProfileBytesScale(profile_));
+    if (!profile_.spread.empty()) {
+      const double factor = SpreadFactor(profile_, rng_.Uniform());
+      ns = std::max<std::int64_t>(std::llround(static_cast<double>(ns) * factor), 1);
+    }
+    clock_->Advance(ns);
   }
   std::span<const float> Logits(std::uint32_t) const noexcept override { return logits_; }
   LogitStats Stats(std::uint32_t) const noexcept override { return stats_.Of(0); }
@@ -58,6 +67,7 @@ class CostExecutor final : public Executor {
  private:
   const KvLayout layout_;
   const DeviceProfile profile_;
+  Rng rng_;
   StepProbe* const probe_;
   SimClock* const clock_;
   std::vector<Bucket> buckets_;
@@ -70,23 +80,43 @@ Error Bad(const std::string& what) {
   return {ErrorCode::kInvalidArgument, "device profile: " + what};
 }
 
-// [[tokens, us], ..]
-bool ParseTokensUs(const json::value& value, std::vector<TokensPoint>* points) {
+// [[x, y], ..]: x ascend strictly and y do not descend.
+std::optional<std::vector<std::pair<double, double>>> ParsePoints(const json::value& value) {
+  std::vector<std::pair<double, double>> points;
   const json::array* array = value.if_array();
-  if (array == nullptr || array->size() > kMaxTokensPoints) return false;
+  if (array == nullptr || array->size() > kMaxTokensPoints) return std::nullopt;
   for (const json::value& each : *array) {
     const json::array* pair = each.if_array();
-    if (pair == nullptr || pair->size() != 2) return false;
+    if (pair == nullptr || pair->size() != 2) return std::nullopt;
     boost::system::error_code code;
-    const double tokens = pair->at(0).is_number() ? pair->at(0).to_number<double>(code) : -1;
-    const double us = pair->at(1).is_number() ? pair->at(1).to_number<double>(code) : -1;
-    if (code || !(tokens >= 0.0 && tokens <= kMaxCost) || !(us >= 0.0 && us <= kMaxCost))
-      return false;
-    if (!points->empty() && (tokens <= points->back().tokens || us < points->back().us))
-      return false;
-    points->push_back({tokens, us});
+    const double x = pair->at(0).is_number() ? pair->at(0).to_number<double>(code) : -1;
+    const double y = pair->at(1).is_number() ? pair->at(1).to_number<double>(code) : -1;
+    if (code || !(x >= 0.0 && x <= kMaxCost) || !(y >= 0.0 && y <= kMaxCost)) return std::nullopt;
+    if (!points.empty() && (x <= points.back().first || y < points.back().second))
+      return std::nullopt;
+    points.emplace_back(x, y);
   }
+  return points;
+}
+
+// [[tokens, us], ..]
+bool ParseTokensUs(const json::value& value, DeviceProfile* profile) {
+  const auto points = ParsePoints(value);
+  if (!points) return false;
+  for (const auto& [tokens, us] : *points)
+    profile->tokens_us.push_back({tokens, us});
   return true;
+}
+
+// [[share, factor], ..]
+bool ParseSpread(const json::value& value, DeviceProfile* profile) {
+  const auto points = ParsePoints(value);
+  if (!points) return false;
+  for (const auto& [share, factor] : *points)
+    profile->spread.push_back({share, factor});
+  if (points->empty()) return true;
+  return points->size() > 1 && points->front().first == 0.0 && points->back().first == 1.0 &&
+         points->back().second <= kMaxFactor;
 }
 
 }  // namespace
@@ -104,8 +134,14 @@ Result<DeviceProfile> ParseDeviceProfile(std::string_view text) {
       continue;
     }
     if (name == "tokens_us") {
-      if (ParseTokensUs(member.value(), &profile.tokens_us)) continue;
+      if (ParseTokensUs(member.value(), &profile)) continue;
       return Bad("tokens_us is no array of at most 64 pairs [tokens, us] that ascend");
+    }
+    if (name == "spread") {
+      if (ParseSpread(member.value(), &profile)) continue;
+      return Bad(
+          "spread is no array of at most 64 pairs [share, factor] that ascend, from share 0 to "
+          "1 and up to factor 1000");
     }
     boost::system::error_code code;
     const double number = member.value().is_number() ? member.value().to_number<double>(code) : -1;
@@ -144,11 +180,15 @@ std::string DeviceProfileJson(const DeviceProfile& profile) {
   json::array points;
   for (const TokensPoint& point : profile.tokens_us)
     points.push_back(json::array{point.tokens, point.us});
+  json::array spread;
+  for (const SpreadPoint& point : profile.spread)
+    spread.push_back(json::array{point.share, point.factor});
   json::object object = {{"name", profile.name},
                          {"step_us", profile.step_us},
                          {"row_us", profile.row_us},
                          {"token_us", profile.token_us},
                          {"tokens_us", std::move(points)},
+                         {"spread", std::move(spread)},
                          {"kv_byte_ns", profile.kv_byte_ns},
                          {"pair_ns", profile.pair_ns},
                          {"move_byte_ns", profile.move_byte_ns},
@@ -171,6 +211,17 @@ double TokensUs(const DeviceProfile& profile, double tokens) {
   const TokensPoint& a = points[above - 1];
   const TokensPoint& b = points[above];
   return a.us + (b.us - a.us) * (tokens - a.tokens) / (b.tokens - a.tokens);
+}
+
+double SpreadFactor(const DeviceProfile& profile, double share) {
+  const std::vector<SpreadPoint>& points = profile.spread;
+  if (points.empty()) return 1.0;
+  std::size_t above = 1;
+  while (above + 1 < points.size() && points[above].share < share)
+    ++above;
+  const SpreadPoint& a = points[above - 1];
+  const SpreadPoint& b = points[above];
+  return a.factor + (b.factor - a.factor) * (share - a.share) / (b.share - a.share);
 }
 
 std::optional<DeviceProfile> FindDeviceProfile(std::string_view name) {
@@ -230,7 +281,7 @@ std::uint64_t ProfileBytesScale(const DeviceProfile& profile) {
 }
 
 EngineParts ProfileParts(const DeviceProfile& profile, Device& device, StepProbe* probe,
-                         SimClock* clock) {
+                         SimClock* clock, std::uint64_t seed) {
   return {.layout = {.num_layers = profile.num_layers,
                      .num_kv_heads = 1,
                      .head_dim = 1,
@@ -240,9 +291,9 @@ EngineParts ProfileParts(const DeviceProfile& profile, Device& device, StepProbe
           .max_context = profile.max_context,
           .model_digest = "profile " + profile.name,
           .device = &device,
-          .make_executor = [profile, probe,
-                            clock](const ExecutorNeeds& needs) -> std::unique_ptr<Executor> {
-            return std::make_unique<CostExecutor>(needs, profile, probe, clock);
+          .make_executor = [profile, probe, clock,
+                            seed](const ExecutorNeeds& needs) -> std::unique_ptr<Executor> {
+            return std::make_unique<CostExecutor>(needs, profile, probe, clock, seed);
           }};
 }
 

@@ -9,6 +9,9 @@
 // tokens_us is linear between its points and beyond its last two: a matrix product's rate depends
 // on how many tokens share the reading of a weight.
 //
+// With a spread the step takes this times a factor that is drawn anew for each step, whatever it
+// does: a machine's steps of one kind are not all alike.
+//
 // Attended bytes are those of every row's whole history, padding included, once a row and step;
 // prompt pairs are those of a prompt's token and a position that it attends. What a row's own token
 // costs when it is written twice (staged) is not counted. The engine, its
@@ -39,6 +42,12 @@ struct TokensPoint {
   double us = 0.0;
 };
 
+// So large a share of the steps takes at most `factor` times what is said above.
+struct SpreadPoint {
+  double share = 0.0;
+  double factor = 1.0;
+};
+
 struct DeviceProfile {
   std::string name = "example";
   double step_us = 200.0;
@@ -56,6 +65,9 @@ struct DeviceProfile {
   std::uint32_t kv_token_bytes = 65536;  // all layers, K and V; rounded down to a multiple of 8
   std::uint32_t max_context = 32768;
   std::vector<TokensPoint> tokens_us = {};  // at most kMaxTokensPoints; empty: nothing
+  // From share 0 to share 1, which ascend strictly, and factors do not descend; linear in between.
+  // At most kMaxTokensPoints; empty: all steps of one kind are alike.
+  std::vector<SpreadPoint> spread = {};
 };
 inline constexpr std::size_t kMaxTokensPoints = 64;
 
@@ -68,6 +80,9 @@ std::string DeviceProfileJson(const DeviceProfile& profile);
 
 double TokensUs(const DeviceProfile& profile, double tokens);
 
+// The factor that a share of the steps stays below; 1 without a spread. Requires: 0 <= share <= 1.
+double SpreadFactor(const DeviceProfile& profile, double share);
+
 // Those that come with the program, by name: example, a100, h200, gh200, npu. Models, not
 // measurements; the npu is made up.
 std::optional<DeviceProfile> FindDeviceProfile(std::string_view name);
@@ -75,6 +90,7 @@ std::optional<DeviceProfile> FindDeviceProfile(std::string_view name);
 // Whether the device can read what the view shows.
 bool CanShow(const DeviceProfile& profile, KvView view);
 
+// Without the spread.
 std::int64_t StepCostNs(const DeviceProfile& profile, const StepProbe& step,
                         std::uint64_t bytes_scale);
 
@@ -82,8 +98,9 @@ std::int64_t StepCostNs(const DeviceProfile& profile, const StepProbe& step,
 inline constexpr std::uint32_t kProfileVocab = 128;
 // How many bytes of the device one byte of the simulated pool stands for.
 std::uint64_t ProfileBytesScale(const DeviceProfile& profile);
-// The arguments outlive the engine that is made of them. The device keeps the small pool.
+// The arguments outlive the engine that is made of them. The device keeps the small pool. `seed` is
+// of what the spread draws.
 EngineParts ProfileParts(const DeviceProfile& profile, Device& device, StepProbe* probe,
-                         SimClock* clock);
+                         SimClock* clock, std::uint64_t seed = 1);
 
 }  // namespace kvrm

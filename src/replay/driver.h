@@ -15,6 +15,7 @@
 #include <optional>
 #include <queue>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "replay/record.h"
@@ -70,6 +71,8 @@ class ReplayRun {
   void OnEnd(std::size_t request, std::int64_t now_ns, const End& end);
   void OnStep(const StepRecord& step) { writer_.Add(step); }
   void OnMemory(const MemoryRecord& memory) { writer_.Add(memory); }
+  bool WantsMap(std::int64_t now_ns) const { return writer_.WantsMap(now_ns); }
+  void OnMap(MapRecord map) { writer_.Add(std::move(map)); }
 
   // Nothing is left to send, and what still runs should be cancelled: closed loops whose time is
   // up, or everything. The target cancels running() and ends each with "cancelled".

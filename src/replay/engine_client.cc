@@ -83,6 +83,10 @@ bool EngineClient::Step() {
   step.live_bytes = kv.live_bytes * scale;
   step.replica = options_.replica;
   run_.OnStep(step);
+  // Between steps, and behind the time of this one.
+  const std::int64_t now_ns = NowNs();
+  if (run_.WantsMap(now_ns))
+    run_.OnMap({.at_ns = now_ns, .num_blocks = kv.num_blocks + 1, .runs = engine_.BlockMap()});
   return worked;
 }
 

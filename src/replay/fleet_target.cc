@@ -16,8 +16,8 @@
 namespace kvrm {
 
 struct FleetTarget::Replica {
-  Replica(const DeviceProfile& profile, const EngineOptions& options)
-      : engine(ProfileParts(profile, device, &probe, &clock), options, clock) {}
+  Replica(const DeviceProfile& profile, const EngineOptions& options, std::uint64_t seed)
+      : engine(ProfileParts(profile, device, &probe, &clock, seed), options, clock) {}
 
   SimClock clock;
   CostDevice device;
@@ -124,7 +124,7 @@ FleetTarget::FleetTarget(const DeviceProfile& profile, const FleetOptions& optio
     : profile_(profile), options_(options) {
   CHECK(options.num_replicas >= 1 && options.num_replicas <= kMaxReplicas);
   for (std::uint32_t i = 0; i < options.num_replicas; ++i)
-    replicas_.push_back(std::make_unique<Replica>(profile_, options.engine));
+    replicas_.push_back(std::make_unique<Replica>(profile_, options.engine, options.seed + i));
 }
 
 FleetTarget::~FleetTarget() = default;

@@ -30,6 +30,7 @@ struct FleetOptions {
   RoutePolicy route = RoutePolicy::kLeastOutstanding;
   // Of every replica; bytes moved by a step are those of the simulated pool (ProfileBytesScale).
   EngineOptions engine;
+  std::uint64_t seed = 1;  // of the profile's spread; each replica draws its own
 };
 
 class FleetTarget {

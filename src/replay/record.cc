@@ -12,7 +12,9 @@
 #include <cstring>
 #include <initializer_list>
 #include <optional>
+#include <utility>
 
+#include "base/check.h"
 #include "base/file.h"
 #include "base/json.h"
 
@@ -298,6 +300,29 @@ Status ParseMemory(LineFields fields, Record* record) {
   return Done{};
 }
 
+// [start, blocks, owner, ..]: ascending and disjoint.
+Status ParseMap(LineFields fields, Record* record) {
+  MapRecord map = {.at_ns = fields.Time("map"), .num_blocks = fields.Small("blocks")};
+  const std::vector<std::uint64_t> n = fields.Numbers("runs", 0);
+  if (n.size() % 3 != 0) fields.Fail("runs", "are no starts, lengths and owners");
+  std::uint64_t end = 0;
+  for (std::size_t i = 0; i + 2 < n.size() && !fields.error(); i += 3) {
+    if (n[i] < end || n[i + 1] == 0 || n[i] >= map.num_blocks || n[i + 1] > map.num_blocks - n[i])
+      fields.Fail("runs", "are not in order, or beyond the blocks");
+    end = n[i] + n[i + 1];
+    map.runs.push_back(
+        {static_cast<std::uint32_t>(n[i]), static_cast<std::uint32_t>(n[i + 1]), n[i + 2]});
+  }
+  if (!record->maps.empty()) {
+    const MapRecord& last = record->maps.back();
+    if (map.at_ns < last.at_ns) fields.Fail("map", "is before the last one");
+    if (map.num_blocks != last.num_blocks) fields.Fail("blocks", "are not as many as before");
+  }
+  if (record->maps.size() == kMostMaps) fields.Fail("map", "is one too many");
+  if (!fields.error()) record->maps.push_back(std::move(map));
+  return fields.status();
+}
+
 Status ParseLine(const json::object& object, std::uint64_t line, Record* record) {
   LineFields fields(object, line);
   if (line == 1) return ParseHeader(object, &record->header);
@@ -308,6 +333,7 @@ Status ParseLine(const json::object& object, std::uint64_t line, Record* record)
   if (object.contains("request")) return ParseRequest(fields, record);
   if (object.contains("step")) return ParseStep(fields, record);
   if (object.contains("memory")) return ParseMemory(fields, record);
+  if (object.contains("map")) return ParseMap(fields, record);
   std::uint64_t num_steps = record->steps.size();
   if (record->header.is_summary()) {
     if (!record->summary) record->summary.emplace();
@@ -430,6 +456,16 @@ std::string RecordLine(const MemoryRecord& memory) {
                                  memory.mapped_bytes, memory.live_bytes, memory.resident_bytes})}});
 }
 
+std::string RecordLine(const MapRecord& map) {
+  json::array runs;
+  for (const BlockMapRun& run : map.runs) {
+    for (const std::uint64_t value :
+         {std::uint64_t{run.start}, std::uint64_t{run.num_blocks}, run.owner})
+      runs.emplace_back(value);
+  }
+  return Line({{"map", map.at_ns}, {"blocks", map.num_blocks}, {"runs", std::move(runs)}});
+}
+
 RecordWriter::RecordWriter(const std::string& path, const RecordHeader& header) : path_(path) {
   if (header.is_summary()) summary_.emplace().replicas.resize(header.num_replicas);
   if (path.empty()) return;
@@ -461,8 +497,15 @@ void RecordWriter::Add(const MemoryRecord& memory) {
   if (fd_ >= 0) Append(RecordLine(memory));
 }
 
+void RecordWriter::Add(MapRecord map) {
+  CHECK(WantsMap(map.at_ns));
+  maps_.Add(std::move(map));
+}
+
 void RecordWriter::End(std::int64_t end_ns) {
   if (fd_ < 0) return;
+  for (const MapRecord& map : maps_.maps())
+    Append(RecordLine(map));
   if (is_summary()) Append(RecordLines(*summary_));
   Append(Line({{"end", end_ns}, {"requests", num_requests_}, {"steps", num_steps_}}));
   Flush();

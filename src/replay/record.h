@@ -2,12 +2,13 @@
 // Record: what a replay saw, line by line (docs/formats.md has the grammar). Every metric is
 // derived from it and from nothing else.
 //
-// JSON lines: a header, then requests as they end, steps and memory as they are seen, and an end. A
-// record without an end was cut short and says so when it is read. A summarised record keeps of
-// every request its first and its last output, and of all else what replay/record_summary.h has.
+// JSON lines: a header, then requests as they end, steps and memory as they are seen, maps of the
+// pool, and an end. A record without an end was cut short and says so when it is read. A summarised
+// record keeps of every request its first and its last output, and of all else what
+// replay/record_summary.h has.
 //
-// Times are ns since the replay began. Threading: one thread. Memory: the writer holds one buffer
-// and a summary; the reader all of the record.
+// Times are ns since the replay began. Threading: one thread. Memory: the writer holds one buffer,
+// maps (replay/kv_map.h) and a summary; the reader all of the record.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +19,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "replay/kv_map.h"
 #include "replay/record_summary.h"
 
 namespace kvrm {
@@ -107,6 +109,11 @@ class RecordWriter {
   void Add(const RequestRecord& request);
   void Add(const StepRecord& step);
   void Add(const MemoryRecord& memory);
+  // Whether a map of the pool as of now belongs into the record; times do not descend. Maps are
+  // written with the end, so a record that was cut short has none.
+  bool WantsMap(std::int64_t at_ns) const { return fd_ >= 0 && !summary_ && maps_.IsDue(at_ns); }
+  // Requires: WantsMap(map.at_ns).
+  void Add(MapRecord map);
   // Whether it is told of gaps one by one and keeps none.
   bool is_summary() const { return summary_.has_value(); }
   // Requires: is_summary.
@@ -125,6 +132,7 @@ class RecordWriter {
   std::uint64_t num_requests_ = 0;
   std::uint64_t num_steps_ = 0;
   std::optional<RecordSummary> summary_;
+  MapSampler maps_;
 };
 
 struct Record {
@@ -132,6 +140,7 @@ struct Record {
   std::vector<RequestRecord> requests = {};
   std::vector<StepRecord> steps = {};
   std::vector<MemoryRecord> memory = {};
+  std::vector<MapRecord> maps = {};           // in order of time, of one number of blocks
   std::optional<RecordSummary> summary = {};  // of a summarised one, with its end
   std::int64_t end_ns = 0;
   bool complete = false;
@@ -149,6 +158,7 @@ std::string RecordLine(const RequestRecord& request);
 std::string SummaryLine(const RequestRecord& request);
 std::string RecordLine(const StepRecord& step);
 std::string RecordLine(const MemoryRecord& memory);
+std::string RecordLine(const MapRecord& map);
 // Two lines of histograms and one a replica.
 std::string RecordLines(const RecordSummary& summary);
 

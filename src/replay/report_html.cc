@@ -10,8 +10,10 @@
 #include <utility>
 #include <vector>
 
+#include "replay/map_figure.h"
 #include "replay/report.h"
 #include "replay/text.h"
+#include "replay/ticks.h"
 
 namespace kvrm {
 namespace {
@@ -28,9 +30,13 @@ constexpr std::size_t kNumColors = 6;
 
 constexpr const char* kStyle = R"(
 :root{color-scheme:light dark;--fg:#1b1f24;--mut:#5a6472;--bg:#fff;--card:#f6f7f9;--line:#d7dce2;
---c0:#2563b8;--c1:#c2570c;--c2:#2f7d32;--c3:#a3267b;--c4:#6b5bd2;--c5:#8a6d00}
+--c0:#2563b8;--c1:#c2570c;--c2:#2f7d32;--c3:#a3267b;--c4:#6b5bd2;--c5:#8a6d00;--kc:#c9d0d8;
+--k0:#4e79a7;--k1:#f28e2b;--k2:#59a14f;--k3:#e15759;--k4:#76b7b2;--k5:#b07aa1;--k6:#d4b52c;
+--k7:#9c755f;--k8:#3b5bdb;--k9:#ff8fb1}
 @media(prefers-color-scheme:dark){:root{--fg:#e4e8ee;--mut:#9aa5b4;--bg:#14171b;--card:#1d2127;
---line:#343b45;--c0:#6aa7f5;--c1:#f0975a;--c2:#74c178;--c3:#e07fc0;--c4:#a79bf5;--c5:#d8bb4a}}
+--line:#343b45;--c0:#6aa7f5;--c1:#f0975a;--c2:#74c178;--c3:#e07fc0;--c4:#a79bf5;--c5:#d8bb4a;--kc:#3d4652;
+--k0:#6d9ccd;--k1:#e08a35;--k2:#63b15a;--k3:#e06a6c;--k4:#5fa8a2;--k5:#b98aac;--k6:#cdb544;
+--k7:#a98772;--k8:#7b92f0;--k9:#e58aa8}}
 *{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--fg);
 font:15px/1.5 system-ui,sans-serif}main{max-width:1360px;margin:0 auto;padding:20px 16px 48px}
 h1{font-size:1.4rem;margin:.2em 0}h2{font-size:1.1rem;margin:1.8em 0 .5em}
@@ -48,6 +54,7 @@ overflow-x:auto;font-size:13px;white-space:pre-wrap;overflow-wrap:anywhere}
 .legend{display:flex;flex-wrap:wrap;gap:4px 16px;margin:.4em 0;font-size:14px;color:var(--mut)}
 .legend i{display:inline-block;width:14px;height:3px;margin-right:6px;vertical-align:middle}
 .axes line{stroke:var(--line)}
+@media(min-width:940px){.wide{grid-column:span 2}.wide svg text{font-size:9px}}
 @media(max-width:700px){svg text{font-size:18px}}
 )";
 
@@ -89,29 +96,6 @@ std::vector<Point> Thinned(const std::vector<Point>& points) {
   return thin;
 }
 
-// 1, 2 or 5 times a power of ten, so that about `count` of them make up `span`.
-double NiceStep(double span, double count) {
-  const double raw = span / count;
-  const double power = std::pow(10.0, std::floor(std::log10(raw)));
-  for (const double factor : {1.0, 2.0, 5.0}) {
-    if (factor * power >= raw) return factor * power;
-  }
-  return 10.0 * power;
-}
-
-// Multiples of a nice step. Far from zero their numbers are beyond 2^53, where adding one has no
-// effect: what is counted is the ticks.
-std::vector<double> EvenTicks(double low, double high, int count) {
-  std::vector<double> ticks;
-  const double step = NiceStep(high - low, count);
-  const double first = std::ceil(low / step);
-  for (int i = 0; i <= count; ++i) {
-    const double x = (first + i) * step;
-    if (x <= high && (ticks.empty() || x > ticks.back())) ticks.push_back(x);
-  }
-  return ticks;
-}
-
 // The coarsest of 1, of 1 and 3, of 1, 2 and 5 times powers of ten that has four ticks or more.
 // Where the range is too short for all of them, logarithms are nearly even: so are the ticks.
 // Requires: 0 < low.
@@ -128,11 +112,6 @@ std::vector<double> LogTicks(double low, double high) {
     if (ticks.size() >= 4) return ticks;
   }
   return EvenTicks(low, high, 5);
-}
-
-// Short enough for the margin.
-std::string TickLabel(double value) {
-  return value >= 10000.0 ? Format("%gk", value / 1000.0) : Format("%g", value);
 }
 
 class Axes {
@@ -419,6 +398,15 @@ std::string ReportHtml(std::span<const ReportedRecord> reported, const std::stri
   html += "<h2>Latencies</h2><div class=\"grid\">" + CdfCharts(reported) + "</div>";
   const std::string steps = StepCharts(reported);
   if (!steps.empty()) html += "<h2>Steps over time</h2><div class=\"grid\">" + steps + "</div>";
+  std::string maps;
+  for (const ReportedRecord& each : reported)
+    maps += MapFigure(*each.record, each.name);
+  if (!maps.empty())
+    html +=
+        "<h2>KV map over time</h2><p>A colour is a sequence, and a band of it is a run of "
+        "blocks. Grey is kept by the prefix cache alone; what is empty is free.</p>"
+        "<div class=\"grid\">" +
+        maps + "</div>";
   const std::string memory = MemoryCharts(reported);
   if (!memory.empty()) html += "<h2>Memory over time</h2><div class=\"grid\">" + memory + "</div>";
   return html + Configurations(reported) + "</main></body></html>\n";
