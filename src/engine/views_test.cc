@@ -85,6 +85,7 @@ std::vector<Cell> CellsAskedFor(std::string_view asked) {
     if (at == end) break;
   }
   if (count == 1) return PartOfProduct(numbers[0], numbers[1]);
+  CHECK(numbers[0] > 0);
   Rng rng(20261125, asked);
   std::vector<Cell> cells(numbers[0]);
   for (Cell& cell : cells)
