@@ -50,7 +50,8 @@ void Compactor::PlanStuck(Pager& pager, Transport& transport) noexcept {
     // A named one has its row built already (P8).
     if (pager.num_runs(seq) <= max_runs_ || pager.is_named(seq)) continue;
     ++num_stuck;
-    PlanSequence(seq, pager, transport);
+    if (transport.num_groups_left() == 0 || transport.num_blocks_left() == 0) continue;
+    PlanSequence(seq, Best(seq, pager, transport), pager, transport);
   }
   stuck_cursor_ = (stuck_cursor_ + s) % max_seqs;
 }
@@ -65,6 +66,7 @@ void Compactor::PlanCrowded(Pager& pager, Transport& transport) noexcept {
 void Compactor::PlanOrdered(Pager& pager, Transport& transport) noexcept {
   struct Candidate {
     SeqId seq{};
+    Action action;
     double score = 0;
   };
   std::array<Candidate, kCrowdedPerStep> candidates;
@@ -79,21 +81,26 @@ void Compactor::PlanOrdered(Pager& pager, Transport& transport) noexcept {
     const Action action = Best(seq, pager, transport);
     const double per_block =
         action.gain == 0 ? 0 : static_cast<double>(action.gain) / action.target.num_blocks;
-    candidates[count++] = {seq, per_block * pager.num_likely_blocks(seq)};
+    candidates[count++] = {seq, action, per_block * pager.num_likely_blocks(seq)};
   }
   cursor_ = (cursor_ + s) % max_seqs;
   std::sort(candidates.begin(), candidates.begin() + count,
             [](const Candidate& a, const Candidate& b) {
               return a.score > b.score || (a.score == b.score && a.seq < b.seq);
             });
-  for (std::uint32_t i = 0; i < count; ++i)
-    PlanSequence(candidates[i].seq, pager, transport);
+  bool has_moved = false;
+  for (std::uint32_t i = 0; i < count; ++i) {
+    if (transport.num_groups_left() == 0 || transport.num_blocks_left() == 0) return;
+    const Candidate& candidate = candidates[i];
+    // As long as nothing has moved, what was seen above is what is there.
+    const Action action = has_moved ? Best(candidate.seq, pager, transport) : candidate.action;
+    has_moved = PlanSequence(candidate.seq, action, pager, transport) || has_moved;
+  }
 }
 
-void Compactor::PlanSequence(SeqId seq, Pager& pager, Transport& transport) noexcept {
-  if (transport.num_groups_left() == 0 || transport.num_blocks_left() == 0) return;
+bool Compactor::PlanSequence(SeqId seq, Action action, Pager& pager,
+                             Transport& transport) noexcept {
   const std::uint32_t num_runs = pager.num_runs(seq);
-  Action action = Best(seq, pager, transport);
   // What gains nothing at once is only worth its bytes to one that is stuck or soon will be.
   if (action.gain == 0 && is_pressed(num_runs)) {
     is_unserved_ = true;
@@ -101,10 +108,11 @@ void Compactor::PlanSequence(SeqId seq, Pager& pager, Transport& transport) noex
   }
   if (action.target.num_blocks == 0) {
     if (num_runs > max_runs_) ++num_stalls_;
-    return;
+    return false;
   }
   Move(seq, action, num_runs > max_runs_ ? MovePriority::kStuck : MovePriority::kCompact, pager,
        transport);
+  return true;
 }
 
 void Compactor::Move(SeqId seq, const Action& action, MovePriority priority, Pager& pager,

@@ -64,7 +64,9 @@ class Compactor {
     Extent target;                  // no blocks: no action
     std::uint32_t gain = 0;
   };
-  void PlanSequence(SeqId seq, Pager& pager, Transport& transport) noexcept;
+  // Does what Best has found for the sequence, or what helps it later. Whether it moves
+  // anything.
+  bool PlanSequence(SeqId seq, Action action, Pager& pager, Transport& transport) noexcept;
   void PlanOrdered(Pager& pager, Transport& transport) noexcept;
   void Evacuate(Pager& pager, Transport& transport) noexcept;
   bool is_pressed(std::uint32_t num_runs) const noexcept { return num_runs + 2 > max_runs_; }

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "step/prefix_key.h"
 
+#include <algorithm>
+#include <array>
+#include <cstddef>
+
 #include "base/sha256.h"
 
 namespace kvrm {
@@ -8,20 +12,38 @@ namespace {
 
 constexpr std::uint32_t kPrefixKeyVersion = 1;
 
-// Feeds fields, each behind its length.
+// Feeds fields, each behind its length. They are put together first: what a block's name takes is
+// in good part the calls that feed it.
 class Fields {
  public:
   void Add(std::span<const std::byte> field) noexcept {
     const std::uint64_t length = field.size();
-    sha_.Add(std::as_bytes(std::span(&length, 1)));
-    sha_.Add(field);
+    Feed(std::as_bytes(std::span(&length, 1)));
+    Feed(field);
   }
   void Add(std::string_view field) noexcept { Add(std::as_bytes(std::span(field))); }
   void Add(std::uint32_t field) noexcept { Add(std::as_bytes(std::span(&field, 1))); }
-  PrefixKey Finish() noexcept { return {sha_.Finish()}; }
+  PrefixKey Finish() noexcept {
+    Flush();
+    return {sha_.Finish()};
+  }
 
  private:
+  void Feed(std::span<const std::byte> bytes) noexcept {
+    if (bytes.size() > buffer_.size() - num_buffered_) Flush();
+    if (bytes.size() > buffer_.size()) return sha_.Add(bytes);
+    std::ranges::copy(bytes, buffer_.begin() + static_cast<std::ptrdiff_t>(num_buffered_));
+    num_buffered_ += bytes.size();
+  }
+  void Flush() noexcept {
+    sha_.Add(std::span(buffer_).first(num_buffered_));
+    num_buffered_ = 0;
+  }
+
   Sha256 sha_;
+  // All of a block of 32 tokens.
+  std::array<std::byte, 256> buffer_;
+  std::size_t num_buffered_ = 0;
 };
 
 }  // namespace
