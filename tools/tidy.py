@@ -181,12 +181,14 @@ ISA_INCLUDES = {"immintrin.h", "stdint.h", "stddef.h", "kernels/cpu_kernels.h", 
 
 
 def isa_header(header):
-    """Headers shared by the ISA files themselves: kernels/avx_*.h, under the same rule."""
-    return re.fullmatch(r"kernels/avx\w*\.h", header)
+    """Headers that ISA files share, among themselves or with the scalar table: under the same rule."""
+    return re.fullmatch(r"kernels/(avx\w*|q8_scale)\.h", header)
 
 
 def rule_isa_includes(tree):
-    for path in tree.sources("src/kernels/avx"):
+    for path in tree.sources("src/kernels/"):
+        if not path.startswith("src/kernels/avx") and not isa_header(path[len("src/"):]):
+            continue
         for line, header, _ in includes(tree, path):
             if header not in ISA_INCLUDES and not isa_header(header):
                 yield Finding(path, line, "isa", f"an ISA file may not include {header} (ADR 0008)")
