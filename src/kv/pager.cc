@@ -162,6 +162,7 @@ void Pager::Truncate(SeqId seq, std::uint32_t num_tokens) noexcept {
   }
   if (num_tokens == sequence.length) StopWaiting(sequence);
   sequence.target = num_tokens;
+  sequence.own_block = kNoOwnBlock;  // P16
   if (!CanRewrite(seq, end)) {
     num_credit_ -= sequence.credit();
     sequence.reserved_blocks = std::min(sequence.reserved_blocks, end);
@@ -257,7 +258,8 @@ void Pager::Shelve(SeqId seq, SeqId shelf) noexcept {
   sequence.reserved_blocks = 0;
   sequence.target = sequence.length;
   DropTail(seq, BlocksFor(sequence.length));
-  Of(shelf) = sequence;  // P15; what steps in flight write of it is noted there.
+  sequence.own_block = kNoOwnBlock;  // P16
+  Of(shelf) = sequence;              // P15; what steps in flight write of it is noted there.
   std::ranges::copy(runs(seq), AllRuns(shelf).begin());
   SetNumRuns(shelf, num_runs(seq));
   SetNumRuns(seq, 0);
@@ -327,6 +329,9 @@ void Pager::Name(SeqId seq) noexcept {
 void Pager::Committed(const StepView& step) noexcept {
   const std::uint64_t epoch = Index(step.header->step);
   CHECK(epoch == committed_ + 1 && epoch - retired_ <= kMaxStepsInFlight);
+  // Nothing has looked at these blocks in this step (P16): they are asked for all at once.
+  for (std::uint32_t row = 0; row < step.header->num_rows; ++row)
+    __builtin_prefetch(&blocks_[Index(step.slots[step.row_start[row]]) / options_.block_tokens], 1);
   for (std::uint32_t row = 0; row < step.header->num_rows; ++row) {
     Sequence& sequence = Of(step.row_seq[row]);
     last_epoch_[Index(step.row_seq[row])] = epoch;

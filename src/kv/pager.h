@@ -86,6 +86,8 @@
 //   P14  A block is published only when all of its tokens were computed over a history without
 //       holes: keys and values of deeper layers depend on what was attended, not on tokens alone.
 //   P15  What lies on a shelf is written by no step to come, and has no credit.
+//   P16  The block that a sequence has found its own, and writes on in, has one holder and no name,
+//       and is not fenced but by a planned copy: Extend need not look at it again.
 //
 // Slabs. Blocks of a sleeping slab (kv/slabs.h) are free as any others in every count, and nothing
 // else knows of them. Grow wakes what it needs before it evicts anything; who opens a sequence or
@@ -292,6 +294,7 @@ class Pager {
 
  private:
   static constexpr std::uint32_t kNoBlock = 0;  // The sentinel is never in limbo.
+  static constexpr std::uint32_t kNoOwnBlock = ~std::uint32_t{0};
   static constexpr std::uint32_t kNumLimboLists = kMaxStepsInFlight + 1;
 
   struct Block {
@@ -321,6 +324,7 @@ class Pager {
     std::uint32_t num_blocks = 0;        // holes included
     std::uint32_t published_blocks = 0;  // Publish has looked at the blocks below this one
     std::uint32_t first_changed = 0;
+    std::uint32_t own_block = kNoOwnBlock;             // P16; a number in the sequence
     std::uint32_t whole_length = ~std::uint32_t{0};    // P14; no limit before the first Trim
     std::uint64_t named_in = 0;                        // value of build_ when last named
     std::array<Write, kMaxStepsInFlight> writes = {};  // by epoch % kMaxStepsInFlight
@@ -476,6 +480,7 @@ void Pager::Remap(SeqId seq, std::uint32_t first_block, const Extent& target,
   });
   CHECK(num_replaced == target.num_blocks);  // A hole is not moved.
   Splice(seq, first_block, target);
+  sequence.own_block = kNoOwnBlock;  // P16; nothing may be written to it before the copy.
   Name(seq);
 }
 

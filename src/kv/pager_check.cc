@@ -84,6 +84,12 @@ void Pager::CheckSequences(std::vector<std::uint32_t>& refs) const {
     }
     CHECK(num_blocks == sequence.num_blocks);  // P6
     if (sequence.open) CheckContent(SeqId{s});
+    if (sequence.length % options_.block_tokens != 0 &&
+        sequence.own_block == sequence.length / options_.block_tokens) {
+      const BlockId own = BlockAt(SeqId{s}, sequence.own_block);
+      CHECK(blocks_[Index(own)].refs == 1 && !index_.IsListed(own));  // P16
+      CHECK(blocks_[Index(own)].shared_until <= retired_);            // P16
+    }
     num_credit += sequence.credit();
     num_crowded += num_runs_[s] > options_.crowded_runs && !IsShelf(SeqId{s}) ? 1u : 0u;
     num_copy_waits += sequence.waits_for_copy ? 1u : 0u;

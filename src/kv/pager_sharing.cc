@@ -81,7 +81,7 @@ void Pager::CountFound(std::uint32_t num_hits, std::uint32_t num_misses) noexcep
 
 bool Pager::Fork(SeqId child, SeqId parent, std::uint32_t num_tokens,
                  std::uint32_t reserve_tokens) noexcept {
-  const Sequence& from = Of(parent);
+  Sequence& from = Of(parent);
   CHECK(child != parent && !Of(child).open && from.open && !is_named(parent) && !from.resuming);
   CHECK(num_tokens <= from.length);
   const std::uint32_t num_blocks = BlocksFor(num_tokens);
@@ -92,6 +92,7 @@ bool Pager::Fork(SeqId child, SeqId parent, std::uint32_t num_tokens,
   const bool is_lost = is_inside && BlockAt(parent, num_blocks - 1) == kSentinelBlock;
   if (is_lost || more + (is_inside ? 1 : 0) > num_spare()) return false;
 
+  from.own_block = kNoOwnBlock;  // P16
   const auto writes = from.writes;
   StartSequence(child, reserve_blocks, num_blocks);
   Sequence& sequence = Of(child);
@@ -126,12 +127,15 @@ bool Pager::Fork(SeqId child, SeqId parent, std::uint32_t num_tokens,
 bool Pager::SecureCopy(SeqId seq, std::uint32_t more_blocks) noexcept {
   Sequence& sequence = Of(seq);
   if (sequence.waits_for_copy || sequence.length % options_.block_tokens == 0) return true;
-  const BlockId block = BlockAt(seq, sequence.length / options_.block_tokens);
+  const std::uint32_t number = sequence.length / options_.block_tokens;
+  if (sequence.own_block == number && num_planned_ == 0) return true;  // P16
+  const BlockId block = BlockAt(seq, number);
   if (IsMutant(Mutant::kMissedCopy)) return true;
   if (blocks_[Index(block)].refs == 1) {
     if (!IsFenced(blocks_[Index(block)])) {
       ForgetCopy(sequence);
       OwnInPlace(seq, block);
+      sequence.own_block = number;
       return true;
     }
     // Nobody may come to share it in the meantime: there may be no room for a copy.
