@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sha256: the digest of what is fed to it. OpenSSL's, behind one file.
 //
-// Threading: one thread an object. Memory: the constructor allocates, nothing else does.
+// Threading: one thread an object. Memory: none but the object's own.
 #pragma once
 
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <span>
 
 namespace kvrm {
@@ -15,8 +14,7 @@ namespace kvrm {
 class Sha256 {
  public:
   using Digest = std::array<std::uint8_t, 32>;
-  Sha256();
-  ~Sha256();
+  Sha256() noexcept;
   Sha256(const Sha256&) = delete;
   Sha256& operator=(const Sha256&) = delete;
 
@@ -25,8 +23,8 @@ class Sha256 {
   Digest Finish() noexcept;
 
  private:
-  struct State;
-  std::unique_ptr<State> state_;
+  // OpenSSL's SHA256_CTX, whose header stays out of this one.
+  std::array<std::uint32_t, 28> context_;
 };
 
 }  // namespace kvrm

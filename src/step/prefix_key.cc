@@ -61,8 +61,7 @@ PrefixKey PrefixRoot(std::string_view model_digest, const KvLayout& layout, std:
 }
 
 PrefixKey NextPrefixKey(const PrefixKey& parent, std::span<const std::int32_t> tokens) noexcept {
-  // One for each thread: made at its first use, before any step.
-  thread_local Fields fields;
+  Fields fields;
   fields.Add("kvrm block");
   fields.Add(kPrefixKeyVersion);
   fields.Add(std::as_bytes(std::span(parent.bytes)));
