@@ -14,7 +14,8 @@ namespace kvrm {
 namespace {
 
 SHA256_CTX* Of(std::array<std::uint32_t, 28>& context) noexcept {
-  static_assert(sizeof(SHA256_CTX) == sizeof(context) && alignof(SHA256_CTX) == alignof(std::uint32_t));
+  static_assert(sizeof(SHA256_CTX) == sizeof(context) &&
+                alignof(SHA256_CTX) == alignof(std::uint32_t));
   return reinterpret_cast<SHA256_CTX*>(context.data());
 }
 

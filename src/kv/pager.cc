@@ -31,6 +31,7 @@ Pager::Pager(const PagerOptions& options)
       blocks_(options.num_blocks),
       sequences_(std::size_t{options.max_seqs} + options.max_shelves),
       num_runs_(sequences_.size(), 0),
+      writes_(kMaxStepsInFlight * sequences_.size()),
       last_epoch_(options.max_seqs, 0),
       runs_(sequences_.size() * options.max_blocks_per_seq),
       scratch_runs_(std::size_t{options.max_blocks_per_seq} + 2) {
@@ -60,6 +61,7 @@ void Pager::StartSequence(SeqId seq, std::uint32_t reserve_blocks,
   // A row of the identity's last holder may be in the step under construction.
   CHECK(!is_named(seq) && !IsShelf(seq));
   sequence = Sequence{};
+  ForgetWrites(seq);
   sequence.open = true;
   ++num_open_;
   sequence.reserved_blocks = reserve_blocks;
@@ -259,12 +261,14 @@ void Pager::Shelve(SeqId seq, SeqId shelf) noexcept {
   sequence.target = sequence.length;
   DropTail(seq, BlocksFor(sequence.length));
   sequence.own_block = kNoOwnBlock;  // P16
-  Of(shelf) = sequence;              // P15; what steps in flight write of it is noted there.
+  Of(shelf) = sequence;              // P15
+  CopyWrites(seq, shelf);
   std::ranges::copy(runs(seq), AllRuns(shelf).begin());
   SetNumRuns(shelf, num_runs(seq));
   SetNumRuns(seq, 0);
   placement_.Ended(seq);
   sequence = Sequence{};
+  ForgetWrites(seq);
   --num_open_;
 }
 
@@ -272,6 +276,7 @@ void Pager::ClearShelf(SeqId shelf) noexcept {
   CHECK(IsShelf(shelf) && Of(shelf).open);
   DropTail(shelf, 0);
   Of(shelf) = Sequence{};
+  ForgetWrites(shelf);
 }
 
 std::optional<std::uint32_t> Pager::OpenShelved(SeqId seq, SeqId shelf,
@@ -349,7 +354,7 @@ void Pager::Committed(const StepView& step) noexcept {
       if (filled > blocks_[Index(block)].filled) SetFilled(block, filled);
     }
     sequence.length = last + 1;
-    sequence.writes[epoch % kMaxStepsInFlight] = {epoch, first};
+    WriteOf(step.row_seq[row], epoch) = {epoch, first};
   }
   committed_ = epoch;
   has_fence_ = false;
@@ -419,7 +424,7 @@ std::span<const Extent> Pager::target_runs(SeqId seq) const noexcept {
 }
 
 std::uint32_t Pager::num_settled_runs(SeqId seq) const noexcept {
-  std::uint32_t left = SettledBlocks(Of(seq));
+  std::uint32_t left = SettledBlocks(seq);
   std::uint32_t count = 0;
   for (const Extent& run : runs(seq)) {
     if (run.num_blocks > left) break;
@@ -451,7 +456,7 @@ std::uint64_t Pager::reserved_bytes() const noexcept {
   return free_runs_.reserved_bytes() + vacant_bytes + slabs_.reserved_bytes() +
          placement_.reserved_bytes() + index_.reserved_bytes() + blocks_.size() * sizeof(Block) +
          sequences_.size() * sizeof(Sequence) + num_runs_.size() * sizeof(num_runs_[0]) +
-         last_epoch_.size() * sizeof(last_epoch_[0]) +
+         writes_.size() * sizeof(Write) + last_epoch_.size() * sizeof(last_epoch_[0]) +
          (runs_.size() + scratch_runs_.size()) * sizeof(Extent);
 }
 
@@ -478,12 +483,33 @@ std::uint32_t Pager::BlocksFor(std::uint32_t num_tokens) const noexcept {
   return num_blocks;
 }
 
-std::uint32_t Pager::SettledBlocks(const Sequence& sequence) const noexcept {
+Pager::Write& Pager::WriteOf(SeqId seq, std::uint64_t epoch) noexcept {
+  return writes_[epoch % kMaxStepsInFlight * sequences_.size() + Index(seq)];
+}
+
+const Pager::Write& Pager::WriteOf(SeqId seq, std::uint64_t epoch) const noexcept {
+  return writes_[epoch % kMaxStepsInFlight * sequences_.size() + Index(seq)];
+}
+
+void Pager::ForgetWrites(SeqId seq) noexcept {
+  for (std::uint64_t epoch = retired_ + 1; epoch <= committed_; ++epoch)
+    WriteOf(seq, epoch) = Write{};
+}
+
+// What steps in flight write of the one is of the other as well.
+void Pager::CopyWrites(SeqId from, SeqId to) noexcept {
+  for (std::uint64_t epoch = retired_ + 1; epoch <= committed_; ++epoch)
+    WriteOf(to, epoch) = WriteOf(from, epoch);
+}
+
+std::uint32_t Pager::SettledBlocks(SeqId seq) const noexcept {
+  const Sequence& sequence = Of(seq);
   std::uint32_t settled = sequence.num_blocks;
   if (IsMutant(Mutant::kMoveUnsettled)) return settled;
   if (sequence.resuming) return 0;
-  for (const Write& write : sequence.writes) {
-    if (write.epoch > retired_)
+  for (std::uint64_t epoch = retired_ + 1; epoch <= committed_; ++epoch) {
+    const Write& write = WriteOf(seq, epoch);
+    if (write.epoch == epoch)
       settled = std::min(settled, write.first_position / options_.block_tokens);
   }
   return settled;

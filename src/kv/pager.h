@@ -237,7 +237,7 @@ class Pager {
     const Sequence& sequence = Of(seq);
     return sequence.credit() > 0 ? sequence.credit() : sequence.num_blocks;
   }
-  std::uint32_t num_settled_blocks(SeqId seq) const noexcept { return SettledBlocks(Of(seq)); }
+  std::uint32_t num_settled_blocks(SeqId seq) const noexcept { return SettledBlocks(seq); }
   // Whether each has one holder: what a move frees.
   bool is_sole_holder(const Extent& blocks) const noexcept;
   // Whether nobody can write the blocks before the next retire: no step is in flight, and they wait
@@ -308,12 +308,15 @@ class Pager {
     BlockState state = BlockState::kFree;
     std::uint8_t planned = 0;  // planned copies that name it
   };
-  // What one epoch in flight writes of a sequence: positions from `first_position` on.
+  // What an epoch writes of a sequence: positions from `first_position` on. It counts while the
+  // epoch is in flight.
   struct Write {
     std::uint64_t epoch = 0;
     std::uint32_t first_position = 0;
   };
-  struct Sequence {
+  // One cache line: each step looks at each of its rows', and an executor has used the caches
+  // since.
+  struct alignas(64) Sequence {
     bool open = false;
     bool waits_for_copy = false;
     bool resuming = false;
@@ -324,10 +327,9 @@ class Pager {
     std::uint32_t num_blocks = 0;        // holes included
     std::uint32_t published_blocks = 0;  // Publish has looked at the blocks below this one
     std::uint32_t first_changed = 0;
-    std::uint32_t own_block = kNoOwnBlock;             // P16; a number in the sequence
-    std::uint32_t whole_length = ~std::uint32_t{0};    // P14; no limit before the first Trim
-    std::uint64_t named_in = 0;                        // value of build_ when last named
-    std::array<Write, kMaxStepsInFlight> writes = {};  // by epoch % kMaxStepsInFlight
+    std::uint32_t own_block = kNoOwnBlock;           // P16; a number in the sequence
+    std::uint32_t whole_length = ~std::uint32_t{0};  // P14; no limit before the first Trim
+    std::uint64_t named_in = 0;                      // value of build_ when last named
     std::uint32_t credit() const {
       return copy_credit + (reserved_blocks > num_blocks ? reserved_blocks - num_blocks : 0);
     }
@@ -339,7 +341,11 @@ class Pager {
 
   Sequence& Of(SeqId seq) noexcept;
   const Sequence& Of(SeqId seq) const noexcept;
-  std::uint32_t SettledBlocks(const Sequence& sequence) const noexcept;
+  std::uint32_t SettledBlocks(SeqId seq) const noexcept;
+  Write& WriteOf(SeqId seq, std::uint64_t epoch) noexcept;
+  const Write& WriteOf(SeqId seq, std::uint64_t epoch) const noexcept;
+  void ForgetWrites(SeqId seq) noexcept;
+  void CopyWrites(SeqId from, SeqId to) noexcept;
   std::span<Extent> AllRuns(SeqId seq) noexcept;
   void SetNumRuns(SeqId seq, std::uint32_t num_runs) noexcept;
   bool TooManyHoles(SeqId seq, std::uint32_t first, std::uint32_t end) const noexcept;
@@ -407,6 +413,7 @@ class Pager {
   std::vector<Block> blocks_;
   std::vector<Sequence> sequences_;        // [max_seqs + max_shelves]
   std::vector<std::uint32_t> num_runs_;    // as sequences_, apart to be scanned fast
+  std::vector<Write> writes_;              // [kMaxStepsInFlight][as sequences_], by epoch
   std::vector<std::uint64_t> last_epoch_;  // [max_seqs], as last_epoch()
   std::vector<Extent> runs_;               // [(max_seqs + max_shelves) * max_blocks_per_seq]
   std::vector<Extent> scratch_runs_;       // [max_blocks_per_seq + 2]
@@ -452,9 +459,9 @@ void Pager::Remap(SeqId seq, std::uint32_t first_block, const Extent& target,
                   CopyFn copy) noexcept {
   Sequence& sequence = Of(seq);
   const std::uint32_t end_block = first_block + target.num_blocks;
-  CHECK(sequence.open && !is_named(seq));                                // P8
-  CHECK(target.num_blocks > 0 && end_block <= SettledBlocks(sequence));  // P8
-  CHECK(target.num_blocks <= num_spare());                               // P5
+  CHECK(sequence.open && !is_named(seq));                           // P8
+  CHECK(target.num_blocks > 0 && end_block <= SettledBlocks(seq));  // P8
+  CHECK(target.num_blocks <= num_spare());                          // P5
   EvictFrom(target);
   Hold(target);
   std::uint32_t num_replaced = 0;
@@ -487,7 +494,7 @@ void Pager::Remap(SeqId seq, std::uint32_t first_block, const Extent& target,
 template <typename CopyFn>
 void Pager::Unload(SeqId shelf, const Extent& blocks, std::uint32_t number, CopyFn copy) noexcept {
   CHECK(IsShelf(shelf) && BlockAt(shelf, number) == blocks.start);
-  CHECK(number + blocks.num_blocks <= SettledBlocks(Of(shelf)) ||
+  CHECK(number + blocks.num_blocks <= SettledBlocks(shelf) ||
         IsMutant(Mutant::kParkUnsettled));  // P8
   if (IsMutant(Mutant::kParkFreesEarly)) Drop(blocks, retired_);
   copy(blocks);

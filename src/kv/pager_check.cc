@@ -168,7 +168,7 @@ std::uint64_t Pager::StateHash() const {
     mix(std::uint64_t{sequence.reserved_blocks} << 32 | sequence.copy_credit);
     mix(std::uint64_t{sequence.published_blocks} << 32 | sequence.whole_length);
     for (std::uint64_t epoch = retired_ + 1; epoch <= committed_; ++epoch) {
-      const Write& write = sequence.writes[epoch % kMaxStepsInFlight];
+      const Write& write = WriteOf(SeqId{s}, epoch);
       if (write.epoch == epoch) mix(since(epoch) << 32 | write.first_position);
     }
     for (const Extent& run : runs(SeqId{s}))

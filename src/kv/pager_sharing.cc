@@ -93,14 +93,13 @@ bool Pager::Fork(SeqId child, SeqId parent, std::uint32_t num_tokens,
   if (is_lost || more + (is_inside ? 1 : 0) > num_spare()) return false;
 
   from.own_block = kNoOwnBlock;  // P16
-  const auto writes = from.writes;
   StartSequence(child, reserve_blocks, num_blocks);
   Sequence& sequence = Of(child);
   sequence.length = sequence.target = num_tokens;
   sequence.published_blocks = std::min(from.published_blocks, num_tokens / options_.block_tokens);
   if (from.whole_length != ~std::uint32_t{0})
     sequence.whole_length = std::min(from.whole_length, num_tokens);  // P14
-  sequence.writes = writes;  // What is still being written of the parent is of the child as well.
+  CopyWrites(parent, child);
   if (is_inside) {
     // The blocks that sharers of the last one may yet need: one fewer than there are sharers.
     sequence.copy_credit = 1;
@@ -192,7 +191,7 @@ bool Pager::CanCopyShared(SeqId seq) const noexcept {
   const std::uint32_t number = sequence.length / options_.block_tokens;
   const Block& block = blocks_[Index(BlockAt(seq, number))];
   return block.refs == 1 ? !IsFenced(block)  // P13
-                         : number < SettledBlocks(sequence);
+                         : number < SettledBlocks(seq);
 }
 
 void Pager::Publish(SeqId seq, std::span<const std::int32_t> tokens,
@@ -201,7 +200,7 @@ void Pager::Publish(SeqId seq, std::span<const std::int32_t> tokens,
   CHECK(sequence.open);
   if (!index_.is_on()) return;
   const std::uint32_t settled =
-      IsMutant(Mutant::kPublishUnsettled) ? sequence.num_blocks : SettledBlocks(sequence);
+      IsMutant(Mutant::kPublishUnsettled) ? sequence.num_blocks : SettledBlocks(seq);
   const std::uint32_t whole = IsMutant(Mutant::kPublishHoled)
                                   ? sequence.length
                                   : std::min(sequence.length, sequence.whole_length);  // P14
