@@ -4,11 +4,9 @@
 #include <unistd.h>
 
 #include <charconv>
-#include <cmath>
 #include <cstdio>
 #include <memory>
 #include <optional>
-#include <string>
 #include <utility>
 
 #include "base/clock.h"
@@ -140,16 +138,8 @@ void AddPaceFlags(CLI::App& command, StepPaceOptions* pace) {
       ->capture_default_str();
   command
       .add_option_function<double>(
-          "--easy-step-ms", [pace](const double& ms) { pace->easy_step_seconds = ms / 1000; },
-          "where steps without prompts are long, those with prompts may take up to so long; 0: no "
-          "more "
-          "than --itl-factor")
-      ->default_str(std::to_string(std::lround(pace->easy_step_seconds * 1000)))
-      ->check(NumberFrom(0, 3'600'000));
-  command
-      .add_option_function<double>(
           "--max-step-ms", [pace](const double& ms) { pace->max_step_seconds = ms / 1000; },
-          "the same as a time, in place of both")
+          "the same as a time, in place of --itl-factor")
       ->check(NumberFrom(0, 3'600'000));
   command
       .add_option("--min-step-prompt-tokens", pace->min_prompt_tokens,

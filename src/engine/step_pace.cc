@@ -11,8 +11,6 @@ namespace {
 // While nobody is used to anything, prompts come first: those that arrive together at an idle
 // engine would otherwise wait for one another's streams.
 constexpr double kColdFactor = 4;
-// Quiet steps of up to itl_factor times this keep to itl_factor.
-constexpr double kQuickSeconds = 1.0 / 80;
 // Of its time: a quiet step that was predicted so well.
 constexpr double kKnown = 0.25;
 
@@ -57,20 +55,15 @@ double StepPace::QuietSeconds() const noexcept {
   return cost_.Predict(quiet);
 }
 
-double StepPace::Factor(double quiet) const noexcept {
-  const double easy = std::min(quiet / kQuickSeconds, options_.easy_step_seconds / quiet);
-  return std::max(options_.itl_factor, easy);
-}
-
 double StepPace::Bound(const StepLoad& load) const noexcept {
   if (load.rows <= 0 || !is_on()) return std::numeric_limits<double>::infinity();
   if (options_.max_step_seconds > 0) return options_.max_step_seconds;
   const double quiet = QuietSeconds();
-  if (num_usual_ >= kColdSteps) return Factor(quiet) * quiet;
+  if (num_usual_ >= kColdSteps) return options_.itl_factor * quiet;
   StepLoad present;
   present.rows = load.rows;
   present.context = load.context;
-  return std::max(kColdFactor, Factor(quiet)) * std::max(quiet, cost_.Predict(present));
+  return std::max(kColdFactor, options_.itl_factor) * std::max(quiet, cost_.Predict(present));
 }
 
 std::uint32_t StepPace::PromptTokens(const StepLoad& load, std::uint32_t num_before,
@@ -99,9 +92,9 @@ bool StepPace::MayJoin(const StepLoad& running, double length, const Wait& wait)
     usual_.context = std::max(usual_.context, joined.context);
     return true;
   }
-  const double quiet = QuietSeconds();
-  const double limit = options_.max_step_seconds > 0 ? options_.max_step_seconds * 0.8
-                                                     : (1 + Factor(quiet)) / 2 * quiet;
+  const double factor = (1 + options_.itl_factor) / 2;
+  const double limit =
+      options_.max_step_seconds > 0 ? options_.max_step_seconds * 0.8 : factor * QuietSeconds();
   if (cost_.Predict(joined) <= limit) return true;
   if (wait.steps < kJoinWaitSteps && wait.seconds < kJoinWaitSeconds) return false;
   if (num_steps_ - last_joined_ < kJoinEverySteps) return false;

@@ -9,20 +9,11 @@
 // alike. And a history grows by what its own stream writes.)
 //
 //   PromptTokens   a step with decoding rows takes prompt tokens as far as its predicted time stays
-//                  within factor quiet steps; at least min_prompt_tokens, so prompts go on
+//                  within itl_factor quiet steps; at least min_prompt_tokens, so prompts go on
 //   MayJoin        a sequence is taken in as long as decoding it with all the others would stay
-//                  within the half of that: (1 + factor) / 2 quiet steps
+//                  within the half of that: (1 + itl_factor) / 2 quiet steps
 //
-// Where the quiet step itself is long, so is every prompt, and what a step adds for it is noticed
-// less: beyond itl_factor / 80 seconds the factor grows with the quiet step, up to
-// easy_step_seconds:
-//
-//   factor = max(itl_factor, min(80 quiet, easy_step_seconds / quiet))
-//
-// So a model that answers every 6 ms keeps to itl_factor, and one that answers every 35 ms takes 98
-// ms rather than let a prompt of 128 tokens wait for seconds (docs/decisions/0022-scheduler.md).
-//
-// So streams that have run for a while slow down by at most that factor while their company grows,
+// So streams that have run for a while slow down by at most itl_factor while their company grows,
 // and what they are used to grows with it, by (itl_factor - 1) / 2 in kMemorySteps. Company is not
 // rationed while there are few rows, for who came before the end of the first kColdSteps steps
 // after nobody streamed (they make up what streams are used to), and for who has waited
@@ -47,10 +38,9 @@
 namespace kvrm {
 
 struct StepPaceOptions {
-  double itl_factor = 1.5;         // at least 1; 0: no limit but max_step_tokens
-  double easy_step_seconds = 0.1;  // as above; 0: the factor is itl_factor
-  double max_step_seconds = 0;     // not 0: instead of all that
-  std::uint32_t free_rows = 4;     // so many may always run; one may in any case
+  double itl_factor = 1.5;      // at least 1; 0: no limit but max_step_tokens
+  double max_step_seconds = 0;  // not 0: instead of itl_factor quiet steps
+  std::uint32_t free_rows = 4;  // so many may always run; one may in any case
   std::uint32_t min_prompt_tokens = 4;
 };
 
@@ -94,8 +84,6 @@ class StepPace {
   const StepCost& cost() const noexcept { return cost_; }
 
  private:
-  // Of a quiet step that takes so long; 0 where there is no limit.
-  double Factor(double quiet) const noexcept;
   bool is_on() const noexcept { return options_.itl_factor > 0 || options_.max_step_seconds > 0; }
 
   const StepPaceOptions options_;

@@ -99,22 +99,6 @@ TEST(StepPace, LearnsTheQuietStepWherePromptsNeverEnd) {
   EXPECT_NEAR(num_quiet, 500.0 / StepPace::kQuietEverySteps, 1);
 }
 
-// Steps that only decode take 10, 18, 35, 60 and 80 ms.
-TEST(StepPace, TheFactorGrowsWithALongQuietStep) {
-  const auto bound = [](double quiet_s, double easy_s) {
-    StepPace pace({.itl_factor = 1.5, .easy_step_seconds = easy_s});
-    for (int i = 0; i < 100; ++i)
-      pace.Observe(Rows(8), quiet_s, 100 + i * quiet_s);
-    return pace.Bound(Rows(8));
-  };
-  EXPECT_NEAR(bound(10e-3, 0.1), 15e-3, 1e-3);
-  EXPECT_NEAR(bound(18e-3, 0.1), 27e-3, 2e-3);
-  EXPECT_NEAR(bound(35e-3, 0.1), 98e-3, 6e-3);
-  EXPECT_NEAR(bound(60e-3, 0.1), 100e-3, 1e-3);
-  EXPECT_NEAR(bound(80e-3, 0.1), 120e-3, 8e-3);
-  EXPECT_NEAR(bound(35e-3, 0), 52.5e-3, 4e-3) << "the factor alone";
-}
-
 TEST(StepPace, ATimeTakesThePlaceOfTheFactor) {
   Pacing p({.itl_factor = 1.5, .max_step_seconds = 0.5});
   p.Decode(8, 100);
