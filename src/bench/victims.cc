@@ -20,7 +20,6 @@ namespace {
 // By Disturbance.
 constexpr std::array<std::string_view, 3> kNames = {"prompt", "burst", "oversubscribed"};
 constexpr std::size_t kWindow = 64;  // tokens whose quiet gap is one number
-constexpr double kFactor = StepPaceOptions{}.itl_factor;
 
 Disturbance ParseDisturbance(const std::string& name) {
   const auto found = std::ranges::find(kNames, name);
@@ -53,7 +52,7 @@ EngineOptions OptionsOf(const VictimsBench& bench, const BenchOptions& options,
                                                (held + std::uint64_t{bench.burst} * burst) / 2);
   }
   if (budget == "pace") {
-    engine.pace.itl_factor = kFactor;
+    engine.pace = bench.pace;
   } else {
     engine.pace.itl_factor = 0;
     engine.max_step_tokens = ParseCounts("--budget", budget, 65536).front() + bench.streams;

@@ -33,6 +33,7 @@ struct VictimsBench {
   std::uint32_t burst = 30;
   std::uint32_t burst_prompt = 128;
   std::uint32_t burst_output = 64;
+  StepPaceOptions pace = {};    // of the budget "pace"
   bool processor_time = false;  // with one worker only, which is the thread that steps
   // Budgets of a step, each measured by itself: "pace" is the model of what steps take, a number is
   // so many tokens whatever they take.

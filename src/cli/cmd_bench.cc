@@ -256,6 +256,7 @@ void AddVictimsCommand(CLI::App& bench) {
   count("--burst", victims.burst, "requests that arrive at once");
   count("--burst-prompt", victims.burst_prompt, "tokens of the prompt of each of them");
   count("--burst-output", victims.burst_output, "tokens that each of them asks for");
+  AddPaceFlags(*command, &victims.pace);
   command->add_flag("--processor-time", victims.processor_time,
                     "of the one worker, instead of real time: what others take does not count");
   AddModelFlags(*command, &flags->model);
