@@ -177,13 +177,15 @@ void AddKvFlags(CLI::App& command, EngineOptions* engine) {
                   "tokens that the prefix cache keeps beside those of running requests; without it "
                   "as many as these had at once so far")
       ->check(CLI::Range(std::uint64_t{0}, ~std::uint64_t{0} - 1));
-  AddChoice(
-      command, {"--kv-elastic", "the pool's memory comes and goes as it is used", "on, off"},
-      &engine->elastic_kv, [](bool on) { return on ? "on" : "off"; },
-      [](const std::string& text) -> std::optional<bool> {
-        if (text != "on" && text != "off") return std::nullopt;
-        return text == "on";
-      });
+  std::string elastic;
+  for (int e = 0; e < kNumKvElastic; ++e)
+    elastic += (e > 0 ? ", " : "") + std::string(KvElasticName(static_cast<KvElastic>(e)));
+  AddChoice(command,
+            {"--kv-elastic",
+             "the pool's memory comes and goes as it is used; tight: with less beside it, in more "
+             "runs",
+             elastic},
+            &engine->elastic_kv, KvElasticName, FindKvElastic);
   command.add_option("--max-runs", engine->max_runs, "runs of blocks a row shows at most")
       ->check(CLI::Range(2, 65536))
       ->capture_default_str();

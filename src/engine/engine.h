@@ -56,7 +56,7 @@ struct EngineOptions {
   KvView view = KvView::kExtents;
   PlacementPolicy placement = KvCacheOptions{}.placement;
   // Whether the pool's memory comes and goes with what is in it (KvCacheOptions).
-  bool elastic_kv = true;
+  KvElastic elastic_kv = KvElastic::kOn;
   bool prefix_cache = true;
   // Tokens that the prefix cache keeps beyond those of requests that run. kCacheAuto: as many as
   // requests had at once so far, so that it costs at most what it serves.

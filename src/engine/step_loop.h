@@ -32,7 +32,7 @@ struct StepLoopOptions {
   KvView view = KvView::kExtents;
   PlacementPolicy placement = KvCacheOptions{}.placement;
   std::uint64_t placement_seed = 0;  // not 0: kScattered, whatever `placement` is (tests)
-  bool elastic = false;              // as KvCacheOptions
+  KvElastic elastic = KvElastic::kOff;
   std::uint32_t max_cached_blocks = ~std::uint32_t{0};
   bool prefix_cache = false;
   std::string descriptor_log = {};  // a file to write a StepLog to; "": none

@@ -22,6 +22,7 @@ namespace {
 constexpr std::array<const char*, kNumKvViews> kViewNames = {
     "extents", "paged",         "staged-layers", "staged",
     "static",  "static-padded", "static-bucket", "mapped"};
+constexpr std::array<const char*, kNumKvElastic> kElasticNames = {"off", "on", "tight"};
 constexpr std::array<const char*, kNumPlacementPolicies> kPolicyNames = {
     "in-place", "lifo", "fifo", "buddy", "best-fit", "soft", "regions", "scattered", "lanes"};
 
@@ -56,9 +57,9 @@ KvCacheOptions Resolved(KvCacheOptions options) {
     options.placement = PlacementPolicy::kLanes;
     options.prefix_cache = false;
     options.host_blocks = 0;
-    options.elastic = false;
+    options.elastic = KvElastic::kOff;
   }
-  if (options.view == KvView::kMapped) options.elastic = false;
+  if (options.view == KvView::kMapped) options.elastic = KvElastic::kOff;
   if (options.host_blocks == 0) options.max_parked = 0;
   if (options.host_blocks > 0 && options.max_parked == 0) options.max_parked = options.max_seqs;
   return options;
@@ -119,9 +120,10 @@ PagerOptions PagerOptionsOf(const KvCacheOptions& options, std::span<std::byte> 
       .max_shared_runs =
           needs_few_runs ? options.max_runs - options.max_runs / 4 - 1 : ~std::uint32_t{0},
       .max_shelves = options.max_parked,
-      .slabs = {.device = options.elastic ? &device : nullptr,
+      .slabs = {.device = options.elastic != KvElastic::kOff ? &device : nullptr,
                 .pool = pool,
-                .block_bytes = options.layout.block_bytes()},
+                .block_bytes = options.layout.block_bytes(),
+                .policy = options.elastic == KvElastic::kTight ? kTightSlabs : SlabPolicy{}},
       .max_cached = options.max_cached_blocks};
 }
 
@@ -208,7 +210,9 @@ struct KvCache::State {
     // No hole helps a stuck row: cached blocks may lie where one would be. Its next try sees it.
     // Where some sleep, there is one.
     if (compactor.num_stalls() == num_stalls) return;
-    if (!pager.WakeMore(options.max_blocks_per_seq)) pager.GiveUpCached(options.max_runs);
+    // What is woken need not hold more than can move there in a step.
+    const std::uint32_t room = std::min(options.max_blocks_per_seq, transport.max_blocks());
+    if (!pager.WakeMore(std::max(1u, room))) pager.GiveUpCached(options.max_runs);
   }
 
   const std::span<std::byte> layer_buffers;
@@ -242,6 +246,16 @@ std::optional<PlacementPolicy> FindPlacementPolicy(std::string_view name) {
   const auto at = std::find(kPolicyNames.begin(), kPolicyNames.end(), name);
   if (at == kPolicyNames.end()) return std::nullopt;
   return static_cast<PlacementPolicy>(at - kPolicyNames.begin());
+}
+
+const char* KvElasticName(KvElastic elastic) {
+  return kElasticNames[static_cast<std::size_t>(elastic)];
+}
+
+std::optional<KvElastic> FindKvElastic(std::string_view name) {
+  const auto at = std::find(kElasticNames.begin(), kElasticNames.end(), name);
+  if (at == kElasticNames.end()) return std::nullopt;
+  return static_cast<KvElastic>(at - kElasticNames.begin());
 }
 
 KvCache::KvCache(const KvCacheOptions& options, Device& device)

@@ -84,6 +84,18 @@ inline constexpr int kNumPlacementPolicies = 9;
 const char* PlacementPolicyName(PlacementPolicy policy);
 std::optional<PlacementPolicy> FindPlacementPolicy(std::string_view name);
 
+// Whether the pool's memory comes as blocks are needed and goes when they are not (kv/slabs.h),
+// where the device can. docs/decisions/0025 has what each costs.
+enum class KvElastic : std::uint8_t {
+  kOff,    // it is there for good
+  kOn,     // room beside what is held, so that histories lie in few runs
+  kTight,  // hardly any: less memory, more and shorter runs, and more of them moved
+};
+inline constexpr int kNumKvElastic = 3;
+// "off", "on", "tight". Never null.
+const char* KvElasticName(KvElastic elastic);
+std::optional<KvElastic> FindKvElastic(std::string_view name);
+
 inline constexpr std::uint32_t kCachedAsHeld = ~std::uint32_t{0} - 1;
 
 struct KvCacheOptions {
@@ -100,10 +112,8 @@ struct KvCacheOptions {
   KvView view = KvView::kExtents;
   // docs/decisions/0013 has the figures. Static views: kLanes, whatever is asked.
   PlacementPolicy placement = PlacementPolicy::kSoft;
-  std::uint64_t placement_seed = 0;  // of kScattered
-  // The pool's memory comes as blocks are needed and goes when they are not (kv/slabs.h), where the
-  // device can; else it is there for good. Not in the static and mapped views.
-  bool elastic = false;
+  std::uint64_t placement_seed = 0;     // of kScattered
+  KvElastic elastic = KvElastic::kOff;  // static and mapped views: whatever is asked
   // Most blocks that are kept without a holder. kCachedAsHeld: as many as were held at once so far.
   std::uint32_t max_cached_blocks = ~std::uint32_t{0};
   bool prefix_cache = false;  // Keep published blocks without a holder until their room is needed.

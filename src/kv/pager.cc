@@ -114,6 +114,7 @@ void Pager::Grow(SeqId seq, std::uint32_t want) noexcept {
     const Extent last =
         num_runs(seq) > 0 ? AllRuns(seq)[num_runs(seq) - 1] : Extent{kSentinelBlock, 0};
     WakeFor(num_credit_ + want - std::min(want, mine), Index(last.start) + last.num_blocks);
+    WakeForPrompt(want);
   }
   // Room for all that it was promised at once, which it takes within the next steps anyway: cached
   // blocks go from a history's end to its begin, so that evicted part by part they would make it a
@@ -398,7 +399,7 @@ void Pager::Retired(StepId step) noexcept {
     first = next;
   }
   EvictBeyond();
-  if (slabs_.is_elastic() && retired_ - last_wake_ >= kDrowsyEpochs) SleepOne();
+  SleepSome();
 }
 
 void Pager::SetPlanned(const Extent& blocks, bool planned) noexcept {

@@ -90,9 +90,10 @@
 //       and is not fenced but by a planned copy: Extend need not look at it again.
 //
 // Slabs. Blocks of a sleeping slab (kv/slabs.h) are free as any others in every count, and nothing
-// else knows of them. Grow wakes what it needs before it evicts anything; who opens a sequence or
-// raises its credit wakes what that is worth. Retired puts one slab a step to sleep while more is
-// free than credits and a part of what is held may want.
+// else knows of them. Grow wakes what it needs before it evicts anything, and for a prompt that
+// would lie in many pieces a place of its own; who opens a sequence or raises its credit wakes what
+// that is worth. Retired puts slabs to sleep while more is free than credits and a part of what is
+// held.
 //
 // Shelves. A history that is parked (kv/host_tier.h) keeps the blocks that were not copied yet, and
 // its length, under an identity beyond those of sequences: shelf i is identity max_seqs + i. What
@@ -368,15 +369,13 @@ class Pager {
     const bool waits = block.shared_until > retired_ && !IsMutant(Mutant::kOwnTooEarly);
     return waits || block.planned > 0;
   }
-  // The epochs without a wake after which slabs may fall asleep, and the part of the held blocks
-  // that may stand free beside credits.
-  static constexpr std::uint64_t kDrowsyEpochs = 32;
-  static constexpr std::uint32_t kSpareShare = 16;
   static constexpr std::uint32_t kMaxPopulated = 4;  // slabs that one call has memory made for
   void Wake(std::uint32_t slab, bool populate) noexcept;
   void WakeFor(std::uint32_t num_free, std::uint32_t next_block) noexcept;
   void WakeForCredit() noexcept;
+  void WakeForPrompt(std::uint32_t want) noexcept;
   bool SleepOne() noexcept;
+  void SleepSome() noexcept;
   void EvictBeyond() noexcept;
   void Free(const Extent& blocks) noexcept;
   void Grow(SeqId seq, std::uint32_t want) noexcept;

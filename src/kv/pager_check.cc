@@ -145,7 +145,8 @@ std::uint64_t Pager::StateHash() const {
   mix(committed_ - retired_);
   for (std::uint32_t slab = 0; slab < slabs_.num_slabs(); ++slab)
     mix(slabs_.IsAsleep(slab * slabs_.slab_blocks()) ? 1 : 0);
-  if (slabs_.is_elastic()) mix(std::min(retired_ - last_wake_, kDrowsyEpochs));
+  if (slabs_.is_elastic())
+    mix(std::min<std::uint64_t>(retired_ - last_wake_, slabs_.policy().drowsy_epochs));
   if (options_.max_cached == kCachedAsHeld) mix(most_held_);
   mix(late_hits_ << 32 | late_misses_);
   for (const Block& block : blocks_) {

@@ -30,6 +30,15 @@ void Pager::WakeForCredit() noexcept {
   if (slabs_.num_asleep() > 0) WakeFor(num_credit_, options_.num_blocks);
 }
 
+// Behind all that is awake, for what would fill small holes and be moved together later.
+void Pager::WakeForPrompt(std::uint32_t want) noexcept {
+  if (want < 2 * slabs_.slab_blocks()) return;
+  const std::uint32_t longest = free_runs_.Longest().num_blocks;
+  if (std::uint64_t{longest} * slabs_.policy().piece_share >= want) return;
+  const std::uint32_t end = slabs_.awake_end();
+  WakeFor(free_runs_.num_free() + want - free_runs_.LengthBefore(end, want), end);
+}
+
 bool Pager::WakeMore(std::uint32_t num_blocks) noexcept {
   if (slabs_.num_asleep() == 0) return false;
   WakeFor(free_runs_.num_free() + num_blocks, options_.num_blocks);
@@ -48,7 +57,7 @@ void Pager::SetTogether(bool together) noexcept {
 // False when nothing may.
 bool Pager::SleepOne() noexcept {
   const std::uint64_t wanted =
-      std::uint64_t{num_credit_} + num_held_ / kSpareShare + slabs_.slab_blocks();
+      std::uint64_t{num_credit_} + num_held_ / slabs_.policy().spare_share + slabs_.slab_blocks();
   if (free_runs_.num_free() < wanted + slabs_.slab_blocks() || placement_.is_together())
     return false;
   const std::uint32_t slab = slabs_.NextToSleep();
@@ -59,6 +68,12 @@ bool Pager::SleepOne() noexcept {
   placement_.Taken(blocks);
   slabs_.Sleep(slab);
   return true;
+}
+
+void Pager::SleepSome() noexcept {
+  if (!slabs_.is_elastic() || retired_ - last_wake_ < slabs_.policy().drowsy_epochs) return;
+  for (std::uint32_t i = 0; i < slabs_.policy().most_sleeps && SleepOne(); ++i) {
+  }
 }
 
 void Pager::Rest() noexcept {

@@ -52,12 +52,10 @@ std::uint32_t Slabs::NextToWake(std::uint32_t block) const noexcept {
 }
 
 std::uint32_t Slabs::NextToSleep() const noexcept {
-  std::uint32_t slab = awake_end_;
-  while (slab > 1) {
+  std::uint32_t slab = num_empty_ > 0 ? awake_end_ - 1 : 0;
+  while (slab > 0 && !IsEmpty(slab))
     --slab;
-    if (is_awake_[slab] && num_free_[slab] == BlocksOf(slab).num_blocks) return slab;
-  }
-  return 0;
+  return slab;
 }
 
 void Slabs::Wake(std::uint32_t slab, bool populate) noexcept {
@@ -75,8 +73,9 @@ void Slabs::Wake(std::uint32_t slab, bool populate) noexcept {
 }
 
 void Slabs::Sleep(std::uint32_t slab) noexcept {
-  CHECK(slab > 0 && is_awake_[slab] && num_free_[slab] == BlocksOf(slab).num_blocks);  // E3
+  CHECK(IsEmpty(slab));  // E3
   is_awake_[slab] = false;
+  --num_empty_;
   while (!is_awake_[awake_end_ - 1])  // E4
     --awake_end_;
   num_free_[slab] = 0;
@@ -97,7 +96,9 @@ void Slabs::Count(const Extent& blocks, int sign) noexcept {
     const std::uint32_t slab = block / slab_blocks_;
     const std::uint32_t next = std::min(end, (slab + 1) * slab_blocks_);
     CHECK(is_awake_[slab]);  // E1
+    num_empty_ -= IsEmpty(slab) ? 1u : 0u;
     num_free_[slab] += sign > 0 ? next - block : block - next;
+    num_empty_ += IsEmpty(slab) ? 1u : 0u;
     block = next;
   }
 }
@@ -111,7 +112,9 @@ void Slabs::CheckInvariants() const {
   if (!is_elastic()) return;
   std::vector<std::uint32_t> users(num_users_.size(), 0);
   std::uint32_t num_asleep = 0;
+  std::uint32_t num_empty = 0;
   for (std::uint32_t slab = 0; slab < num_slabs(); ++slab) {
+    num_empty += IsEmpty(slab) ? 1u : 0u;
     if (!is_awake_[slab]) num_asleep += BlocksOf(slab).num_blocks;
     for (std::uint64_t unit = FirstUnit(slab); is_awake_[slab] && unit < EndUnit(slab); ++unit)
       ++users[unit];
@@ -123,7 +126,7 @@ void Slabs::CheckInvariants() const {
     committed += users[unit] > 0 ? Unit(unit).size() : 0;
   CHECK(is_awake_[0]);                                          // E4
   CHECK(users == num_users_ && committed == committed_bytes_);  // E2
-  CHECK(num_asleep == num_asleep_);
+  CHECK(num_asleep == num_asleep_ && num_empty == num_empty_);
 }
 
 }  // namespace kvrm

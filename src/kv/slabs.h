@@ -20,6 +20,7 @@
 // Threading: engine thread only. Memory: reserved by the constructor.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -30,10 +31,21 @@
 
 namespace kvrm {
 
+// How much stands free, and how fast it goes. docs/decisions/0025 has the frontier.
+struct SlabPolicy {
+  std::uint32_t spare_share = 8;    // the part of held blocks that may stand free
+  std::uint32_t piece_share = 2;    // no piece of a prompt's blocks need be a smaller part of them
+  std::uint32_t drowsy_epochs = 8;  // without a wake, after which slabs may fall asleep
+  std::uint32_t most_sleeps = 2;    // slabs, after each epoch
+};
+inline constexpr SlabPolicy kTightSlabs = {
+    .spare_share = 64, .piece_share = 6, .drowsy_epochs = 2, .most_sleeps = 8};
+
 struct SlabOptions {
   Device* device = nullptr;  // null: every slab is awake for good
   std::span<std::byte> pool = {};
   std::uint64_t block_bytes = 0;
+  SlabPolicy policy = {};
 };
 
 class Slabs {
@@ -41,6 +53,7 @@ class Slabs {
   Slabs(const SlabOptions& options, std::uint32_t num_blocks);
 
   bool is_elastic() const noexcept { return !is_awake_.empty(); }
+  const SlabPolicy& policy() const noexcept { return options_.policy; }
   std::uint32_t slab_blocks() const noexcept { return slab_blocks_; }
   std::uint32_t num_slabs() const noexcept { return static_cast<std::uint32_t>(num_free_.size()); }
   // Blocks without memory.
@@ -50,6 +63,10 @@ class Slabs {
   }
   // The sleeping slab that has `block`, else the first that sleeps. Requires: num_asleep() > 0.
   std::uint32_t NextToWake(std::uint32_t block) const noexcept;
+  // Blocks from here on all sleep.
+  std::uint32_t awake_end() const noexcept {
+    return std::min(num_blocks_, awake_end_ * slab_blocks_);
+  }
   // The last slab whose blocks are all free and awake; 0: there is none.
   std::uint32_t NextToSleep() const noexcept;
   // The slab's blocks, the sentinel left out.
@@ -73,6 +90,9 @@ class Slabs {
 
  private:
   void Count(const Extent& blocks, int sign) noexcept;
+  bool IsEmpty(std::uint32_t slab) const noexcept {
+    return slab > 0 && is_awake_[slab] && num_free_[slab] == BlocksOf(slab).num_blocks;
+  }
   // Units that the slab touches: [first, end).
   std::uint64_t FirstUnit(std::uint32_t slab) const noexcept;
   std::uint64_t EndUnit(std::uint32_t slab) const noexcept;
@@ -86,6 +106,7 @@ class Slabs {
   std::vector<std::uint32_t> num_free_;   // [num_slabs], blocks that are free
   std::vector<std::uint32_t> num_users_;  // [units], awake slabs that touch it
   std::uint32_t num_asleep_ = 0;
+  std::uint32_t num_empty_ = 0;  // slabs that are awake and wholly free, without that of E4
   std::uint32_t awake_end_ = 0;  // of slabs: from here on all sleep
   std::uint64_t committed_bytes_ = 0;
   std::uint64_t num_wakes_ = 0;

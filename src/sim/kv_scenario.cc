@@ -70,7 +70,8 @@ KvScenario RandomKvScenario(std::uint64_t seed) {
   if (below(100) < 60) c.host_blocks = 1 + below(below(100) < 50 ? c.max_blocks_per_seq : lanes);
   c.max_parked = 1 + below(c.max_seqs + 1);
   // Units of half a block to two and a half, so that blocks share some.
-  c.elastic = below(100) < 60;
+  const std::uint32_t elastic = below(100);
+  c.elastic = elastic < 35 ? KvElastic::kOn : elastic < 60 ? KvElastic::kTight : KvElastic::kOff;
   s.device.elastic_unit = (1 + below(5)) * c.layout.block_bytes() / 2;
   if (below(100) < 40) c.max_cached_blocks = below(100) < 50 ? kCachedAsHeld : below(12);
   return s;
@@ -93,8 +94,9 @@ std::string ToString(const KvScenario& s) {
          field("abandon%", s.abandon_percent) + field("end_inside%", s.end_inside_percent) +
          field("interlude%", s.interlude_percent) + field("twice%", s.device.twice_percent) +
          field("refuse%", s.device.refuse_percent) +
-         field("unit_bytes", c.elastic ? s.device.elastic_unit : 0) +
-         field("max_cached", c.max_cached_blocks) + field("key_bits", s.key_bits);
+         field("unit_bytes", c.elastic != KvElastic::kOff ? s.device.elastic_unit : 0) +
+         " elastic=" + KvElasticName(c.elastic) + field("max_cached", c.max_cached_blocks) +
+         field("key_bits", s.key_bits);
 }
 
 std::vector<std::uint8_t> KvWorld::OpMix(std::uint64_t seed) {
