@@ -230,8 +230,7 @@ void PrintElastic(const Family& family, KvElastic elastic) {
       static_cast<double>(served.last.num_run_overflows + served.last.num_waits);
   std::printf(
       "  elastic %-5s  committed/live %.3f  runs %5.2f  median %2zu  moved %5.2f  wakes %.2f  "
-      "waits "
-      "%.0f\n",
+      "waits %.0f\n",
       KvElasticName(elastic), served.mean_committed_bytes / served.mean_live_bytes,
       served.mean_runs, served.median_run(),
       static_cast<double>(served.last.num_moved_blocks) / kSteps,

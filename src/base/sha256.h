@@ -14,6 +14,8 @@ namespace kvrm {
 class Sha256 {
  public:
   using Digest = std::array<std::uint8_t, 32>;
+  // OpenSSL's SHA256_CTX, whose header stays out of this one; sha256.cc checks the size.
+  using Context = std::array<std::uint32_t, 28>;
   Sha256() noexcept;
   Sha256(const Sha256&) = delete;
   Sha256& operator=(const Sha256&) = delete;
@@ -23,8 +25,7 @@ class Sha256 {
   Digest Finish() noexcept;
 
  private:
-  // OpenSSL's SHA256_CTX, whose header stays out of this one.
-  std::array<std::uint32_t, 28> context_;
+  Context context_;
 };
 
 }  // namespace kvrm

@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "base/checked_math.h"
+#include "base/enum_names.h"
 #include "base/mutant.h"
 #include "base/result.h"
 #include "base/rng.h"
@@ -233,9 +234,7 @@ const char* KvViewName(KvView view) {
 }
 
 std::optional<KvView> FindKvView(std::string_view name) {
-  const auto at = std::find(kViewNames.begin(), kViewNames.end(), name);
-  if (at == kViewNames.end()) return std::nullopt;
-  return static_cast<KvView>(at - kViewNames.begin());
+  return FindByName<KvView>(kViewNames, name);
 }
 
 const char* PlacementPolicyName(PlacementPolicy policy) {
@@ -243,9 +242,7 @@ const char* PlacementPolicyName(PlacementPolicy policy) {
 }
 
 std::optional<PlacementPolicy> FindPlacementPolicy(std::string_view name) {
-  const auto at = std::find(kPolicyNames.begin(), kPolicyNames.end(), name);
-  if (at == kPolicyNames.end()) return std::nullopt;
-  return static_cast<PlacementPolicy>(at - kPolicyNames.begin());
+  return FindByName<PlacementPolicy>(kPolicyNames, name);
 }
 
 const char* KvElasticName(KvElastic elastic) {
@@ -253,9 +250,7 @@ const char* KvElasticName(KvElastic elastic) {
 }
 
 std::optional<KvElastic> FindKvElastic(std::string_view name) {
-  const auto at = std::find(kElasticNames.begin(), kElasticNames.end(), name);
-  if (at == kElasticNames.end()) return std::nullopt;
-  return static_cast<KvElastic>(at - kElasticNames.begin());
+  return FindByName<KvElastic>(kElasticNames, name);
 }
 
 KvCache::KvCache(const KvCacheOptions& options, Device& device)

@@ -335,6 +335,7 @@ class Pager {
       return copy_credit + (reserved_blocks > num_blocks ? reserved_blocks - num_blocks : 0);
     }
   };
+  static_assert(sizeof(Sequence) == alignof(Sequence));
   struct LimboList {
     std::uint32_t first = kNoBlock;
     std::uint32_t last = kNoBlock;

@@ -30,7 +30,9 @@ void Pager::WakeForCredit() noexcept {
   if (slabs_.num_asleep() > 0) WakeFor(num_credit_, options_.num_blocks);
 }
 
-// Behind all that is awake, for what would fill small holes and be moved together later.
+// Behind all that is awake, and where that does not suffice wherever slabs sleep, for what would
+// fill small holes and be moved together later: rows that wait for such moves sit out a step (ADR
+// 0025). Below two slabs a sequence grows as always.
 void Pager::WakeForPrompt(std::uint32_t want) noexcept {
   if (want < 2 * slabs_.slab_blocks()) return;
   const std::uint32_t longest = free_runs_.Longest().num_blocks;

@@ -41,7 +41,8 @@ constexpr std::uint32_t kSeqs = 6;
 
 // A pager over real bytes. No row runs; steps are empty and only let time pass.
 struct World {
-  explicit World(std::size_t unit, PlacementPolicy placement = PlacementPolicy::kSoft)
+  explicit World(std::size_t unit, PlacementPolicy placement = PlacementPolicy::kSoft,
+                 SlabPolicy policy = {})
       : device(unit),
         memory(std::size_t{kBlocks} * kBlockBytes),
         pager({.num_blocks = kBlocks,
@@ -50,7 +51,10 @@ struct World {
                .max_blocks_per_seq = 64,
                .crowded_runs = 8,
                .placement = placement,
-               .slabs = {.device = &device, .pool = memory, .block_bytes = kBlockBytes}}) {}
+               .slabs = {.device = &device,
+                         .pool = memory,
+                         .block_bytes = kBlockBytes,
+                         .policy = policy}}) {}
 
   void Epoch() {
     header.step = pager.next();
@@ -169,6 +173,50 @@ TEST(Slabs, GoneWhenNothingNeedsThem) {
   for (int i = 0; i < 100; ++i)
     world.Epoch();
   EXPECT_LE(world.pager.slabs().committed_bytes(), 2 * 96u);
+  world.pager.CheckInvariants();
+}
+
+// 120 blocks are held, and 40 of the others may go.
+std::uint64_t CommittedAround120(const SlabPolicy& policy) {
+  World world(96, PlacementPolicy::kSoft, policy);
+  for (std::uint32_t s = 0; s < 4; ++s) {
+    EXPECT_TRUE(world.pager.Open(SeqId{s}, 16 * 40));
+    EXPECT_TRUE(world.pager.Extend(SeqId{s}, 16 * 40));
+  }
+  world.pager.Release(SeqId{3});
+  for (int i = 0; i < 100; ++i)
+    world.Epoch();
+  world.pager.CheckInvariants();
+  EXPECT_EQ(world.pager.num_held(), 120u);
+  return world.pager.slabs().committed_bytes() / kBlockBytes;
+}
+
+TEST(Slabs, PoliciesSayHowMuchStandsFree) {
+  // Beside what is held and its share: a slab kept, one that sleeping would cut into, the sentinel
+  // and the rest of a slab.
+  constexpr std::uint32_t kRest = 3 * 4;
+  const SlabPolicy on = {};
+  EXPECT_GE(CommittedAround120(on), 120u + 120 / on.spare_share);
+  EXPECT_LE(CommittedAround120(on), 120u + 120 / on.spare_share + kRest);
+  EXPECT_LE(CommittedAround120(kTightSlabs), 120u + 120 / kTightSlabs.spare_share + kRest);
+}
+
+TEST(Slabs, APromptOfManyPiecesGetsAPlaceOfItsOwn) {
+  World world(96, PlacementPolicy::kBestFit);
+  for (std::uint32_t s = 0; s < 3; ++s)
+    ASSERT_TRUE(world.pager.Open(SeqId{s}, 0));
+  for (std::uint32_t tokens = 16; tokens <= 16 * 20; tokens += 16) {
+    ASSERT_TRUE(world.pager.Extend(SeqId{0}, tokens));
+    ASSERT_TRUE(world.pager.Extend(SeqId{1}, tokens));
+  }
+  world.pager.Release(SeqId{1});
+  // Single free blocks between those of a sequence, enough for a prompt, and the rest asleep.
+  ASSERT_LE(world.pager.free_runs().Longest().num_blocks, 4u);
+  ASSERT_GE(world.pager.free_runs().num_free(), 16u);
+  const std::uint32_t end = world.pager.slabs().awake_end();
+  ASSERT_TRUE(world.pager.Extend(SeqId{2}, 16 * 16));
+  EXPECT_EQ(world.pager.num_runs(SeqId{2}), 1u);
+  EXPECT_GE(Index(world.pager.runs(SeqId{2})[0].start) + 4, end);
   world.pager.CheckInvariants();
 }
 

@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "base/check.h"
+#include "base/enum_names.h"
 
 namespace kvrm {
 namespace {
@@ -20,9 +21,7 @@ const char* RoutePolicyName(RoutePolicy policy) {
 }
 
 std::optional<RoutePolicy> FindRoutePolicy(std::string_view name) {
-  const auto at = std::find(kNames.begin(), kNames.end(), name);
-  if (at == kNames.end()) return std::nullopt;
-  return static_cast<RoutePolicy>(at - kNames.begin());
+  return FindByName<RoutePolicy>(kNames, name);
 }
 
 Router::Router(RoutePolicy policy, std::uint32_t num_replicas, const Workload& workload)
