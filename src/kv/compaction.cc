@@ -214,7 +214,7 @@ Compactor::Action Compactor::BestWindow(SeqId seq, const FreeRuns& holes, const 
   }
   // Only the winner's place in the hole is worked out.
   if (best.gain > 0 && best.target.start == kSentinelBlock)
-    best.target = Placement::Together(holes, best.target.num_blocks);
+    best.target = pager.placement().Together(holes, best.target.num_blocks);
   return best;
 }
 
@@ -252,7 +252,7 @@ Compactor::Action Compactor::BestStart(SeqId seq, const FreeRuns& holes, const P
     if (i + 1 < runs.size() && (may_cut || now == length) && runs[i + 1].start != kSentinelBlock) {
       const std::uint32_t both = length + runs[i + 1].num_blocks;
       if (both <= longest && both < best_rest) {
-        best = {first_block, {Placement::Together(holes, both).start, now}, 0};
+        best = {first_block, {pager.placement().Together(holes, both).start, now}, 0};
         best_rest = both;
       }
     }

@@ -150,8 +150,25 @@ TEST(Placement, TogetherNeedsOneHole) {
   FreeRuns runs(100);
   runs.Free(Blocks(10, 5));
   runs.Free(Blocks(20, 5));
-  EXPECT_EQ(Placement::Together(runs, 6).num_blocks, 0u);
-  EXPECT_EQ(Placement::Together(runs, 5), Blocks(10, 5));
+  const Placement placement({});
+  EXPECT_EQ(placement.Together(runs, 6).num_blocks, 0u);
+  EXPECT_EQ(placement.Together(runs, 5), Blocks(10, 5));
+}
+
+TEST(Placement, AtEndsWhatIsFreeStaysInOnePiece) {
+  FreeRuns runs(100);
+  runs.Free(Blocks(10, 50));
+  Placement middle({});
+  Placement ends({.at_ends = true});
+  const PlacementRequest request = {.want = 4, .likely = 10};
+  EXPECT_EQ(middle.Choose(runs, request), Blocks(35, 4));
+  EXPECT_EQ(ends.Choose(runs, request), Blocks(50, 4));
+  EXPECT_EQ(middle.Together(runs, 20), Blocks(35, 20));
+  EXPECT_EQ(ends.Together(runs, 20), Blocks(40, 20));
+  // A hole shorter than the run is filled from its start, either way.
+  const PlacementRequest longer = {.want = 60, .likely = 80};
+  EXPECT_EQ(middle.Choose(runs, longer), Blocks(10, 50));
+  EXPECT_EQ(ends.Choose(runs, longer), Blocks(10, 50));
 }
 
 }  // namespace

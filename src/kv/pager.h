@@ -272,6 +272,7 @@ class Pager {
   std::uint32_t num_shared() const noexcept { return num_shared_; }
   std::uint32_t num_credit() const noexcept { return num_credit_; }
   std::uint32_t num_soft() const noexcept { return placement_.num_soft(); }
+  const Placement& placement() const noexcept { return placement_; }
   std::uint64_t num_hits() const noexcept { return num_hits_; }
   std::uint64_t num_misses() const noexcept { return num_misses_; }
   // Whether of late enough of what was asked for was cached. While it was not, cached blocks are

@@ -7,23 +7,18 @@
 #include "base/check.h"
 
 namespace kvrm {
-namespace {
-
-// Where in a hole a run of `likely` blocks starts: in the middle, or as far left of it as the run
-// needs to fit.
-std::uint32_t StartIn(const Extent& hole, std::uint32_t likely) {
+// In the middle, or as far left of it as the run needs to fit.
+std::uint32_t Placement::StartIn(const Extent& hole, std::uint32_t likely) const noexcept {
   const std::uint32_t room = hole.num_blocks - std::min(hole.num_blocks, likely);
-  return Index(hole.start) + std::min(hole.num_blocks / 2, room);
+  return Index(hole.start) + (options_.at_ends ? room : std::min(hole.num_blocks / 2, room));
 }
 
-// Up to `want` blocks of the hole, where a run of `likely` blocks would start.
-Extent RunIn(const Extent& hole, std::uint32_t want, std::uint32_t likely) {
+Extent Placement::RunIn(const Extent& hole, std::uint32_t want,
+                        std::uint32_t likely) const noexcept {
   CHECK(hole.num_blocks > 0);
   const std::uint32_t start = StartIn(hole, likely);
   return {BlockId{start}, std::min(want, Index(hole.start) + hole.num_blocks - start)};
 }
-
-}  // namespace
 
 Placement::Placement(const PlacementOptions& options)
     : options_(options), rng_(options.seed, "placement") {
@@ -199,7 +194,7 @@ Extent Placement::NextClaim(const PlacementRequest& request) noexcept {
   return RunIn(claims_->open().Longest(), size, std::max(size, request.likely));
 }
 
-Extent Placement::Together(const FreeRuns& free, std::uint32_t num_blocks) noexcept {
+Extent Placement::Together(const FreeRuns& free, std::uint32_t num_blocks) const noexcept {
   const Extent hole = free.Longest();
   if (hole.num_blocks < num_blocks) return {};
   return {BlockId{StartIn(hole, num_blocks)}, num_blocks};

@@ -5,7 +5,8 @@
 // is asked again until the want is met. It takes nothing itself: everything it may decide by is in
 // the request, in the index of free runs, and in what Taken, Freed and Ended tell it.
 //
-//   in place   behind the last block while that is free, else in the middle of the longest hole
+//   in place   behind the last block while that is free, else in the middle of the longest hole, or
+//              at its end (PlacementOptions::at_ends; so too wherever a middle is named below)
 //   lifo, fifo one block from the front of a list; what is freed joins its front, or its end
 //   best fit   behind the last block, else at the start of the shortest hole that holds what the
 //              sequence has credit for
@@ -42,6 +43,9 @@ struct PlacementOptions {
   std::uint32_t max_seqs = 0;
   std::uint32_t max_blocks_per_seq = 0;
   std::uint64_t seed = 0;  // of kScattered
+  // A new run goes to the end of a hole, so that what is free stays in one piece, instead of to its
+  // middle, where both it and its neighbour can grow: for a pool that keeps hardly any of it free.
+  bool at_ends = false;
 };
 
 struct PlacementRequest {
@@ -86,7 +90,7 @@ class Placement {
 
   // A place for `num_blocks` blocks that should lie together, whatever the policy; no blocks when
   // no hole is that long.
-  static Extent Together(const FreeRuns& free, std::uint32_t num_blocks) noexcept;
+  Extent Together(const FreeRuns& free, std::uint32_t num_blocks) const noexcept;
 
   // The free blocks that are kept for nobody.
   const FreeRuns& open(const FreeRuns& free) const noexcept {
@@ -103,6 +107,10 @@ class Placement {
   Extent ChooseClaimed(const FreeRuns& free, const PlacementRequest& request) noexcept;
   Extent NextClaim(const PlacementRequest& request) noexcept;
   std::uint32_t RegionBegin(std::uint32_t region) const noexcept;
+  // Where in a hole a run of `likely` blocks starts.
+  std::uint32_t StartIn(const Extent& hole, std::uint32_t likely) const noexcept;
+  // Up to `want` blocks of the hole, where a run of `likely` blocks would start.
+  Extent RunIn(const Extent& hole, std::uint32_t want, std::uint32_t likely) const noexcept;
 
   const PlacementOptions options_;
   bool together_ = false;

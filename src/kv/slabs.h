@@ -37,9 +37,10 @@ struct SlabPolicy {
   std::uint32_t piece_share = 2;    // no piece of a prompt's blocks need be a smaller part of them
   std::uint32_t drowsy_epochs = 8;  // without a wake, after which slabs may fall asleep
   std::uint32_t most_sleeps = 2;    // slabs, after each epoch
+  bool at_ends = false;             // PlacementOptions::at_ends
 };
 inline constexpr SlabPolicy kTightSlabs = {
-    .spare_share = 64, .piece_share = 6, .drowsy_epochs = 2, .most_sleeps = 8};
+    .spare_share = 256, .piece_share = 6, .drowsy_epochs = 1, .most_sleeps = 64, .at_ends = true};
 
 struct SlabOptions {
   Device* device = nullptr;  // null: every slab is awake for good
