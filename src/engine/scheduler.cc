@@ -55,14 +55,31 @@ bool Scheduler::RanksBefore(const Sequence& a, const Sequence& b) noexcept {
 }
 
 std::int32_t Scheduler::PriorityOf(const Sequence& sequence) const noexcept {
-  return now_ns_ - sequence.queued_ns >= kAgedNs ? kAgedPriority : sequence.priority;
+  const bool comes_back = sequence.admitted_ns != 0 && sequence.priority <= aged_priority_;
+  return comes_back || HasAged(sequence) ? kAgedPriority : sequence.priority;
+}
+
+bool Scheduler::HasAged(const Sequence& sequence) const noexcept {
+  return now_ns_ - sequence.queued_ns >= kAgedNs;
+}
+
+std::int32_t Scheduler::AgedPriority() const noexcept {
+  std::int32_t priority = kAgedPriority;
+  for (const std::unique_ptr<Sequence>& sequence : waiting_) {
+    if (HasAged(*sequence)) priority = std::max(priority, sequence->priority);
+  }
+  return priority;
 }
 
 bool Scheduler::ComesBefore(const Sequence& a, const Sequence& b) const noexcept {
   const std::int32_t a_priority = PriorityOf(a);
   const std::int32_t b_priority = PriorityOf(b);
   if (a_priority != b_priority) return a_priority < b_priority;
-  if (a_priority == kAgedPriority) return a.id < b.id;
+  if (a_priority == kAgedPriority) {
+    const bool a_waits_again = a.admitted_ns != 0;
+    const bool b_waits_again = b.admitted_ns != 0;
+    return a_waits_again != b_waits_again ? a_waits_again : a.id < b.id;
+  }
   const double a_time = shares_.Time(a.tenant_place);
   const double b_time = shares_.Time(b.tenant_place);
   if (a_time < b_time || b_time < a_time) return a_time < b_time;
@@ -260,6 +277,12 @@ bool Scheduler::PreemptYoungest() noexcept {
 // one that waits for the sake of streams does not.
 void Scheduler::Admit() noexcept {
   if (cache_.is_parking()) return;
+  aged_priority_ = AgedPriority();
+  AdmitInOrder();
+  aged_priority_ = kAgedPriority;
+}
+
+void Scheduler::AdmitInOrder() noexcept {
   const Sequence* last = nullptr;
   for (int tries = 0; tries < kMaxTries;) {
     if (max_new_ == 0 || running_.size() >= options_.max_rows || budget_ == 0) return;

@@ -6,14 +6,15 @@
 // StepPace lets them: the step's predicted time is the budget, max_step_tokens only its ceiling.
 //
 // Order (of prompts and of newcomers alike):
-//   1. who has waited for kAgedNs, in order of arrival;
+//   1. who has waited for kAgedNs, in order of arrival; before those, who was preempted and has the
+//      priority of one of them or a better one: nobody's stream stands still for those behind it;
 //   2. by priority, lower first;
 //   3. by their tenants' virtual times (FairShare), then in order of arrival.
 // So within a tenant and a priority it is first come, first served, a tenant's flood delays itself,
-// and whatever priorities others have, a request waits for kAgedNs and for those that arrived
-// before it, no longer. The prompt that is first in this order gets at least half of what a step
-// has for prompts; what is left goes to those with the fewest tokens to go, so that a short prompt
-// does not wait for a long one.
+// and whatever priorities others have, a request waits for kAgedNs and for those that arrived or
+// began before it, no longer. The prompt that is first in this order gets at least half of what a
+// step has for prompts; what is left goes to those with the fewest tokens to go, so that a short
+// prompt does not wait for a long one.
 //
 // The samples of a request begin with its first one's first token, sharing its prompt, as far as
 // they might come in as newcomers: beside those streams, and with that headroom. The others wait
@@ -134,6 +135,9 @@ class Scheduler {
   static bool RanksBefore(const Sequence& a, const Sequence& b) noexcept;
   bool ComesBefore(const Sequence& a, const Sequence& b) const noexcept;
   std::int32_t PriorityOf(const Sequence& sequence) const noexcept;
+  bool HasAged(const Sequence& sequence) const noexcept;
+  // The last priority of those that have waited for kAgedNs.
+  std::int32_t AgedPriority() const noexcept;
   static void Insert(Queue& queue, std::unique_ptr<Sequence> sequence, Order order) noexcept;
   static void AddTo(StepLoad& load, const PlannedRow& row) noexcept;
   void PlanRunning() noexcept;
@@ -145,6 +149,7 @@ class Scheduler {
   void Dequeue(Sequence& sequence) noexcept;
   bool MayFork(const Sequence& child) noexcept;
   void Admit() noexcept;
+  void AdmitInOrder() noexcept;
   bool HasRoom(std::uint64_t num_tokens) const noexcept;
   bool HasRoomFor(const Sequence& sequence) const noexcept;
   bool Open(Sequence& sequence) noexcept;
@@ -168,10 +173,11 @@ class Scheduler {
   std::vector<Sequence*> prompts_;  // of the pass, in order
   FairShare shares_;
   StepPace pace_;
-  StepLoad load_;              // of rows_
-  std::int64_t now_ns_ = 0;    // of the pass
-  std::uint32_t budget_ = 0;   // tokens left in the step being planned
-  std::uint32_t samples_ = 0;  // prompt_samples left in it
+  StepLoad load_;                               // of rows_
+  std::int64_t now_ns_ = 0;                     // of the pass
+  std::int32_t aged_priority_ = kAgedPriority;  // AgedPriority() while newcomers are taken in
+  std::uint32_t budget_ = 0;                    // tokens left in the step being planned
+  std::uint32_t samples_ = 0;                   // prompt_samples left in it
   std::uint32_t max_new_ = 0;  // newcomers that may still come in until the next pass
   std::int64_t next_deadline_ns_ = std::numeric_limits<std::int64_t>::max();
   std::uint64_t num_dequeued_tokens_ = 0;

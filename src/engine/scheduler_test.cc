@@ -202,6 +202,27 @@ TEST(Turns, NobodyStarvesBehindAFloodOfHigherPriority) {
   EXPECT_LE(WaitOf(world.record(low)), 30 + 2.0);
 }
 
+// Everybody who waits has aged, and rows are preempted all the time.
+TEST(Turns, WhoWasPreemptedComesBackBeforeThoseThatHaveNotBegun) {
+  EngineOptions options = Rows(4);
+  options.max_queued = 400;
+  options.preempt_seed = 1;
+  TimedWorld world(options, MiddleModelSeconds);
+  for (std::uint64_t seed = 1; seed <= 300; ++seed)
+    SubmitAs(world, 0, 0, seed);
+  world.RunFor(60);
+  std::int64_t longest_ns = 0;
+  int num_aged = 0;
+  for (const auto& [id, record] : world.records()) {
+    num_aged += record.token_ns.empty() || WaitOf(record) < 30 ? 0 : 1;
+    for (std::size_t i = 1; i < record.token_ns.size(); ++i)
+      longest_ns = std::max(longest_ns, record.token_ns[i] - record.token_ns[i - 1]);
+  }
+  EXPECT_GT(num_aged, 20);
+  EXPECT_GT(world.engine().stats().num_preemptions, 100u);
+  EXPECT_LE(static_cast<double>(longest_ns) * 1e-9, 2.0);
+}
+
 TEST(Turns, AFloodOfOneTenantDelaysItself) {
   TimedWorld world(TwoRows(), MiddleModelSeconds);
   std::uint64_t seed = 1;
