@@ -22,7 +22,6 @@
 #include "base/log.h"
 #include "base/result.h"
 #include "base/rng.h"
-#include "base/short_slice.h"
 #include "base/thread_cpu.h"
 #include "server/http_state.h"
 
@@ -597,7 +596,6 @@ std::uint16_t HttpServer::Listen(const std::string& host, std::uint16_t port) {
 }
 
 void HttpServer::Run() {
-  AskForShortSlices();  // Tokens go out on time, whatever the tokenizer computes.
   state_->cpu_mark_ns = ThreadCpuNs();
   // Handlers stop their own exceptions; this second net is for what giving handlers to the
   // io_context throws.

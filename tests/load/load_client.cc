@@ -37,7 +37,6 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/rng.h"
-#include "base/short_slice.h"
 
 namespace kvrm {
 namespace {
@@ -398,8 +397,6 @@ Number NumberOf(std::string_view text) {
 
 int main(int argc, char** argv) {
   if (argc < 4) return 2;
-  kvrm::AskForShortSlices();  // What is timed is the server, not this program's wait for a
-                              // processor.
   rlimit limit{};
   ::getrlimit(RLIMIT_NOFILE, &limit);
   limit.rlim_cur = limit.rlim_max;
