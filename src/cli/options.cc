@@ -4,9 +4,11 @@
 #include <unistd.h>
 
 #include <charconv>
+#include <cmath>
 #include <cstdio>
 #include <memory>
 #include <optional>
+#include <string>
 #include <utility>
 
 #include "base/clock.h"
@@ -138,8 +140,15 @@ void AddPaceFlags(CLI::App& command, StepPaceOptions* pace) {
       ->capture_default_str();
   command
       .add_option_function<double>(
+          "--easy-step-ms", [pace](const double& ms) { pace->easy_step_seconds = ms / 1000; },
+          "where the model itself is slow a step with prompts may take so long; 0: no longer than "
+          "--itl-factor says")
+      ->default_str(std::to_string(std::lround(pace->easy_step_seconds * 1000)))
+      ->check(NumberFrom(0, 3'600'000));
+  command
+      .add_option_function<double>(
           "--max-step-ms", [pace](const double& ms) { pace->max_step_seconds = ms / 1000; },
-          "the same as a time, in place of --itl-factor")
+          "the same as a time, in place of both")
       ->check(NumberFrom(0, 3'600'000));
   command
       .add_option("--min-step-prompt-tokens", pace->min_prompt_tokens,

@@ -44,7 +44,7 @@ class LoadedModel {
 // Adds the flags of the KV cache and of the memory: --kv-view, --memory-budget and their kin.
 void AddKvFlags(CLI::App& command, EngineOptions* engine);
 
-// Adds what bounds a step: --itl-factor, --max-step-ms, --min-step-prompt-tokens.
+// Adds what bounds a step: --itl-factor, --easy-step-ms, --max-step-ms, --min-step-prompt-tokens.
 void AddPaceFlags(CLI::App& command, StepPaceOptions* pace);
 
 // Adds --kv-dtype alone.

@@ -51,6 +51,9 @@ void CheckPace(const StepPaceOptions& pace) {
   if (!has_factor && pace.itl_factor != 0) {  // A NaN is neither.
     throw StartError("the factor of inter-token latency must be 0 (no limit) or 1 to 1000");
   }
+  if (!(pace.easy_step_seconds >= 0 && pace.easy_step_seconds <= 3600)) {
+    throw StartError("an easy step must be 0 (none) to 3600 seconds");
+  }
   if (!(pace.max_step_seconds >= 0 && pace.max_step_seconds <= 3600)) {
     throw StartError("the longest step must be 0 (no limit) to 3600 seconds");
   }

@@ -11,6 +11,11 @@ namespace {
 // While nobody is used to anything, prompts come first: those that arrive together at an idle
 // engine would otherwise wait for one another's streams.
 constexpr double kColdFactor = 4;
+// What kFewRows rows without a history take: up to which itl_factor alone counts, and from which on
+// a step may take all of easy_step_seconds. In between it is a line.
+constexpr double kQuickSeconds = 0.010;
+constexpr double kSlowSeconds = 0.016;
+constexpr double kFewRows = 4;
 // Of its time: a quiet step that was predicted so well.
 constexpr double kKnown = 0.25;
 
@@ -55,15 +60,28 @@ double StepPace::QuietSeconds() const noexcept {
   return cost_.Predict(quiet);
 }
 
+// By the model and not by the quiet step: a small model's is as long as a large one's once it has
+// many rows or long histories, and its streams would feel a prompt all the more.
+double StepPace::EasySeconds() const noexcept {
+  StepLoad few;
+  few.rows = kFewRows;
+  const double seconds = cost_.Predict(few);
+  const double slow = (seconds - kQuickSeconds) / (kSlowSeconds - kQuickSeconds);
+  return options_.easy_step_seconds * std::clamp(slow, 0.0, 1.0);
+}
+
 double StepPace::Bound(const StepLoad& load) const noexcept {
   if (load.rows <= 0 || !is_on()) return std::numeric_limits<double>::infinity();
   if (options_.max_step_seconds > 0) return options_.max_step_seconds;
   const double quiet = QuietSeconds();
-  if (num_usual_ >= kColdSteps) return options_.itl_factor * quiet;
+  const double easy = EasySeconds();
+  const double bound = std::max(options_.itl_factor * quiet, easy);
+  if (num_usual_ >= kColdSteps) return bound;
   StepLoad present;
   present.rows = load.rows;
   present.context = load.context;
-  return std::max(kColdFactor, options_.itl_factor) * std::max(quiet, cost_.Predict(present));
+  const double cold = kColdFactor * std::max(quiet, cost_.Predict(present));
+  return std::max(bound, easy > 0 ? std::min(cold, options_.easy_step_seconds) : cold);
 }
 
 std::uint32_t StepPace::PromptTokens(const StepLoad& load, std::uint32_t num_before,
@@ -92,9 +110,10 @@ bool StepPace::MayJoin(const StepLoad& running, double length, const Wait& wait)
     usual_.context = std::max(usual_.context, joined.context);
     return true;
   }
-  const double factor = (1 + options_.itl_factor) / 2;
-  const double limit =
-      options_.max_step_seconds > 0 ? options_.max_step_seconds * 0.8 : factor * QuietSeconds();
+  const double quiet = QuietSeconds();
+  const double limit = options_.max_step_seconds > 0
+                           ? options_.max_step_seconds * 0.8
+                           : (quiet + std::max(options_.itl_factor * quiet, EasySeconds())) / 2;
   if (cost_.Predict(joined) <= limit) return true;
   if (wait.steps < kJoinWaitSteps && wait.seconds < kJoinWaitSeconds) return false;
   if (num_steps_ - last_joined_ < kJoinEverySteps) return false;

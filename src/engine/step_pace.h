@@ -13,6 +13,11 @@
 //   MayJoin        a sequence is taken in as long as decoding it with all the others would stay
 //                  within the half of that: (1 + itl_factor) / 2 quiet steps
 //
+// Where the model itself is slow, so that four rows without a history take 16 ms or more, a step
+// may take easy_step_seconds if that is longer, and half of what that leaves for newcomers: a
+// prompt of 128 tokens would otherwise wait for seconds, and a reader has 11 tokens a second. By
+// the model and not by the quiet step, which a small model's long histories make as long.
+//
 // So streams that have run for a while slow down by at most itl_factor while their company grows,
 // and what they are used to grows with it, by (itl_factor - 1) / 2 in kMemorySteps. Company is not
 // rationed while there are few rows, for who came before the end of the first kColdSteps steps
@@ -38,9 +43,10 @@
 namespace kvrm {
 
 struct StepPaceOptions {
-  double itl_factor = 1.5;      // at least 1; 0: no limit but max_step_tokens
-  double max_step_seconds = 0;  // not 0: instead of itl_factor quiet steps
-  std::uint32_t free_rows = 4;  // so many may always run; one may in any case
+  double itl_factor = 1.5;          // at least 1; 0: no limit but max_step_tokens
+  double easy_step_seconds = 0.09;  // as above; 0: itl_factor alone counts
+  double max_step_seconds = 0;      // not 0: instead of all that
+  std::uint32_t free_rows = 4;      // so many may always run; one may in any case
   std::uint32_t min_prompt_tokens = 4;
 };
 
@@ -84,6 +90,7 @@ class StepPace {
   const StepCost& cost() const noexcept { return cost_; }
 
  private:
+  double EasySeconds() const noexcept;  // 0: this model is not slow
   bool is_on() const noexcept { return options_.itl_factor > 0 || options_.max_step_seconds > 0; }
 
   const StepPaceOptions options_;

@@ -99,6 +99,28 @@ TEST(StepPace, LearnsTheQuietStepWherePromptsNeverEnd) {
   EXPECT_NEAR(num_quiet, 500.0 / StepPace::kQuietEverySteps, 1);
 }
 
+// Eight rows, of which a hundred tokens of history each or four thousand.
+double BoundOf(double fixed_s, double row_s, double token_s, double history, double easy_s = 0.09) {
+  StepPace pace({.itl_factor = 1.5, .easy_step_seconds = easy_s});
+  StepLoad load;
+  for (int i = 0; i < 300; ++i) {
+    load = {};
+    for (int row = 0; row < (i < 100 ? 2 + i % 7 : 8); ++row)
+      load.AddRow(history + i);
+    const double seconds = fixed_s + row_s * load.rows + token_s * load.context;
+    pace.Observe(load, seconds, 100 + i * seconds);
+  }
+  return pace.Bound(load);
+}
+
+TEST(StepPace, WhereTheModelIsSlowAStepMayTakeAsLongAsIsEasy) {
+  EXPECT_NEAR(BoundOf(17e-3, 0.9e-3, 0, 100), 90e-3, 1e-6) << "24 ms of 1.2 billion parameters";
+  EXPECT_NEAR(BoundOf(17e-3, 0.9e-3, 0, 100, 0), 1.5 * 24.2e-3, 1e-3) << "the factor alone";
+  EXPECT_NEAR(BoundOf(6e-3, 0.9e-3, 0, 100), 1.5 * 13.2e-3, 1e-3);
+  EXPECT_NEAR(BoundOf(6e-3, 0.9e-3, 0.6e-6, 4000), 1.5 * 32.4e-3, 5e-3) << "of long histories";
+  EXPECT_NEAR(BoundOf(90e-3, 1e-3, 0, 100), 1.5 * 98e-3, 5e-3) << "slower than is easy";
+}
+
 TEST(StepPace, ATimeTakesThePlaceOfTheFactor) {
   Pacing p({.itl_factor = 1.5, .max_step_seconds = 0.5});
   p.Decode(8, 100);

@@ -114,7 +114,8 @@ struct KvCacheOptions {
   PlacementPolicy placement = PlacementPolicy::kSoft;
   std::uint64_t placement_seed = 0;     // of kScattered
   KvElastic elastic = KvElastic::kOff;  // static and mapped views: whatever is asked
-  // Most blocks that are kept without a holder. kCachedAsHeld: as many as were held at once so far.
+  // Most blocks that are kept without a holder. kCachedAsHeld: as many as were held at once so far,
+  // and fewer where nobody asks for them again (kv/cache_worth.h).
   std::uint32_t max_cached_blocks = ~std::uint32_t{0};
   bool prefix_cache = false;  // Keep published blocks without a holder until their room is needed.
   std::uint32_t host_blocks = 0;  // of the host tier; static views: 0, whatever is asked

@@ -29,6 +29,8 @@ Pager::Pager(const PagerOptions& options)
                   .seed = options.placement_seed,
                   .at_ends = options.slabs.policy.at_ends}),
       index_(options.prefix_cache ? options.num_blocks : 0, options.block_tokens),
+      cache_worth_(options.prefix_cache && options.max_cached == kCachedAsHeld ? options.num_blocks
+                                                                               : 0),
       blocks_(options.num_blocks),
       sequences_(std::size_t{options.max_seqs} + options.max_shelves),
       num_runs_(sequences_.size(), 0),
@@ -456,9 +458,10 @@ bool Pager::is_still(const Extent& blocks) const noexcept {
 std::uint64_t Pager::reserved_bytes() const noexcept {
   const std::uint64_t vacant_bytes = vacant_runs_ ? vacant_runs_->reserved_bytes() : 0;
   return free_runs_.reserved_bytes() + vacant_bytes + slabs_.reserved_bytes() +
-         placement_.reserved_bytes() + index_.reserved_bytes() + blocks_.size() * sizeof(Block) +
-         sequences_.size() * sizeof(Sequence) + num_runs_.size() * sizeof(num_runs_[0]) +
-         writes_.size() * sizeof(Write) + last_epoch_.size() * sizeof(last_epoch_[0]) +
+         placement_.reserved_bytes() + index_.reserved_bytes() + cache_worth_.reserved_bytes() +
+         blocks_.size() * sizeof(Block) + sequences_.size() * sizeof(Sequence) +
+         num_runs_.size() * sizeof(num_runs_[0]) + writes_.size() * sizeof(Write) +
+         last_epoch_.size() * sizeof(last_epoch_[0]) +
          (runs_.size() + scratch_runs_.size()) * sizeof(Extent);
 }
 

@@ -111,6 +111,7 @@
 
 #include "base/check.h"
 #include "base/mutant.h"
+#include "kv/cache_worth.h"
 #include "kv/free_runs.h"
 #include "kv/kv_cache.h"
 #include "kv/placement.h"
@@ -392,7 +393,8 @@ class Pager {
   void Evict(std::uint32_t num_free, std::uint32_t ahead) noexcept;
   static constexpr std::uint64_t kPaysShare = 16;
   void CountFound(std::uint32_t num_hits, std::uint32_t num_misses) noexcept;
-  void EvictOne(BlockId block) noexcept;
+  void CountWorth(std::uint32_t num_idle, std::span<const PrefixKey> missed) noexcept;
+  void EvictOne(BlockId block, bool beyond = false) noexcept;
   void EvictFrom(const Extent& blocks) noexcept;
   void Evict(std::uint32_t num_free) noexcept {
     Evict(num_free, options_.num_blocks / (cache_pays() ? 64 : 16));
@@ -411,6 +413,7 @@ class Pager {
   Slabs slabs_;
   Placement placement_;
   PrefixIndex index_;
+  CacheWorth cache_worth_;  // where max_cached is kCachedAsHeld
   std::vector<Block> blocks_;
   std::vector<Sequence> sequences_;        // [max_seqs + max_shelves]
   std::vector<std::uint32_t> num_runs_;    // as sequences_, apart to be scanned fast

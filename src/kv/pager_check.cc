@@ -147,7 +147,10 @@ std::uint64_t Pager::StateHash() const {
     mix(slabs_.IsAsleep(slab * slabs_.slab_blocks()) ? 1 : 0);
   if (slabs_.is_elastic())
     mix(std::min<std::uint64_t>(retired_ - last_wake_, slabs_.policy().drowsy_epochs));
-  if (options_.max_cached == kCachedAsHeld) mix(most_held_);
+  if (options_.max_cached == kCachedAsHeld) {
+    mix(most_held_);
+    mix(cache_worth_.StateHash());
+  }
   mix(late_hits_ << 32 | late_misses_);
   for (const Block& block : blocks_) {
     mix(static_cast<std::uint64_t>(block.state) << 32 | block.refs);

@@ -65,6 +65,7 @@ std::optional<std::uint32_t> Pager::OpenCached(SeqId seq, std::span<const std::i
   const std::uint32_t more = reserve_blocks > num_hits ? reserve_blocks - num_hits : 0;
   if (more + num_idle > num_spare()) return std::nullopt;
   CountFound(num_hits, most - num_hits);
+  CountWorth(num_idle, keys.subspan(num_hits, most - num_hits));
   StartFound(seq, reserve_blocks, num_hits, num_runs);
   return num_hits * options_.block_tokens;
 }
@@ -77,6 +78,14 @@ void Pager::CountFound(std::uint32_t num_hits, std::uint32_t num_misses) noexcep
   if (late_misses_ < 8 * std::uint64_t{options_.num_blocks}) return;
   late_hits_ /= 2;
   late_misses_ /= 2;
+}
+
+// Of what is missed the first piece that was there once: behind a gap nothing could be used.
+void Pager::CountWorth(std::uint32_t num_idle, std::span<const PrefixKey> missed) noexcept {
+  cache_worth_.Found(num_idle);
+  for (const PrefixKey& key : missed) {
+    if (!cache_worth_.Missed(key)) return;
+  }
 }
 
 bool Pager::Fork(SeqId child, SeqId parent, std::uint32_t num_tokens,
@@ -254,8 +263,9 @@ void Pager::Evict(std::uint32_t num_free, std::uint32_t ahead) noexcept {
   }
 }
 
-void Pager::EvictOne(BlockId id) noexcept {
+void Pager::EvictOne(BlockId id, bool beyond) noexcept {
   Block& block = blocks_[Index(id)];
+  cache_worth_.Gone(index_.KeyOf(id), beyond, most_held_);
   index_.TakeUp(id);
   index_.Erase(id);
   CHECK(block.state == BlockState::kCached || IsMutant(Mutant::kEvictHeld));

@@ -86,9 +86,12 @@ void Pager::Rest() noexcept {
 
 // What is cached beyond its share goes, the oldest first.
 void Pager::EvictBeyond() noexcept {
-  const std::uint32_t most =
-      options_.max_cached == kCachedAsHeld ? most_held_ : options_.max_cached;
-  if (num_cached() > most) Evict(free_runs_.num_free() + num_cached() - most, 0);
+  const auto most = [this] {
+    return options_.max_cached == kCachedAsHeld ? cache_worth_.Bound(most_held_)
+                                                : options_.max_cached;
+  };
+  while (num_cached() > most())
+    EvictOne(index_.Oldest(), /*beyond=*/true);
 }
 
 }  // namespace kvrm

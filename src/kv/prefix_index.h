@@ -44,6 +44,8 @@ class PrefixIndex {
   // `target` holds the same content and takes the place of `source`. Requires: neither idle.
   void Move(BlockId source, BlockId target) noexcept;
   bool IsListed(BlockId block) const noexcept { return is_on() && listed_[Index(block)]; }
+  // Requires: listed.
+  const PrefixKey& KeyOf(BlockId block) const noexcept { return keys_[Index(block)]; }
 
   // The block is without a holder from now on. Requires: listed, not idle.
   void GiveUp(BlockId block) noexcept;
