@@ -10,6 +10,7 @@ namespace {
 
 constexpr uint32_t kScaleBytes = 2 * kLanes;  // Q8_0: the scales of one block of 32, in a tile
 constexpr uint32_t kFoldTiles = 8;            // between two loads of the sums
+constexpr uint32_t kWeighTiles = 4;           // between two times that memory is asked
 
 // A line that is wanted soon, and one of kTilesAhead tiles behind it, which comes from memory.
 inline void Prefetch(const uint8_t* soon, const uint8_t* ahead) {
@@ -48,11 +49,17 @@ class Between {
         lines_((kTilesBetween * tile_lines_ + NumHeads(args) * unit.num_tiles - 1) /
                (NumHeads(args) * unit.num_tiles)) {}
 
-  void Ask() {
-    for (uint32_t i = 0; i < lines_ && tile_ < kTilesBetween; ++i) {
-      _mm_prefetch(reinterpret_cast<const char*>(unit_.between[tile_] + size_t{line_} * 64),
-                   _MM_HINT_T1);
-      if (++line_ < tile_lines_) continue;
+  // For `tiles` of the calls' tiles.
+  void Ask(uint32_t tiles) {
+    for (uint32_t left = tiles * lines_; left != 0 && tile_ < kTilesBetween;) {
+      const uint32_t rest = tile_lines_ - line_;
+      const uint32_t count = left < rest ? left : rest;
+      const uint8_t* at = unit_.between[tile_] + size_t{line_} * 64;
+      for (uint32_t i = 0; i < count; ++i, at += 64)
+        _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1);
+      left -= count;
+      line_ += count;
+      if (line_ < tile_lines_) continue;
       line_ = 0;
       ++tile_;
     }
@@ -143,25 +150,26 @@ float WeighScores(float scale, float greatest, const Span& span, float* scores, 
   const __m512 factor = _mm512_set1_ps(scale);
   const __m512 top = _mm512_set1_ps(greatest);
   const uint32_t last = NumTiles(span) - 1;
-  const auto weight = [&](uint32_t tile) {
-    const __m512 score = _mm512_mul_ps(_mm512_loadu_ps(scores + tile * size_t{kLanes}), factor);
-    return Exp(_mm512_sub_ps(score, top));
-  };
   __m512 total = _mm512_setzero_ps();
-  const auto take_end = [&](uint32_t tile) {
-    const __m512 own = _mm512_maskz_mov_ps(Attended(span, tile), weight(tile));
-    _mm512_storeu_ps(scores + tile * size_t{kLanes}, own);
-    total = _mm512_add_ps(total, own);
-    between->Ask();
+  const auto take = [&](uint32_t tile, __mmask16 mask) {
+    float* at = scores + tile * size_t{kLanes};
+    const __m512 score = _mm512_mul_ps(_mm512_loadu_ps(at), factor);
+    const __m512 weight = _mm512_maskz_mov_ps(mask, Exp(_mm512_sub_ps(score, top)));
+    _mm512_storeu_ps(at, weight);
+    total = _mm512_add_ps(total, weight);
   };
-  take_end(0);
-  for (uint32_t i = 1; i < last; ++i) {
-    const __m512 own = weight(i);
-    _mm512_storeu_ps(scores + i * size_t{kLanes}, own);
-    total = _mm512_add_ps(total, own);
-    between->Ask();
+  take(0, Attended(span, 0));
+  between->Ask(1);
+  uint32_t i = 1;
+  for (; i + kWeighTiles <= last; i += kWeighTiles) {
+    between->Ask(kWeighTiles);
+    KVRM_UNROLL
+    for (uint32_t t = 0; t < kWeighTiles; ++t)
+      take(i + t, 0xffff);
   }
-  if (last != 0) take_end(last);
+  between->Ask(last + 1 - i);
+  for (; i <= last; ++i)
+    take(i, Attended(span, i));
   return _mm512_reduce_add_ps(total);
 }
 
