@@ -139,8 +139,8 @@ float GreatestScore(float scale, const Span& span, const float* scores) {
   };
   __m512 greatest = _mm512_max_ps(lowest, chosen(0));
   for (uint32_t i = 1; i < last; ++i)
-    greatest = _mm512_max_ps(
-        greatest, _mm512_mul_ps(_mm512_loadu_ps(scores + i * size_t{kLanes}), factor));
+    greatest = _mm512_max_ps(greatest,
+                             _mm512_mul_ps(_mm512_loadu_ps(scores + i * size_t{kLanes}), factor));
   return _mm512_reduce_max_ps(last == 0 ? greatest : _mm512_max_ps(greatest, chosen(last)));
 }
 
@@ -487,9 +487,9 @@ struct Heads {
       maximum[h] = GreatestScore(args.scale, AttendedBy(args, unit, (head + h) / args.group),
                                  weights + size_t{h} * kAttentionUnit);
     for (uint32_t h = 0; h < kHeads; ++h)
-      maximum[NumHeads(args) + h] = WeighScores(
-          args.scale, maximum[h], AttendedBy(args, unit, (head + h) / args.group),
-          weights + size_t{h} * kAttentionUnit, between);
+      maximum[NumHeads(args) + h] =
+          WeighScores(args.scale, maximum[h], AttendedBy(args, unit, (head + h) / args.group),
+                      weights + size_t{h} * kAttentionUnit, between);
   }
 };
 
