@@ -130,18 +130,24 @@ void StoreKv(const StoreKvArgs& args) {
 }
 
 void RmsNorm(const float* x, const float* w, float eps, float* y, uint32_t n) {
+  const uint32_t whole = n / kLanes * kLanes;
+  const __mmask16 rest = TailMask(n - whole);
   __m512 squares = _mm512_setzero_ps();
-  for (size_t i = 0; i < n; i += kLanes) {
-    const __m512 values = _mm512_maskz_loadu_ps(TailMask(n - static_cast<uint32_t>(i)), x + i);
+  for (size_t i = 0; i < whole; i += kLanes) {
+    const __m512 values = _mm512_loadu_ps(x + i);
     squares = _mm512_fmadd_ps(values, values, squares);
   }
+  const __m512 last = _mm512_maskz_loadu_ps(rest, x + whole);
+  squares = _mm512_fmadd_ps(last, last, squares);
   const float mean = _mm512_reduce_add_ps(squares) / static_cast<float>(n);
   const __m512 scale = _mm512_set1_ps(1.0f / __builtin_sqrtf(mean + eps));
-  for (size_t i = 0; i < n; i += kLanes) {
-    const __mmask16 mask = TailMask(n - static_cast<uint32_t>(i));
-    const __m512 values = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), scale);
-    _mm512_mask_storeu_ps(y + i, mask, _mm512_mul_ps(values, _mm512_maskz_loadu_ps(mask, w + i)));
+  for (size_t i = 0; i < whole; i += kLanes) {
+    const __m512 values = _mm512_mul_ps(_mm512_loadu_ps(x + i), scale);
+    _mm512_storeu_ps(y + i, _mm512_mul_ps(values, _mm512_loadu_ps(w + i)));
   }
+  const __m512 scaled = _mm512_mul_ps(last, scale);
+  _mm512_mask_storeu_ps(y + whole, rest,
+                        _mm512_mul_ps(scaled, _mm512_maskz_loadu_ps(rest, w + whole)));
 }
 
 void RopeHalves(const RopeArgs& args, float* x) {
@@ -189,13 +195,18 @@ void Attention(const AttentionArgs& args) {
 
 void SwiGlu(const float* gate, const float* up, float* y, uint32_t n) {
   const __m512 one = _mm512_set1_ps(1.0f);
-  for (size_t i = 0; i < n; i += kLanes) {
-    const __mmask16 mask = TailMask(n - static_cast<uint32_t>(i));
-    const __m512 g = _mm512_maskz_loadu_ps(mask, gate + i);
-    const __m512 e = Exp(_mm512_sub_ps(_mm512_setzero_ps(), g));
-    const __m512 silu = _mm512_div_ps(g, _mm512_add_ps(one, e));
-    _mm512_mask_storeu_ps(y + i, mask, _mm512_mul_ps(silu, _mm512_maskz_loadu_ps(mask, up + i)));
-  }
+  const auto silu = [&](__m512 g) {
+    return _mm512_div_ps(g, _mm512_add_ps(one, Exp(_mm512_sub_ps(_mm512_setzero_ps(), g))));
+  };
+  const uint32_t whole = n / kLanes * kLanes;
+  for (size_t i = 0; i < whole; i += kLanes)
+    _mm512_storeu_ps(y + i,
+                     _mm512_mul_ps(silu(_mm512_loadu_ps(gate + i)), _mm512_loadu_ps(up + i)));
+  if (whole == n) return;
+  const __mmask16 mask = TailMask(n - whole);
+  const __m512 tail = silu(_mm512_maskz_loadu_ps(mask, gate + whole));
+  _mm512_mask_storeu_ps(y + whole, mask,
+                        _mm512_mul_ps(tail, _mm512_maskz_loadu_ps(mask, up + whole)));
 }
 
 void ExpRow(const float* x, float* y, uint32_t n) {
@@ -209,25 +220,47 @@ uint32_t ChunkEnd(uint32_t begin, uint32_t n) {
   return n - begin < kLogitChunk ? n : begin + kLogitChunk;
 }
 
+// Of `count` floats, 1 to kLogitChunk. Inlined with a constant count the masks are gone.
+inline float ChunkMaximum(const float* x, uint32_t count) {
+  __m512 most = _mm512_set1_ps(x[0]);
+  for (uint32_t i = 0; i < count; i += kLanes) {
+    const __mmask16 mask = TailMask(count - i);
+    most = _mm512_mask_max_ps(most, mask, most, _mm512_maskz_loadu_ps(mask, x + i));
+  }
+  return _mm512_reduce_max_ps(most);
+}
+
+inline float ChunkSum(const float* x, uint32_t count, float greatest) {
+  const __m512 all = _mm512_set1_ps(greatest);
+  __m512 sum = _mm512_setzero_ps();
+  __m512 zero = _mm512_setzero_ps();
+  for (uint32_t i = 0; i < count; i += kLanes) {
+    const __mmask16 mask = TailMask(count - i);
+    const __m512 values = _mm512_maskz_loadu_ps(mask, x + i);
+    sum = _mm512_mask_add_ps(sum, mask, sum, Exp(_mm512_sub_ps(values, all)));
+    zero = _mm512_fmadd_ps(values, _mm512_setzero_ps(), zero);  // NaN unless finite
+  }
+  return _mm512_reduce_add_ps(_mm512_add_ps(sum, zero));
+}
+
+// Whole chunks are taken four at a time: the sums of one need its maximum, which takes as long to
+// reduce as to find.
 void LogitStats(const float* x, uint32_t n, float* maxima, float* sums) {
-  for (uint32_t begin = 0; begin < n; begin += kLogitChunk) {
-    const uint32_t end = ChunkEnd(begin, n);
-    __m512 most = _mm512_set1_ps(x[begin]);
-    for (uint32_t i = begin; i < end; i += kLanes) {
-      const __mmask16 mask = TailMask(end - i);
-      most = _mm512_mask_max_ps(most, mask, most, _mm512_maskz_loadu_ps(mask, x + i));
-    }
-    const float greatest = _mm512_reduce_max_ps(most);
-    const __m512 all = _mm512_set1_ps(greatest);
-    __m512 sum = _mm512_setzero_ps();
-    for (uint32_t i = begin; i < end; i += kLanes) {
-      const __mmask16 mask = TailMask(end - i);
-      const __m512 values = _mm512_maskz_loadu_ps(mask, x + i);
-      sum = _mm512_mask_add_ps(sum, mask, sum, Exp(_mm512_sub_ps(values, all)));
-      sum = _mm512_fmadd_ps(values, _mm512_setzero_ps(), sum);  // NaN unless finite
-    }
-    *maxima++ = greatest;
-    *sums++ = _mm512_reduce_add_ps(sum);
+  constexpr uint32_t kChunks = 4;
+  uint32_t begin = 0;
+  for (; n - begin >= kChunks * kLogitChunk; begin += kChunks * kLogitChunk) {
+    float* most = maxima + begin / kLogitChunk;
+    KVRM_UNROLL
+    for (uint32_t c = 0; c < kChunks; ++c)
+      most[c] = ChunkMaximum(x + begin + c * kLogitChunk, kLogitChunk);
+    KVRM_UNROLL
+    for (uint32_t c = 0; c < kChunks; ++c)
+      sums[begin / kLogitChunk + c] = ChunkSum(x + begin + c * kLogitChunk, kLogitChunk, most[c]);
+  }
+  for (; begin < n; begin += kLogitChunk) {
+    const uint32_t count = ChunkEnd(begin, n) - begin;
+    maxima[begin / kLogitChunk] = ChunkMaximum(x + begin, count);
+    sums[begin / kLogitChunk] = ChunkSum(x + begin, count, maxima[begin / kLogitChunk]);
   }
 }
 

@@ -10,6 +10,7 @@ namespace {
 
 constexpr uint32_t kScaleBytes = 2 * kLanes;  // Q8_0: the scales of one block of 32, in a tile
 constexpr uint32_t kFoldTiles = 8;            // between two loads of the sums
+constexpr uint32_t kWeighTiles = 4;           // between two times that memory is asked
 
 // A line that is wanted soon, and one of kTilesAhead tiles behind it, which comes from memory.
 inline void Prefetch(const uint8_t* soon, const uint8_t* ahead) {
@@ -48,11 +49,17 @@ class Between {
         lines_((kTilesBetween * tile_lines_ + NumHeads(args) * unit.num_tiles - 1) /
                (NumHeads(args) * unit.num_tiles)) {}
 
-  void Ask() {
-    for (uint32_t i = 0; i < lines_ && tile_ < kTilesBetween; ++i) {
-      _mm_prefetch(reinterpret_cast<const char*>(unit_.between[tile_] + size_t{line_} * 64),
-                   _MM_HINT_T1);
-      if (++line_ < tile_lines_) continue;
+  // For `tiles` of the calls' tiles.
+  void Ask(uint32_t tiles) {
+    for (uint32_t left = tiles * lines_; left != 0 && tile_ < kTilesBetween;) {
+      const uint32_t rest = tile_lines_ - line_;
+      const uint32_t count = left < rest ? left : rest;
+      const uint8_t* at = unit_.between[tile_] + size_t{line_} * 64;
+      for (uint32_t i = 0; i < count; ++i, at += 64)
+        _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1);
+      left -= count;
+      line_ += count;
+      if (line_ < tile_lines_) continue;
       line_ = 0;
       ++tile_;
     }
@@ -115,6 +122,55 @@ float RelativeScales(const AttentionUnit& unit, const Span& span, size_t at, flo
     _mm512_store_ps(scales + tile * size_t{kLanes}, _mm512_mul_ps(scale, factor));
   }
   return nan != 0 ? __builtin_nanf("") : most / 65535.0f;
+}
+
+// Of the scores times `scale`, where the span is.
+//
+// HAZARD: lanes outside the attended range hold stale or uninitialised slots, NaN and Inf among
+// them. Here and below they are replaced by selection, never by multiplication with zero. Only the
+// first and the last tile have any.
+float GreatestScore(float scale, const Span& span, const float* scores) {
+  const __m512 factor = _mm512_set1_ps(scale);
+  const __m512 lowest = _mm512_set1_ps(-kInfinity);
+  const uint32_t last = NumTiles(span) - 1;
+  const auto chosen = [&](uint32_t tile) {
+    const __m512 score = _mm512_mul_ps(_mm512_loadu_ps(scores + tile * size_t{kLanes}), factor);
+    return _mm512_mask_mov_ps(lowest, Attended(span, tile), score);
+  };
+  __m512 greatest = _mm512_max_ps(lowest, chosen(0));
+  for (uint32_t i = 1; i < last; ++i)
+    greatest = _mm512_max_ps(greatest,
+                             _mm512_mul_ps(_mm512_loadu_ps(scores + i * size_t{kLanes}), factor));
+  return _mm512_reduce_max_ps(last == 0 ? greatest : _mm512_max_ps(greatest, chosen(last)));
+}
+
+// Scores become their weights, zero outside the span; returns the sum. A tile at a time is summed,
+// in their order, whoever the neighbours are.
+float WeighScores(float scale, float greatest, const Span& span, float* scores, Between* between) {
+  const __m512 factor = _mm512_set1_ps(scale);
+  const __m512 top = _mm512_set1_ps(greatest);
+  const uint32_t last = NumTiles(span) - 1;
+  __m512 total = _mm512_setzero_ps();
+  const auto take = [&](uint32_t tile, __mmask16 mask) {
+    float* at = scores + tile * size_t{kLanes};
+    const __m512 score = _mm512_mul_ps(_mm512_loadu_ps(at), factor);
+    const __m512 weight = _mm512_maskz_mov_ps(mask, Exp(_mm512_sub_ps(score, top)));
+    _mm512_storeu_ps(at, weight);
+    total = _mm512_add_ps(total, weight);
+  };
+  take(0, Attended(span, 0));
+  between->Ask(1);
+  uint32_t i = 1;
+  for (; i + kWeighTiles <= last; i += kWeighTiles) {
+    between->Ask(kWeighTiles);
+    KVRM_UNROLL
+    for (uint32_t t = 0; t < kWeighTiles; ++t)
+      take(i + t, 0xffff);
+  }
+  between->Ask(last + 1 - i);
+  for (; i <= last; ++i)
+    take(i, Attended(span, i));
+  return _mm512_reduce_add_ps(total);
 }
 
 template <DType kType, uint32_t kHeads>
@@ -414,9 +470,7 @@ struct Heads {
     weights += size_t{head} * kAttentionUnit;
     Score(args, unit, queries, head, weights);
     float* maximum = partial + size_t{NumHeads(args)} * args.head_dim + head;
-    for (uint32_t h = 0; h < kHeads; ++h)
-      Weigh(args, AttendedBy(args, unit, (head + h) / args.group),
-            weights + size_t{h} * kAttentionUnit, between, maximum + h);
+    Weigh(args, unit, head, weights, between, maximum);
     float* sums = partial + size_t{head} * args.head_dim;
     if constexpr (kType == DType::kQ8_0) {
       FoldUnitBytes(args, unit, weights, sums);
@@ -425,33 +479,17 @@ struct Heads {
     }
   }
 
-  // Scores become weights relative to the greatest; that and their sum are written.
-  //
-  // HAZARD: lanes outside the attended range hold stale or uninitialised slots, NaN and Inf among
-  // them. They are replaced by selection, never by multiplication with zero.
-  static void Weigh(const AttentionArgs& args, const Span& span, float* weights, Between* between,
-                    float* maximum) {
-    const __m512 scale = _mm512_set1_ps(args.scale);
-    const __m512 lowest = _mm512_set1_ps(-kInfinity);
-    const uint32_t last = NumTiles(span) - 1;
-    __m512 greatest = lowest;
-    for (uint32_t i = 0; i <= last; ++i) {
-      const __m512 score = _mm512_mul_ps(_mm512_loadu_ps(weights + i * kLanes), scale);
-      const __m512 chosen = _mm512_mask_mov_ps(lowest, Attended(span, i), score);
-      _mm512_storeu_ps(weights + i * kLanes, chosen);
-      greatest = _mm512_max_ps(greatest, chosen);
-    }
-    *maximum = _mm512_reduce_max_ps(greatest);
-    const __m512 top = _mm512_set1_ps(*maximum);
-    __m512 total = _mm512_setzero_ps();
-    for (uint32_t i = 0; i <= last; ++i) {
-      const __m512 score = _mm512_loadu_ps(weights + i * kLanes);
-      const __m512 weight = _mm512_maskz_mov_ps(Attended(span, i), Exp(_mm512_sub_ps(score, top)));
-      _mm512_storeu_ps(weights + i * kLanes, weight);
-      total = _mm512_add_ps(total, weight);
-      between->Ask();
-    }
-    maximum[NumHeads(args)] = _mm512_reduce_add_ps(total);
+  // Scores become weights relative to the greatest; that and their sum are written. First the
+  // greatest of all heads, then their weights: what a head must wait for is computed by then.
+  static void Weigh(const AttentionArgs& args, const AttentionUnit& unit, uint32_t head,
+                    float* weights, Between* between, float* maximum) {
+    for (uint32_t h = 0; h < kHeads; ++h)
+      maximum[h] = GreatestScore(args.scale, AttendedBy(args, unit, (head + h) / args.group),
+                                 weights + size_t{h} * kAttentionUnit);
+    for (uint32_t h = 0; h < kHeads; ++h)
+      maximum[NumHeads(args) + h] =
+          WeighScores(args.scale, maximum[h], AttendedBy(args, unit, (head + h) / args.group),
+                      weights + size_t{h} * kAttentionUnit, between);
   }
 };
 
