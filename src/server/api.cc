@@ -23,8 +23,11 @@
 namespace kvrm {
 namespace {
 
-// Events handled in one go before other connections get their turn: a write each, 1 to 2 ms.
+// What is handled in one go before other connections get their turn: so many events, a write each,
+// and nothing more once so much time has passed.
 constexpr std::size_t kEventBatch = 128;
+constexpr std::size_t kEventPoll = 16;
+constexpr std::int64_t kTurnNs = 2'000'000;
 
 HttpResponse JsonResponse(std::string body, const std::string& request_id) {
   HttpResponse response;
@@ -106,7 +109,8 @@ struct Server::State {
   void TakePrepared(Prepared prepared);
   template <typename Body>
   void OrFail(ExchangeId exchange, Body body);
-  bool TakeEvents();
+  bool TakeResults(std::int64_t end_ns);
+  bool TakeEvents(std::int64_t end_ns);
   void TakeBelongings();
   HttpCallbacks Callbacks();
   ReplyPort Replies();
@@ -400,12 +404,20 @@ void Server::State::OnDone(const AccessRecord& record) {
 }
 
 void Server::State::OnWake() {
+  const std::int64_t end_ns = clock.NowNs() + kTurnNs;
+  const bool more_results = TakeResults(end_ns);
+  if (TakeEvents(end_ns) || more_results) http.Wake();
+  if (abort_wanted) generations.AbortAll();
+}
+
+// Returns whether more may wait.
+bool Server::State::TakeResults(std::int64_t end_ns) {
   while (std::optional<std::unique_ptr<Ticket>> ticket = results.TryPop()) {
     const ExchangeId exchange = (*ticket)->prepared.exchange;
     OrFail(exchange, [&] { TakePrepared(std::move((*ticket)->prepared)); });
+    if (clock.NowNs() >= end_ns) return true;
   }
-  if (TakeEvents()) http.Wake();
-  if (abort_wanted) generations.AbortAll();
+  return false;
 }
 
 // What a body throws (memory, above all) costs its own exchange, and nobody else an event (R7).
@@ -449,14 +461,18 @@ void Server::State::TakeBelongings() {
     generations.OnEmbedding(std::move(embedding));
 }
 
-// Returns whether more may wait.
-bool Server::State::TakeEvents() {
-  std::array<TokenEvent, kEventBatch> events;
-  const std::size_t num_events = engine.poll(events);
-  TakeBelongings();
-  for (std::size_t i = 0; i < num_events; ++i)
-    generations.OnEvent(events[i]);
-  return num_events == events.size();
+// Returns whether more may wait. Some are taken even when the time is over.
+bool Server::State::TakeEvents(std::int64_t end_ns) {
+  std::array<TokenEvent, kEventPoll> events;
+  for (std::size_t taken = 0; taken < kEventBatch; taken += events.size()) {
+    const std::size_t num_events = engine.poll(events);
+    TakeBelongings();
+    for (std::size_t i = 0; i < num_events; ++i)
+      generations.OnEvent(events[i]);
+    if (num_events < events.size()) return false;
+    if (clock.NowNs() >= end_ns) return true;
+  }
+  return true;
 }
 
 void Server::State::OnTick() {
