@@ -3,9 +3,11 @@
 //
 // At first as many as were held at once so far. Each block that goes for being beyond that bound
 // takes half a block off it; each that is asked for again gives kEarned back, be it still there or
-// remembered. So prompts that share nothing soon leave nothing behind, and where more than one
+// remembered. So prompts that share nothing soon leave little behind, and where more than one
 // block in 32 comes back the cache is as large as ever: one in 32 is what a block's memory, for as
-// long as another block's use, is taken to be worth in blocks that are not computed again.
+// long as another block's use, is taken to be worth in blocks that are not computed again. An
+// eighth of what was held, 8 blocks at least, is kept whatever happens: the begin of a conversation
+// that goes on is found, and gives back the rest.
 //
 // What is remembered of a block that went is a word of its key, in a table where the next one of
 // its place forgets it. It decides how much is kept, never what is found, so it may be wrong.
@@ -36,7 +38,9 @@ class CacheWorth {
     if (gone_.empty()) return;
     const std::uint64_t word = WordOf(key);
     gone_[word & (gone_.size() - 1)] = word;
-    if (beyond) halves_off_ = std::min(halves_off_ + 1, 2 * std::uint64_t{most_held});
+    if (!beyond) return;
+    const std::uint64_t most = 2 * std::uint64_t{most_held - Least(most_held)};
+    halves_off_ = std::min(halves_off_ + 1, std::max(halves_off_, most));
   }
   // Cached blocks that somebody holds again.
   void Found(std::uint32_t num_blocks) noexcept { Earn(num_blocks); }
@@ -51,7 +55,8 @@ class CacheWorth {
     return true;
   }
   std::uint32_t Bound(std::uint32_t most_held) const noexcept {
-    const std::uint64_t off = std::min<std::uint64_t>((halves_off_ + 1) / 2, most_held);
+    const std::uint32_t most_off = most_held - Least(most_held);
+    const std::uint64_t off = std::min<std::uint64_t>((halves_off_ + 1) / 2, most_off);
     return most_held - static_cast<std::uint32_t>(off);
   }
 
@@ -65,6 +70,11 @@ class CacheWorth {
 
  private:
   static constexpr std::uint64_t kEarned = 16;  // blocks
+  static constexpr std::uint32_t kLeast = 8;
+
+  static std::uint32_t Least(std::uint32_t most_held) noexcept {
+    return std::min(most_held, std::max(kLeast, most_held / 8));
+  }
 
   static std::uint64_t WordOf(const PrefixKey& key) noexcept {
     std::uint64_t word = 0;

@@ -29,24 +29,26 @@ TEST(CacheWorth, IsAllThatWasHeldAtFirst) {
   EXPECT_EQ(worth.Bound(0), 0u);
 }
 
-TEST(CacheWorth, NothingIsLeftOfWhatNobodyAsksForAgain) {
+TEST(CacheWorth, AnEighthIsLeftOfWhatNobodyAsksForAgain) {
   CacheWorth worth(64);
   GoUnused(worth, 50);
   EXPECT_EQ(worth.Bound(kMostHeld), kMostHeld - 25);
   GoUnused(worth, 1000);
-  EXPECT_EQ(worth.Bound(kMostHeld), 0u);
-  EXPECT_EQ(worth.Bound(2 * kMostHeld), kMostHeld) << "as much as has been held since";
+  EXPECT_EQ(worth.Bound(kMostHeld), kMostHeld / 8);
+  EXPECT_EQ(worth.Bound(2 * kMostHeld), kMostHeld + kMostHeld / 8) << "what was held since as well";
+  EXPECT_EQ(worth.Bound(20), 8u) << "and no less than 8 blocks";
+  EXPECT_EQ(worth.Bound(5), 5u) << "of as many";
 }
 
 // One conversation that goes on after the cache was given up has it back at once.
 TEST(CacheWorth, WhatIsAskedForAgainGivesItBack) {
   CacheWorth worth(1024);
   GoUnused(worth, 200);
-  ASSERT_EQ(worth.Bound(kMostHeld), 0u);
+  ASSERT_EQ(worth.Bound(kMostHeld), kMostHeld / 8);
   EXPECT_FALSE(worth.Missed(KeyOf(1))) << "it has never been there";
-  EXPECT_EQ(worth.Bound(kMostHeld), 0u);
+  EXPECT_EQ(worth.Bound(kMostHeld), kMostHeld / 8);
   EXPECT_TRUE(worth.Missed(KeyOf(1199)));
-  EXPECT_EQ(worth.Bound(kMostHeld), 16u);
+  EXPECT_EQ(worth.Bound(kMostHeld), kMostHeld / 8 + 16);
   EXPECT_FALSE(worth.Missed(KeyOf(1199))) << "counted once";
   worth.Found(6);
   EXPECT_EQ(worth.Bound(kMostHeld), kMostHeld);
