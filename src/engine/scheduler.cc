@@ -276,7 +276,8 @@ bool Scheduler::PreemptYoungest() noexcept {
 // the prompt without preempting anyone. One for whom there are no blocks holds up those behind it;
 // one that waits for the sake of streams does not.
 void Scheduler::Admit() noexcept {
-  if (cache_.is_parking()) return;
+  // AgedPriority looks at all who wait: not where nobody could come in anyway.
+  if (cache_.is_parking() || !CanTakeIn()) return;
   aged_priority_ = AgedPriority();
   AdmitInOrder();
   aged_priority_ = kAgedPriority;
@@ -285,7 +286,7 @@ void Scheduler::Admit() noexcept {
 void Scheduler::AdmitInOrder() noexcept {
   const Sequence* last = nullptr;
   for (int tries = 0; tries < kMaxTries;) {
-    if (max_new_ == 0 || running_.size() >= options_.max_rows || budget_ == 0) return;
+    if (!CanTakeIn()) return;
     if (pace_.PromptTokens(load_, 0, budget_, /*shared=*/false) == 0) return;
     const std::size_t i = NextWaiting(last);
     if (i == waiting_.size()) return;

@@ -148,6 +148,9 @@ class Scheduler {
   bool MayJoin(const Sequence& sequence) noexcept;
   void Dequeue(Sequence& sequence) noexcept;
   bool MayFork(const Sequence& child) noexcept;
+  bool CanTakeIn() const noexcept {
+    return max_new_ > 0 && running_.size() < options_.max_rows && budget_ > 0;
+  }
   void Admit() noexcept;
   void AdmitInOrder() noexcept;
   bool HasRoom(std::uint64_t num_tokens) const noexcept;
